@@ -1,0 +1,109 @@
+"""Everything that exists, by name. Read this first.
+
+One line per arch, method, loss, metric and data set: name -> "module:attribute". Asking for a name imports its module
+and nothing else. Names from outside are accepted in three ways, tried in this order:
+
+1. a name in the tables below;
+2. a dotted path with a colon, "my_package.my_module:MyClass";
+3. a name registered in BasicSR's registries (archs, losses, data sets, metrics), when basicsr is installed.
+
+Our own table always wins over BasicSR's registry, so a network called EDSR is mtkd's EDSR whatever else is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any, Literal
+
+from mtkd.contracts import MtkdError
+
+Kind = Literal["arch", "method", "loss", "metric", "dataset"]
+
+ARCHS = {
+    "EDSR": "mtkd.archs.edsr:EDSR",
+    "RCAN": "mtkd.archs.rcan:RCAN",
+    "SwinIR": "mtkd.archs.swinir:SwinIR",
+    "DCTSwin": "mtkd.archs.dctswin:DCTSwin",
+}
+
+METHODS = {
+    "SRModel": "mtkd.methods.supervised:Supervised",
+    "SwinIRModel": "mtkd.methods.supervised:Supervised",
+    "OutputKD": "mtkd.methods.output_kd:OutputKD",
+    "MTKDFusion": "mtkd.methods.mtkd_fusion:MTKDFusion",
+    "MTKD": "mtkd.methods.mtkd:MTKD",
+}
+
+LOSSES = {
+    "L1Loss": "mtkd.losses.pixel:L1Loss",
+    "MSELoss": "mtkd.losses.pixel:MSELoss",
+    "CharbonnierLoss": "mtkd.losses.pixel:CharbonnierLoss",
+    "WaveletLoss": "mtkd.losses.wavelet:WaveletLoss",
+    "DCTLoss": "mtkd.losses.frequency:DCTLoss",
+    "FFTLoss": "mtkd.losses.frequency:FFTLoss",
+}
+
+METRICS = {
+    "calculate_psnr": "mtkd.metrics.psnr:psnr",
+    "calculate_ssim": "mtkd.metrics.ssim:ssim",
+    "calculate_lpips": "mtkd.metrics.lpips:lpips",
+}
+
+DATASETS = {
+    "PairedImageDataset": "mtkd.data.paired:PairedImages",
+}
+
+TABLES: dict[Kind, dict[str, str]] = {
+    "arch": ARCHS,
+    "method": METHODS,
+    "loss": LOSSES,
+    "metric": METRICS,
+    "dataset": DATASETS,
+}
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of one kind in the order of the table."""
+    return list(TABLES[kind])
+
+
+def get(kind: Kind, name: str) -> Any:
+    """Class or function called `name`.
+
+    Raises:
+        MtkdError: nothing of that name exists; the text says what was searched and names the nearest matches.
+    """
+    if name in TABLES[kind]:
+        return _attribute(TABLES[kind][name])
+    if ":" in name:
+        return _attribute(name)
+    found = _from_basicsr(kind, name)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name, TABLES[kind], n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise MtkdError(
+        f"No {kind} is called {name!r}.{hint} mtkd has {', '.join(TABLES[kind])}; BasicSR's registry has no such name "
+        f"either. A class of your own is named by its path, 'my_package.my_module:MyClass'."
+    )
+
+
+def _attribute(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise MtkdError(f"{path!r} cannot be imported: {error}. Is the package installed, or on PYTHONPATH?") from error
+    except AttributeError as error:
+        raise MtkdError(f"{path!r} cannot be used: {error}.") from error
+
+
+def _from_basicsr(kind: Kind, name: str) -> Any | None:
+    if kind == "method":
+        return None
+    try:
+        from mtkd import basicsr
+    except ImportError:
+        return None
+    return basicsr.registered(kind, name)

@@ -1,0 +1,78 @@
+"""The promises that hold between the parts of mtkd. Everything else may change; these change only on purpose.
+
+Images
+    `lq` (low quality), `gt` (ground truth), `sr` (super-resolved) and every teacher output are RGB, floating point,
+    nominally in [0, 1] (nothing clamps them outside metrics and file writing), shape (N, 3, H, W). `gt`, `sr` and
+    teacher outputs are exactly `scale` times as high and wide as `lq`.
+
+Networks
+    Accept any H and W and pad, shift and scale inside, so that image in -> image out holds for the module alone. They
+    never change their input in place, run under bf16 autocast, in channels_last and under `torch.compile`, carry
+    `scale: int` and `feature_names: tuple[str, ...]` (dotted module names that `mtkd.methods.base.tapped` can read).
+    The fusion network is the one exception to lq -> sr: it maps (N, 3 * teachers, H, W), the teachers' images
+    concatenated on the channel axis in the order of the ensemble, to (N, 3, H, W).
+
+Losses
+    Called with (sr, target), return one unweighted scalar with a gradient for `sr`. Weights belong to the option file.
+
+Randomness
+    Everything random in iteration `k` is a pure function of (seed, k, rank). There is no sampler state to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+class MtkdError(Exception):
+    """An error a user can mend. Its text is one clear paragraph: what is wrong, where, and what to do.
+
+    The command line prints the text alone; a traceback would add nothing.
+    """
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    `index` (N,) int64 is the image's position in the data set, always there. `target` is the matching crop of the
+    stored teacher image, shaped as `gt`, or None when teachers run on line.
+    """
+
+    lq: Tensor
+    gt: Tensor
+    index: Tensor
+    target: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """What a method makes of a batch.
+
+    `losses` holds raw (unweighted) scalar terms that train the student and the method's own modules, `critic` the
+    terms of the second optimizer, `logs` detached scalars worth a curve (a mask fraction, a queue's fill).
+    """
+
+    sr: Tensor
+    losses: dict[str, Tensor]
+    critic: dict[str, Tensor] = field(default_factory=dict)
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method must know of the run: the scale, the number of training images, the number of iterations."""
+
+    scale: int
+    num_samples: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class SizeRequirements:
+    """Smallest side and divisor of the sides that a network's lq input must have when the net does not pad itself."""
+
+    minimum: int = 1
+    multiple_of: int = 1

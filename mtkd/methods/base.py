@@ -1,0 +1,223 @@
+"""What every distillation method is made of: `Method`, its `Term`s, the `Frozen` teacher, and `tapped` features.
+
+A method turns a batch into raw loss terms. It never logs, saves, moves devices, weighs its terms or reads YAML: that
+is the engine's work, done once for all methods.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtkd import catalog
+from mtkd.contracts import Batch, MtkdError, Step, Task
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss value of a method, configured in an option file as `train.NAME_opt`.
+
+    Attributes:
+        about: one line for `mtkd list methods` and docs.
+        weight: default `loss_weight`; None means the term is off unless the option file names it.
+        loss: default loss of the catalog when the term compares two images (its `type` may then be any catalog loss);
+            None when the formula belongs to the method.
+        options: the term's own options with their defaults, besides `loss_weight` and the loss's arguments.
+        critic: the term trains the critic, not the student.
+    """
+
+    about: str
+    weight: float | None = 1.0
+    loss: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    critic: bool = False
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method's share of an option file.
+
+    Attributes:
+        terms: active term -> its options without `loss_weight` (`type` and the loss's arguments for image terms).
+            A term that is absent is off. None means every term whose default weight is not None, with its defaults.
+        options: the `method:` section, arguments of the method's `Config`.
+    """
+
+    terms: Mapping[str, Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """`Config` of a method that has no options beside its terms."""
+
+
+class Method(nn.Module):
+    """Base of all methods. A subclass declares `terms` and writes `forward`; the rest has a default.
+
+    Args:
+        student: network in training, lq -> sr.
+        teachers: name -> network, in the option file's order. Empty when targets come from a store.
+        task: scale, number of training images, number of iterations.
+        cfg: the active terms and the method's own options.
+    """
+
+    terms: ClassVar[Mapping[str, Term]] = {}
+    teacher_use: ClassVar[Literal["none", "image", "network"]] = "none"
+    """What the method needs of teachers: nothing, one image per lq (may come from a store), or the networks."""
+    paper: ClassVar[str] = ""
+    """Where the method comes from: authors, venue, arXiv number."""
+    Config: ClassVar[Callable[..., Any]] = NoOptions
+    """Keyword-only dataclass of the `method:` section."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        task: Task,
+        cfg: MethodConfig | None = None,
+    ) -> None:
+        super().__init__()
+        cfg = cfg or MethodConfig()
+        self.student = student
+        self.teachers = nn.ModuleDict({name: Frozen(net) for name, net in teachers.items()})
+        self.task = task
+        self.options = self.Config(**cfg.options)
+        active = cfg.terms
+        if active is None:
+            active = {name: {} for name, term in self.terms.items() if term.weight is not None}
+        unknown = [name for name in active if name not in self.terms]
+        if unknown:
+            raise MtkdError(
+                f"{type(self).__name__} has no term {unknown[0]!r}; its terms are {', '.join(self.terms)}."
+            )
+        if not active:
+            raise MtkdError(
+                f"No loss is active for {type(self).__name__}: give at least one of "
+                f"{', '.join(f'train.{name}_opt' for name in self.terms)}."
+            )
+        self.active = tuple(name for name in self.terms if name in active)
+        self.criteria = nn.ModuleDict()
+        self.term_options: dict[str, dict[str, Any]] = {}
+        for name in self.active:
+            term, given = self.terms[name], dict(active[name])
+            self.term_options[name] = {key: given.pop(key, value) for key, value in term.options.items()}
+            if term.loss is not None:
+                self.criteria[name] = catalog.get("loss", given.pop("type", term.loss))(**given)
+            elif given:
+                raise MtkdError(f"Term {name!r} of {type(self).__name__} has no option {next(iter(given))!r}.")
+
+    def forward(self, batch: Batch, step: int) -> Step:
+        """Raw loss terms of one batch; `step` counts from 0. The names in `losses` and `critic` are `self.active`."""
+        raise NotImplementedError
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Optimizer name -> parameters. Every trainable parameter belongs to exactly one."""
+        return {"main": [p for p in self.parameters() if p.requires_grad]}
+
+    def deployable(self, student: nn.Module) -> nn.Module:
+        """The network a user deploys, made from `student` (the trained one or its EMA copy)."""
+        return student
+
+    def predictor(self, student: nn.Module) -> nn.Module:
+        """The lq -> sr network that validation runs; `student` is the trained one or its EMA copy."""
+        return self.deployable(student)
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain facts stored with the student's weights and checked when they are loaded (the order of members)."""
+        return {}
+
+    def target(self, batch: Batch) -> Tensor:
+        """The teacher image of `batch`, shaped as gt: the stored one, or the single teacher's answer, no gradient."""
+        if batch.target is not None:
+            return batch.target
+        (teacher,) = self.require_teachers(exactly=1)
+        return teacher(batch.lq)
+
+    def require_teachers(self, *, exactly: int | None = None, at_least: int = 1) -> list[Frozen]:
+        """The teachers in order.
+
+        Raises:
+            MtkdError: their number is not what the method can use.
+        """
+        found = list(self.teachers.values())
+        name = type(self).__name__
+        if exactly is not None and len(found) != exactly:
+            raise MtkdError(
+                f"{name} distils from {exactly} teacher image, and {len(found)} teachers are declared "
+                f"({', '.join(self.teachers) or 'none'}). Declare {exactly} under `teachers:`, or say how several become "
+                "one: `fusion: mean`, or `fusion: {network: {type: DCTSwin, ...}, pretrain: FILE}`."
+            )
+        if len(found) < at_least:
+            raise MtkdError(f"{name} needs at least {at_least} networks under `teachers:`, found {len(found)}.")
+        return found  # pyright: ignore[reportReturnType]
+
+    def image_losses(self, sr: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the active image terms named in `targets`."""
+        return {name: self.criteria[name](sr, target) for name, target in targets.items() if name in self.active}
+
+
+class Frozen(nn.Module):
+    """A teacher by construction: in eval mode, without gradients, outside parameters(), state_dict() and train().
+
+    It follows `.to()`, `.double()` and their kin, runs under `no_grad`, and hands the network a copy of the input, so
+    that a network which works in place (spandrel's RCAN does) cannot change the student's batch.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        # A plain attribute, so that nn.Module does not register it as a child.
+        object.__setattr__(self, "net", net.eval().requires_grad_(False))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        super()._apply(fn, recurse)
+        self.net._apply(fn)
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.clone())
+
+    @torch.no_grad()
+    def tapped(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`tapped` of the frozen network, no gradients."""
+        return tapped(self.net, names, x.clone())
+
+
+def tapped(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of `net(x)` and the outputs of the modules called `names`, with gradients, leaving no hook behind.
+
+    Raises:
+        MtkdError: a name is no module of `net`, or the module did not run; near matches are listed.
+    """
+    feats: dict[str, Tensor] = {}
+    handles = []
+    try:
+        for name in names:
+            module = _submodule(net, name)
+            handles.append(module.register_forward_hook(lambda _m, _in, out, key=name: feats.__setitem__(key, out)))
+        out = net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [name for name in names if name not in feats]
+    if silent:
+        raise MtkdError(f"Tap {silent[0]!r} of {type(net).__name__} is a module that its forward never calls.")
+    return out, {name: feats[name] for name in names}
+
+
+def _submodule(net: nn.Module, name: str) -> nn.Module:
+    modules = dict(net.named_modules())
+    if name and name in modules:
+        return modules[name]
+    suggested = list(getattr(net, "feature_names", ()))
+    near = difflib.get_close_matches(name, [*suggested, *modules], n=4, cutoff=0.4)
+    raise MtkdError(
+        f"{type(net).__name__} has no module {name!r} to tap. Near: {', '.join(near) or 'nothing'}. "
+        f"Taps it recommends: {', '.join(suggested) or 'none'}."
+    )
