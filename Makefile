@@ -1,0 +1,49 @@
+# `make` lists the targets. Each one first builds .venv when it is missing or older than what it was built from.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+# Written last: an environment without it was never finished.
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "PYTHON=python3.12 builds .venv with another interpreter; PYTEST_ARGS='-k wavelet' goes to pytest."
+
+demo: $(INSTALLED) ## distil a small student on the CPU and print its table
+	$(VENV)/bin/mtkd demo
+
+test: $(INSTALLED) ## run the whole test suite
+	$(RUN) pytest -q --durations=10 $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## ruff (rules and layout) and pyright
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+
+format: $(INSTALLED) ## let ruff rewrite what it can
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean: ## remove .venv and caches; experiments, results and data stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find mtkd tests benchmarks datasets -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A finished environment is updated in place; an interrupted one is emptied, because pip takes a half-copied
+# package for an installed one. torch comes first and build isolation is off, or building basicsr would fetch a
+# second torch.
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo \
+	"The tested versions need Python 3.11 or 3.12, and $(PYTHON) is `$(PYTHON) -V 2>&1`. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Building $(VENV): about 5 GB, a few minutes."
+	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	rm -f $@
+	$(PIP_INSTALL) torch torchvision numpy cython wheel setuptools
+	$(PIP_INSTALL) --no-build-isolation -e ".[dev,spandrel,demo]"
+	touch $@

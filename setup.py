@@ -1,0 +1,73 @@
+"""Installation: what the package needs (ranges) and the one command it brings.
+
+The exact versions everything was tested with are in `constraints.txt`; `make test` installs those.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """`__version__`, read as text: importing mtkd here would need torch at build time."""
+    text = (ROOT / "mtkd" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+    if found is None:
+        raise RuntimeError('mtkd/__init__.py has no line `__version__ = "..."`.')
+    return found[1]
+
+
+def readme() -> str:
+    """Text of the front page, the long description."""
+    path = ROOT / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+setup(
+    name="mtkd",
+    version=version(),
+    description="Knowledge distillation for image super-resolution: teachers, a fused target, a compact student",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["mtkd", "mtkd.*"]),
+    package_data={"mtkd": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "basicsr>=1.4.2; python_version < '3.13'",  # its setup.py cannot run on 3.13
+        "opencv-python",  # what basicsr requires too; the -headless twin would overwrite the same files
+        "pillow",
+        "PyWavelets",
+        "pytorch-wavelets>=1.3",
+        "setuptools<81",  # at run time: pytorch-wavelets imports pkg_resources, which setuptools 81 dropped
+        "einops",
+        "lightning-fabric>=2.4",
+        "lpips>=0.1.4",
+        "pydantic>=2",
+        "pyyaml",
+        "pooch",
+        "rich",
+        "matplotlib",
+        "safetensors",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-timeout", "ruff", "pyright[nodejs]", "scikit-image", "scipy"],
+        "spandrel": ["spandrel>=0.4"],
+        "wandb": ["wandb"],
+        "demo": ["scikit-image"],  # photographs to train on when no data set is at hand
+    },
+    entry_points={"console_scripts": ["mtkd = mtkd.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,17 @@
+"""What holds for every test: few threads, and the same random numbers whichever tests ran before."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if "OMP_NUM_THREADS" not in os.environ:
+    # On networks this small more threads only get in each other's way.
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    torch.manual_seed(0)

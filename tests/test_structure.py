@@ -1,0 +1,279 @@
+"""The structure that `docs/architecture.md` promises, held by reading the source.
+
+The table "Who may import whom" of that page is the rule itself: these tests parse it, so that page and code cannot
+drift apart.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mtkd import catalog
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mtkd"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NOT_AT_MODULE_LEVEL = {
+    "torchvision", "lpips", "cv2", "basicsr", "wandb", "matplotlib", "pytorch_wavelets", "spandrel", "skimage",
+}  # fmt: skip
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "pywt": "pywavelets",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+"""Imported name -> name in setup.py where they differ."""
+
+
+class Import(NamedTuple):
+    """One imported module or attribute, and where it stands."""
+
+    target: str
+    line: int
+    lazy: bool
+    """Inside a function, so that importing the file does not run it."""
+    for_types: bool
+    """Under `if TYPE_CHECKING`, so that it never runs."""
+
+
+class Rule(NamedTuple):
+    """What one part may import of ours."""
+
+    allowed: frozenset[str]
+    lazily: frozenset[str]
+    everything: bool
+
+
+def imports_of(source: str, module: str, *, is_package: bool = False) -> list[Import]:
+    """Every import in `source`, the text of `module`, with relative ones made absolute."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, lazy: bool, for_types: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, lazy, for_types) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if is_package else module.split(".")[:-1]
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            origin = ".".join(part for part in (base, node.module) if part)
+            found.extend(Import(f"{origin}.{alias.name}", node.lineno, lazy, for_types) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                visit(child, lazy, True)
+            for child in node.orelse:
+                visit(child, lazy, for_types)
+        else:
+            lazy = lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            for child in ast.iter_child_nodes(node):
+                visit(child, lazy, for_types)
+
+    visit(ast.parse(source), False, False)
+    return found
+
+
+def module_name(file: Path) -> str:
+    """Dotted name of a file of the package."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@functools.cache
+def imports_of_file(file: Path) -> list[Import]:
+    return imports_of(file.read_text(encoding="utf-8"), module_name(file), is_package=file.name == "__init__.py")
+
+
+def parts_of_package() -> set[str]:
+    """Names directly under mtkd: its modules and sub-packages."""
+    return {module_name(file).split(".")[1] for file in FILES if file != PACKAGE / "__init__.py"}
+
+
+@functools.cache
+def rules() -> dict[str, Rule]:
+    """The table of the page: part -> what it may import."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    head = page.index("| part | may import |")
+    table = {}
+    for row in page[head:].splitlines()[2:]:
+        if not row.startswith("|"):
+            break
+        parts, text = (cell.strip() for cell in row.strip("|").split("|"))
+        text = text.partition(";")[0]  # what follows explains
+        text = re.sub(r"\w+ through the catalog", "catalog", text)
+        words = [] if text == "nothing of ours" else [word.strip() for word in text.split(",")]
+        names = [word.removesuffix(" (lazily)").removesuffix(".py") for word in words]
+        lazily = [name for name, word in zip(names, words, strict=True) if word.endswith("(lazily)")]
+        rule = Rule(frozenset(names), frozenset(lazily), text == "everything")
+        table.update(dict.fromkeys((part.strip() for part in parts.split(",")), rule))
+    return table
+
+
+def is_within(target: str, name: str) -> bool:
+    return target == name or target.startswith(f"{name}.")
+
+
+def violations(part: str, found: list[Import], rule: Rule) -> Iterator[str]:
+    """Sentences about imports of ours that `rule` does not allow to `part`."""
+    for target, line, lazy, for_types in found:
+        if not target.startswith("mtkd."):
+            continue
+        inside = target.removeprefix("mtkd.")
+        if rule.everything or inside.startswith("__") or is_within(inside, part):
+            continue
+        allowed = next((name for name in rule.allowed if is_within(inside, name)), None)
+        if allowed is None:
+            yield f"line {line}: {part} may not import {inside}"
+        elif allowed in rule.lazily and not (lazy or for_types):
+            yield f"line {line}: {part} may import {allowed} inside functions only"
+
+
+def setup_arguments() -> dict[str, ast.expr]:
+    """Keyword arguments of the call of `setup` in setup.py."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def declared_distributions() -> set[str]:
+    """Names of the requirements in setup.py, those of the extras for users included."""
+    needed = ast.literal_eval(setup_arguments()["install_requires"])
+    extras = ast.literal_eval(setup_arguments()["extras_require"])
+    needed += [name for extra, names in extras.items() if extra != "dev" for name in names]
+    return {re.split(r"[^\w.-]", name.lower())[0] for name in needed}
+
+
+def test_every_part_has_its_row_in_the_table() -> None:
+    missing = parts_of_package() - rules().keys()
+    assert not missing, f"give {sorted(missing)} a row in 'Who may import whom' of docs/architecture.md"
+    stale = rules().keys() - parts_of_package()
+    assert not stale, f"docs/architecture.md has rows for {sorted(stale)}, which do not exist"
+
+
+def test_the_table_names_only_parts_that_exist() -> None:
+    named = {name for rule in rules().values() if not rule.everything for name in rule.allowed}
+    gone = [name for name in named if not list(PACKAGE.glob(f"{name.replace('.', '/')}*"))]
+    assert not gone
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_parts_import_only_what_the_table_allows(file: Path) -> None:
+    if file == PACKAGE / "__init__.py":
+        assert not [found for found in imports_of_file(file) if found.target.startswith("mtkd.")]
+        return
+    part = module_name(file).split(".")[1]
+    assert list(violations(part, imports_of_file(file), rules()[part])) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("losses", "from mtkd.archs.edsr import EDSR"),
+        ("losses", "from mtkd import archs"),
+        ("losses", "from ..metrics import psnr"),
+        ("losses", "def late():\n    import mtkd.metrics.psnr"),
+        ("engine", "from mtkd.methods.mtkd import MTKD"),
+        ("engine", "from mtkd.methods import mtkd"),
+        ("zoo", "from mtkd.archs.edsr import EDSR"),
+        ("catalog", "from mtkd import basicsr"),
+        ("contracts", "import mtkd.catalog"),
+    ],
+)
+def test_a_forbidden_import_is_seen(part: str, source: str) -> None:
+    assert list(violations(part, imports_of(source, f"mtkd.{part}.module"), rules()[part]))
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("losses", "from mtkd.contracts import MtkdError"),
+        ("losses", "from .pixel import L1Loss"),
+        ("engine", "from mtkd.methods.base import Method"),
+        ("engine", "from mtkd.methods import base"),
+        ("catalog", "def late():\n    from mtkd import basicsr"),
+        ("cli", "from mtkd.methods.mtkd import MTKD"),
+        ("cli", "from mtkd import __version__"),
+    ],
+)
+def test_an_allowed_import_passes(part: str, source: str) -> None:
+    assert not list(violations(part, imports_of(source, f"mtkd.{part}.module"), rules()[part]))
+
+
+def test_only_the_bridge_imports_basicsr() -> None:
+    users = [module_name(f) for f in FILES if any(is_within(found.target, "basicsr") for found in imports_of_file(f))]
+    assert users == ["mtkd.basicsr"]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != PACKAGE / "basicsr.py"], ids=module_name)
+def test_heavy_packages_are_imported_where_they_are_used(file: Path) -> None:
+    heavy = [
+        f"line {found.line}: {found.target}"
+        for found in imports_of_file(file)
+        if found.target.split(".")[0] in NOT_AT_MODULE_LEVEL and not found.lazy and not found.for_types
+    ]
+    assert heavy == []
+
+
+def test_every_imported_distribution_is_declared() -> None:
+    imported = {found.target.split(".")[0] for file in FILES for found in imports_of_file(file)}
+    foreign = imported - sys.stdlib_module_names - {"mtkd"}
+    names = {DISTRIBUTIONS.get(name, name.lower().replace("_", "-")) for name in foreign}
+    assert names - declared_distributions() == set()
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_every_file_says_what_it_is(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    if not (file.name == "__init__.py" and not source.strip()):
+        assert ast.get_docstring(ast.parse(source)), "a module docstring is missing"
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    """find_packages passes over a folder without __init__.py, and a wheel would lack it."""
+    assert not [str(file) for file in FILES if not (file.parent / "__init__.py").exists()]
+
+
+def test_files_that_are_not_code_are_declared_as_package_data() -> None:
+    declared = ast.literal_eval(setup_arguments()["package_data"])
+    for file in PACKAGE.rglob("*"):
+        if file.is_dir() or file.suffix in {".py", ".pyc"}:
+            continue
+        package = module_name(file.parent / "__init__.py")
+        assert any(fnmatch(file.name, pattern) for pattern in declared.get(package, [])), f"setup.py would lose {file}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, table in catalog.TABLES.items() for name in table], ids=str
+)
+def test_catalog_entries_resolve(kind: catalog.Kind, name: str) -> None:
+    assert callable(catalog.get(kind, name))
+
+
+def test_the_one_console_script_runs_the_command_line() -> None:
+    assert ast.literal_eval(setup_arguments()["entry_points"]) == {"console_scripts": ["mtkd = mtkd.cli:main"]}
+    from mtkd.cli import main
+
+    assert callable(main)
+
+
+def test_no_file_knows_the_machine_it_was_written_on() -> None:
+    absolute = re.compile(r"(?<![\w./~}-])/(home|root|Users|mnt|media|scratch|work\w*)/\w")
+    suffixes = {".py", ".md", ".yml", ".yaml", ".toml", ".txt", ".json", ".csv"}
+    files = [ROOT / "Makefile", ROOT / ".ci" / "run", *(file for file in ROOT.iterdir() if file.suffix in suffixes)]
+    for folder in ("mtkd", "tests", "docs", "options", "benchmarks", "datasets"):
+        files += [file for file in (ROOT / folder).rglob("*") if file.suffix in suffixes]
+    found = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if absolute.search(line)
+    ]
+    assert found == []
