@@ -22,6 +22,7 @@ Randomness
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -33,8 +34,7 @@ class MtkdError(Exception):
     """
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One training batch.
 
     `index` (N,) int64 is the image's position in the data set, always there. `target` is the matching crop of the

@@ -7,7 +7,8 @@ is the engine's work, done once for all methods.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -96,11 +97,6 @@ class Method(nn.Module):
             raise MtkdError(
                 f"{type(self).__name__} has no term {unknown[0]!r}; its terms are {', '.join(self.terms)}."
             )
-        if not active:
-            raise MtkdError(
-                f"No loss is active for {type(self).__name__}: give at least one of "
-                f"{', '.join(f'train.{name}_opt' for name in self.terms)}."
-            )
         self.active = tuple(name for name in self.terms if name in active)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
@@ -174,6 +170,11 @@ class Frozen(nn.Module):
         # A plain attribute, so that nn.Module does not register it as a child.
         object.__setattr__(self, "net", net.eval().requires_grad_(False))
 
+    @property
+    def scale(self) -> int:
+        """The network's scale."""
+        return self.net.scale
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         super()._apply(fn, recurse)
         self.net._apply(fn)
@@ -187,6 +188,23 @@ class Frozen(nn.Module):
     def tapped(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`tapped` of the frozen network, no gradients."""
         return tapped(self.net, names, x.clone())
+
+
+@contextmanager
+def frozen_parameters(module: nn.Module) -> Iterator[None]:
+    """Within the block, calls of `module` give no gradient to its parameters.
+
+    A student term that runs through the critic belongs inside such a block: the engine makes one backward pass over
+    student and critic terms together, and the critic must only ever see its own gradient.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def tapped(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,272 @@
+"""The command line: `mtkd train | test | check | upscale | teach | demo | list | zoo`.
+
+Each command imports what it needs when it runs, so that `mtkd --help` answers at once. Errors a user can mend are one
+paragraph on stderr and exit code 1; a traceback means a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtkd.contracts import MtkdError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except MtkdError as error:
+        print(f"mtkd: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mtkd: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from mtkd import __version__
+    from mtkd.zoo import cli as zoo_cli
+
+    top = argparse.ArgumentParser(prog="mtkd", description="Knowledge distillation for image super-resolution.")
+    top.add_argument("--version", action="version", version=f"mtkd {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _command(
+        commands,
+        "train",
+        "train the student of an option file",
+        "mtkd train -opt options/train/MTKD/stage2_edsr_m_x4.yml --auto_resume",
+    )
+    _option_file(train)
+    train.add_argument("--auto_resume", action="store_true", help="continue from the run's newest training state")
+    train.add_argument("--debug", action="store_true", help="validate and save every 8 iterations, print every one")
+    train.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd train ... --launcher pytorch`",
+    )
+    train.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
+    train.set_defaults(run=_train)
+
+    test = _command(
+        commands,
+        "test",
+        "measure a network on test sets: table, per-image CSV, JSON",
+        "mtkd test -opt options/test/EDSR_M_x4.yml",
+    )
+    _option_file(test)
+    test.set_defaults(run=_test)
+
+    check = _command(
+        commands,
+        "check",
+        "validate option files without training",
+        "mtkd check options/ my_run.yml --paths",
+    )
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="option files, or folders of them")
+    check.add_argument("--paths", action="store_true", help="also check that data folders and weights exist")
+    check.set_defaults(run=_check)
+
+    upscale = _command(
+        commands,
+        "upscale",
+        "upscale an image or a folder of images",
+        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_edsr_m_x4/models/net_g_latest.pth",
+    )
+    upscale.add_argument("input", type=Path, metavar="IN", help="an image, or a folder of images")
+    upscale.add_argument("output", type=Path, metavar="OUT", help="the image to write, or the folder to fill")
+    source = upscale.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", help="a checkpoint written by mtkd, or zoo:NAME")
+    source.add_argument("-opt", metavar="FILE", help="an option file: its network_g and path.pretrain_network_g")
+    upscale.add_argument("--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: when large)")
+    upscale.add_argument("--tile_pad", type=int, default=16, metavar="N", help="context around each tile (16)")
+    upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
+    upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    upscale.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    upscale.add_argument("--overwrite", action="store_true", help="replace images that exist in OUT")
+    upscale.set_defaults(run=_upscale)
+
+    teach = _command(
+        commands,
+        "teach",
+        "run the teachers once over the training images, into the option file's target_store",
+        "mtkd teach -opt options/train/MTKD/stage2_edsr_m_x4.yml --force_yml target_store=targets_x4",
+    )
+    _option_file(teach)
+    teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
+    teach.add_argument("--tile", type=int, metavar="N", help="run in tiles of N lq pixels")
+    teach.set_defaults(run=_teach)
+
+    demo = _command(
+        commands,
+        "demo",
+        "distil a student from three small teachers on real photographs, here and now",
+        "mtkd demo --out demo_results",
+    )
+    demo.add_argument("--out", type=Path, default=Path("experiments/demo"), help="folder for all that it makes")
+    demo.add_argument("--quick", action="store_true", help="a few iterations each: shows the path, not the quality")
+    demo.set_defaults(run=_demo)
+
+    listing = _command(commands, "list", "list what exists", "mtkd list methods")
+    listing.add_argument("what", choices=("archs", "methods", "losses", "metrics", "datasets"))
+    listing.set_defaults(run=_list)
+
+    zoo_cli.add_parser(commands)
+    return top
+
+
+def _command(commands: argparse._SubParsersAction, name: str, about: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _option_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-opt", required=True, type=Path, metavar="FILE", help="option file (YAML, BasicSR's grammar)")
+    command.add_argument(
+        "--force_yml",
+        nargs="+",
+        default=(),
+        metavar="a:b=c",
+        help="change values of the option file, e.g. train:optim_g:lr=1e-4 scale=2",
+    )
+
+
+def _command_line() -> str:
+    return "mtkd " + shlex.join(sys.argv[1:])
+
+
+def _train(args: argparse.Namespace) -> int:
+    from mtkd.config import load_options
+
+    options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")
+    from mtkd.engine.train import train
+
+    train(
+        options,
+        auto_resume=args.auto_resume,
+        launcher=args.launcher,
+        option_text=args.opt.read_text(encoding="utf-8"),
+        command=_command_line(),
+    )
+    return 0
+
+
+def _test(args: argparse.Namespace) -> int:
+    from mtkd.config import load_options
+
+    options = load_options(args.opt, force=args.force_yml, kind="test")
+    from mtkd.engine.report import test
+
+    test(options, command=_command_line())
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from mtkd.config import OptionError, check_paths, load_options
+
+    files: list[Path] = []
+    for given in args.files:
+        found = sorted([*given.rglob("*.yml"), *given.rglob("*.yaml")]) if given.is_dir() else [given]
+        if not found:
+            raise MtkdError(f"{given} holds no option files (*.yml).")
+        files += found
+    broken = 0
+    for file in files:
+        try:
+            options = load_options(file)
+            problems = check_paths(options) if args.paths else []
+        except OptionError as error:
+            problems = error.problems
+        if problems:
+            broken += 1
+            print(f"FAIL {file}")
+            for problem in problems:
+                print(f"  {problem}")
+        else:
+            print(f"ok   {file}")
+    print(f"{len(files) - broken} of {len(files)} option files are valid.")
+    return 1 if broken else 0
+
+
+def _upscale(args: argparse.Namespace) -> int:
+    from mtkd.engine.upscale import upscale
+
+    if args.opt:
+        from mtkd.config import load_options
+        from mtkd.engine.report import output_network
+
+        net = output_network(load_options(args.opt))
+    else:
+        from mtkd import zoo
+
+        net = zoo.build(args.weights)
+    count = upscale(
+        net,
+        args.input,
+        args.output,
+        tile_size=args.tile,
+        tile_pad=args.tile_pad,
+        x8=args.x8,
+        precision=args.precision,
+        device=args.device,
+        overwrite=args.overwrite,
+    )
+    print(f"{count} {'image' if count == 1 else 'images'} upscaled x{net.scale} into {args.output}")
+    return 0
+
+
+def _teach(args: argparse.Namespace) -> int:
+    from mtkd.config import load_options
+
+    options = load_options(args.opt, force=args.force_yml, kind="train")
+    if not options.target_store:
+        raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FOLDER.")
+    from mtkd.engine.teach import teach
+
+    teach(options, Path(options.target_store).expanduser(), ensemble_x8=args.x8, tile_size=args.tile)
+    print(f"Targets are in {options.target_store}. Train with `mtkd train -opt {args.opt}`.")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from mtkd.demo import demo
+
+    demo(args.out, quick=args.quick)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    import inspect
+
+    from mtkd import catalog
+
+    kind = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}[args.what]
+    for name in catalog.names(kind):  # pyright: ignore[reportArgumentType]
+        found = catalog.get(kind, name)  # pyright: ignore[reportArgumentType]
+        print(f"{name}: {(inspect.getdoc(found) or '').splitlines()[0]}")
+        if kind == "method":
+            if found.paper:
+                print(f"    from {found.paper}")
+            for term, about in found.terms.items():
+                weight = "off by default" if about.weight is None else f"weight {about.weight:g}"
+                criterion = f", {about.loss}" if about.loss else ""
+                print(f"    train.{term}_opt: {about.about} ({weight}{criterion})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""From an option file to networks: students, teachers, the fused teacher, the method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mtkd import catalog, zoo
+from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.contracts import MtkdError, Task
+from mtkd.methods.base import Method, MethodConfig
+
+if TYPE_CHECKING:
+    from mtkd.config import NetworkOptions, Options
+
+
+def build_network(options: NetworkOptions) -> nn.Module:
+    """Network `options.type` of the catalog with its arguments, freshly initialised."""
+    return catalog.get("arch", options.type)(**options.args)
+
+
+def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
+    """Load `source` (a file or `zoo:NAME`) into `net` and return the facts stored with the weights.
+
+    Args:
+        key: entry of the file that holds the weights; "auto" takes `params_ema`, then `params`, then the usual others.
+        strict: every key must match; `False` reports what differs, as BasicSR's `strict_load_g: false` does.
+
+    Raises:
+        MtkdError: no such file, an unsafe or broken one, or one that holds another network.
+    """
+    path = zoo.resolve(source)
+    checkpoint = zoo.read_checkpoint(path, key=key)
+    zoo.load_into(net, checkpoint.state, strict=strict, source=str(path))
+    return checkpoint.facts
+
+
+def build_teachers(options: Options) -> dict[str, nn.Module]:
+    """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared.
+
+    Raises:
+        MtkdError: weights are missing or foreign, or the fusion network was trained with other members or another order.
+    """
+    members: dict[str, nn.Module] = {}
+    for name, teacher in options.teachers.items():
+        members[name] = build_network(teacher.network)
+        load_weights(members[name], teacher.pretrain, key=teacher.param_key)
+    if options.fusion is None:
+        return members
+    ensemble = Ensemble(members)
+    if options.fusion == "mean":
+        return {"mean": FusedTeacher(ensemble, MeanFusion(len(members)))}
+    fusion = build_network(options.fusion.network)
+    facts = load_weights(fusion, options.fusion.pretrain, key=options.fusion.param_key)
+    if "members" not in facts:
+        raise MtkdError(
+            f"{options.fusion.pretrain} does not say for which teachers, in which order, it was trained; a fusion "
+            "checkpoint written by mtkd does. Train one with `model_type: MTKDFusion`."
+        )
+    ensemble.check_order(facts["members"])
+    return {"fused": FusedTeacher(ensemble, fusion)}
+
+
+def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Module], task: Task) -> Method:
+    """The method `options.model_type`, with the terms that the option file leaves active."""
+    cls = catalog.get("method", options.model_type)
+    terms = {name: term.args for name, term in options.train.terms.items()} if options.train else {}
+    return cls(student, teachers, task, MethodConfig(terms=terms, options=options.method))
+
+
+def network_facts(options: Options) -> dict[str, Any]:
+    """What is stored beside the student's weights so that the file describes itself."""
+    assert options.network_g is not None
+    return {
+        "arch": {"type": options.network_g.type, "args": plain(options.network_g.args)},
+        "scale": options.scale,
+        "name": options.name,
+        "method": options.model_type,
+    }
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists, so that a checkpoint holds only what `weights_only` loading allows."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,151 @@
+"""Run a network over image sets and measure it: the numbers of every table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtkd import catalog
+from mtkd.contracts import MtkdError
+from mtkd.data.images import write_image
+
+Predict = Callable[[Tensor], Tensor]
+MetricFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class ImageSet(Protocol):
+    """What `evaluate` needs of a data set: `mtkd.data.paired.PairedImages` has it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result on one image set: one row per image, in the set's order.
+
+    Attributes:
+        dataset: the set's name.
+        images: image names.
+        values: metric -> one value per image.
+    """
+
+    dataset: str
+    images: tuple[str, ...]
+    values: dict[str, tuple[float, ...]]
+
+    def means(self) -> dict[str, float]:
+        """Metric -> mean over the images, what tables print."""
+        return {name: float(np.mean(column)) for name, column in self.values.items()}
+
+
+def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricFunction]:
+    """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image.
+
+    BasicSR's key `better` says which direction is good and is no argument of the metric.
+    """
+    metrics: dict[str, MetricFunction] = {}
+    for name, given in options.items():
+        arguments = {key: value for key, value in given.items() if key not in ("type", "better")}
+        function = catalog.get("metric", given["type"])
+        metrics[name] = lambda sr, gt, function=function, arguments=arguments: function(sr, gt, **arguments)
+    return metrics
+
+
+def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (H, W, 3) array -> float (1, 3, H, W) tensor in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float().div_(255)
+
+
+def to_image(image: Tensor) -> np.ndarray:
+    """Float (1, 3, H, W) or (3, H, W) tensor -> uint8 (H, W, 3) array, clamped and rounded as BasicSR does."""
+    image = image[0] if image.dim() == 4 else image
+    return image.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Predict,
+    images: ImageSet,
+    metrics: Mapping[str, MetricFunction],
+    *,
+    dataset: str,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    save: Callable[[str, np.ndarray], None] | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Evaluation:
+    """Measure `predict` (lq -> sr) on every image of `images`.
+
+    Args:
+        metrics: name -> function, see `build_metrics`.
+        autocast: context manager for reduced precision.
+        save: called with (image name, uint8 sr image) for every image.
+        progress: wraps the index iterator, for a progress bar.
+
+    Raises:
+        MtkdError: sr and gt differ in size, or sr is not finite; the image is named.
+    """
+    names: list[str] = []
+    columns: dict[str, list[Tensor]] = {name: [] for name in metrics}
+    for index in progress(range(len(images))):
+        image = images[index]
+        lq, gt = to_tensor(image.lq, device), to_tensor(image.gt, device)
+        with autocast():
+            sr = predict(lq)
+        sr = sr.float()
+        if sr.shape != gt.shape:
+            raise MtkdError(
+                f"{dataset}/{image.name}: the network made {tuple(sr.shape[-2:])} of an lq of {tuple(lq.shape[-2:])}, and "
+                f"gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
+            )
+        names.append(image.name)
+        for name, metric in metrics.items():
+            columns[name].append(metric(sr, gt).reshape(()))
+        if save is not None:
+            save(image.name, to_image(sr))
+    # Read once at the end: a value per image would make the device wait for each.
+    values = {name: tuple(torch.stack(column).double().cpu().tolist()) for name, column in columns.items()}
+    for name, column in values.items():
+        for image_name, value in zip(names, column, strict=True):
+            if np.isnan(value):
+                raise MtkdError(f"{dataset}/{image_name}: {name} is not a number; the network's output is not finite.")
+    return Evaluation(dataset, tuple(names), values)
+
+
+def save_to(folder: Path, suffix: str) -> Callable[[str, np.ndarray], None]:
+    """A `save` for `evaluate` that writes `folder/NAME_SUFFIX.png`."""
+
+    def save(name: str, image: np.ndarray) -> None:
+        write_image(folder / f"{name}_{suffix}.png", image)
+
+    return save
+
+
+def write_results(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:
+    """Write `metrics.csv` (one line per network, set and image) and `metrics.json` (means, and `facts`).
+
+    Args:
+        rows: (network's name, its result) pairs.
+        facts: what the numbers must carry: hardware, versions, commit, command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = list(dict.fromkeys(name for _, result in rows for name in result.values))
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["network", "dataset", "image", *metrics])
+        for network, result in rows:
+            for position, image in enumerate(result.images):
+                cells = [result.values[name][position] if name in result.values else "" for name in metrics]
+                writer.writerow([network, result.dataset, image, *cells])
+    means = [{"network": network, "dataset": result.dataset, **result.means()} for network, result in rows]
+    (folder / "metrics.json").write_text(json.dumps({**facts, "results": means}, indent=2) + "\n", encoding="utf-8")

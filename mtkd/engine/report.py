@@ -1,0 +1,130 @@
+"""`mtkd test`: one network over the test sets of an option file, as a table, a CSV and a JSON."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtkd.config import Options
+from mtkd.contracts import MtkdError, Task
+from mtkd.engine import build
+from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, save_to, write_results
+from mtkd.engine.log import environment
+from mtkd.engine.train import build_image_set, tiling_predict
+from mtkd.metrics.complexity import complexity
+
+
+def test(options: Options, *, device: str | torch.device | None = None, command: str | None = None) -> list[Evaluation]:
+    """Measure `network_g` on every test set of `options`, print the table, write `results/NAME`.
+
+    For `model_type: MTKDFusion` the network is the fusion network behind its teachers.
+
+    Raises:
+        MtkdError: there are no test sets, no weights, or something about either is wrong.
+    """
+    if not options.test_sets or options.network_g is None or options.val is None:
+        raise MtkdError("Testing needs `network_g`, `val.metrics` and at least one test set, `datasets.test_1`.")
+    if not options.path.pretrain_network_g:
+        raise MtkdError(
+            "path.pretrain_network_g is not given: name the weights to test, a file or `zoo:NAME`. Random weights are "
+            "never tested silently."
+        )
+    images = {given.name or key: build_image_set(given, options.scale) for key, given in options.test_sets.items()}
+    student = build.build_network(options.network_g)
+    build.load_weights(
+        student, options.path.pretrain_network_g, key=options.path.param_key_g or "auto", strict=options.path.strict_load_g
+    )
+    method = build.build_method(
+        options, student, build.build_teachers(options), Task(scale=options.scale, num_samples=1, total_steps=1)
+    )
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
+    net = method.predictor(student).eval().to(device)
+    folder = free_folder(Path(options.path.results_root or "results") / options.name)
+    rows: list[Evaluation] = []
+    for name, image_set in images.items():
+        save = None
+        if options.val.save_img:
+            save = save_to(folder / "visualization" / name, options.val.suffix or options.name)
+        rows.append(
+            evaluate(
+                tiling_predict(net, options),
+                image_set,
+                build_metrics(options.val.metrics),
+                dataset=name,
+                device=device,
+                autocast=partial(autocast, options.precision, device),
+                save=save,
+                progress=lambda steps, name=name: _bar(steps, name),
+            )
+        )
+    cost = complexity(student, scale=options.scale) if method.predictor(student) is student else None
+    facts: dict[str, Any] = {"name": options.name, "weights": options.path.pretrain_network_g, "command": command}
+    if cost is not None:
+        facts |= {"parameters": cost.params, "gmacs_1280x720": cost.macs / 1e9}
+    write_results(folder, [(options.name, row) for row in rows], facts | {"environment": environment()})
+    _print(options, rows, facts, folder)
+    return rows
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Context for `precision` "fp32", "bf16" or "fp16" on `device`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted_2`, `wanted_3`, ... when it exists: older results are neither moved nor overwritten."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}_{number}")
+    return folder
+
+
+def _bar(steps: Any, name: str) -> Any:
+    if not sys.stdout.isatty():
+        return steps
+    from rich.progress import track
+
+    return track(steps, description=name, transient=True)
+
+
+def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{options.name} (x{options.scale}"
+    if "parameters" in facts:
+        title += f", {facts['parameters']:,d} parameters, {facts['gmacs_1280x720']:.1f} GMACs to 1280x720"
+    table = Table(title=title + ")")
+    table.add_column("test set")
+    table.add_column("images", justify="right")
+    metrics = list(rows[0].values)
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for row in rows:
+        means = row.means()
+        table.add_row(row.dataset, str(len(row.images)), *(f"{means[metric]:.4f}" for metric in metrics))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}", soft_wrap=True)
+
+
+def output_network(options: Options) -> nn.Module:
+    """The lq -> sr network an option file describes, with its weights."""
+    assert options.network_g is not None
+    if not options.path.pretrain_network_g:
+        raise MtkdError("path.pretrain_network_g is not given: name the weights, a file or `zoo:NAME`.")
+    student = build.build_network(options.network_g)
+    build.load_weights(student, options.path.pretrain_network_g, key=options.path.param_key_g or "auto")
+    method = build.build_method(
+        options, student, build.build_teachers(options), Task(scale=options.scale, num_samples=1, total_steps=1)
+    )
+    return method.predictor(student).eval()
