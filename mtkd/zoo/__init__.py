@@ -1,0 +1,33 @@
+"""Published weights by name: fetched, checked, converted, loaded strictly; and safe reading of any checkpoint.
+
+`pretrain: zoo:rcan_x4` in an option file goes through `resolve`, `read_checkpoint` and `load_into`; `build` does it
+all.
+"""
+
+from __future__ import annotations
+
+from mtkd.zoo.cache import converted_path, ensure, home, import_file, resolve, verify
+from mtkd.zoo.conversion import build, convert
+from mtkd.zoo.files import Checkpoint, read_checkpoint, write_safetensors
+from mtkd.zoo.loading import load_into
+from mtkd.zoo.table import ENTRIES, Entry, Published, Source, entry
+
+__all__ = [
+    "ENTRIES",
+    "Checkpoint",
+    "Entry",
+    "Published",
+    "Source",
+    "build",
+    "convert",
+    "converted_path",
+    "ensure",
+    "entry",
+    "home",
+    "import_file",
+    "load_into",
+    "read_checkpoint",
+    "resolve",
+    "verify",
+    "write_safetensors",
+]

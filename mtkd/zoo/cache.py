@@ -1,0 +1,326 @@
+"""The folder of weights: a name goes in, a checked and converted file comes out.
+
+`NAME.safetensors` is the converted network, `NAME.json` beside it records where it came from, the hash of the original
+and the hash of the conversion. `downloads/` holds transfers on their way, archives (several networks share one), and
+files whose hash was wrong, set aside as `FILE.bad-HASH`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mtkd.contracts import MtkdError
+from mtkd.zoo import download, files, keymaps, loading
+from mtkd.zoo.table import ENTRIES, Entry, Source, entry
+
+logger = logging.getLogger("mtkd")
+
+Check = Literal["full hash", "hash prefix", "pinned"]
+"""How the original is known: by its published sha256, by its published first digits, or only by what first came."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found of one name."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def home(weights_dir: Path | None = None) -> Path:
+    """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder."""
+    if weights_dir is not None:
+        return Path(weights_dir).expanduser()
+    if configured := os.environ.get("MTKD_HOME"):
+        return Path(configured).expanduser() / "weights"
+    import pooch
+
+    return Path(pooch.os_cache("mtkd")) / "weights"
+
+
+def converted_path(item: Entry, weights_dir: Path | None = None) -> Path:
+    """Where the converted file of an entry is or will be."""
+    return home(weights_dir) / f"{item.name}.safetensors"
+
+
+def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
+    """File that `spec` means: "zoo:NAME" is fetched, checked and converted when it is not there yet, anything else is a
+    path.
+
+    Raises:
+        MtkdError: no such name or file, or the weights could not be had; the text says what to fetch by hand and where
+        to put it.
+    """
+    if str(spec).startswith("zoo:"):
+        return ensure(entry(str(spec)), weights_dir=weights_dir)
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        hint = f" For the published weights of that name write zoo:{spec}." if str(spec) in ENTRIES else ""
+        raise MtkdError(f"There is no file {path}.{hint}")
+    return path
+
+
+def ensure(item: Entry, *, weights_dir: Path | None = None) -> Path:
+    """Converted file of `item`, fetched first if need be, its hash compared with the one recorded at conversion."""
+    folder = home(weights_dir)
+    target = converted_path(item, weights_dir)
+    if target.is_file():
+        _check_converted(item, folder)
+        return target
+    with _locked(folder, item.name):
+        if not target.is_file():  # another process may have been faster
+            _obtain(item, folder)
+    _check_converted(item, folder)
+    return target
+
+
+def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> Path:
+    """Check, convert and put in place a file (or archive) that was fetched by hand; the file itself stays as it is.
+
+    Raises:
+        MtkdError: the hash is not the published one, or the file does not hold this network.
+    """
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise MtkdError(f"There is no file {file}.")
+    folder = home(weights_dir)
+    sha256 = files.sha256_of(file)
+    source = _source_of(item, file, sha256)
+    with _locked(folder, item.name):
+        check = _check(item, source, sha256, folder)
+        _convert(item, file, source, sha256, check, folder)
+    return converted_path(item, weights_dir)
+
+
+def verify(names: Sequence[str] = (), *, weights_dir: Path | None = None) -> list[Report]:
+    """Hash the converted files again: those of `names`, or all that are there."""
+    folder = home(weights_dir)
+    wanted = [entry(name) for name in names] or [
+        e for e in ENTRIES.values() if converted_path(e, weights_dir).is_file()
+    ]
+    reports = []
+    for item in wanted:
+        try:
+            _check_converted(item, folder)
+            record = _record(item, folder)
+            text = f"unchanged since conversion; original {record['source']['file']}: {record['source']['check']}"
+            reports.append(Report(item.name, True, text))
+        except MtkdError as error:
+            reports.append(Report(item.name, False, str(error)))
+    return reports
+
+
+def _check_converted(item: Entry, folder: Path) -> None:
+    path = folder / f"{item.name}.safetensors"
+    if not path.is_file():
+        raise MtkdError(f"{path} is not there: `mtkd zoo download {item.name}` fetches it.")
+    record = _record(item, folder)
+    if not record:
+        raise MtkdError(
+            f"{path} has no record {item.name}.json beside it, so nothing vouches for it. Copy the record along with "
+            "the file, "
+            f"or delete the file and run `mtkd zoo download {item.name}`."
+        )
+    found = files.sha256_of(path)
+    if found != record["sha256"]:
+        raise MtkdError(
+            f"{path} has changed since it was converted: its sha256 is {found}, recorded is {record['sha256']}. "
+            "Delete it and "
+            f"run `mtkd zoo download {item.name}`."
+        )
+
+
+def _record(item: Entry, folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / f"{item.name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise MtkdError(
+            f"{folder / item.name}.json cannot be read ({error}). Delete it and fetch the weights again."
+        ) from error
+
+
+def _obtain(item: Entry, folder: Path) -> None:
+    """Try the sources in turn: a file that lies here already, else a transfer. A wrong hash ends the search."""
+    reasons = []
+    for source in item.sources:
+        try:
+            with _locked(folder, f"downloads-{source.file}"):
+                file = _local(source, folder) or _fetch(item, source, folder)
+                sha256 = files.sha256_of(file)
+                check = _check_or_set_aside(item, source, file, sha256, folder)
+                try:
+                    _convert(item, file, source, sha256, check, folder)
+                except MtkdError as error:
+                    aside = _set_aside(file, sha256)
+                    raise download.TransferError(f"{error} It was set aside as {aside}.") from error
+                if file.parent == folder / "downloads" and source.member is None:
+                    file.unlink()
+                return
+        except download.TransferError as error:
+            reasons.append(str(error))
+            logger.info("%s from %s: %s", item.name, source.url, error)
+    raise MtkdError(_not_obtained(item, folder, reasons))
+
+
+def _not_obtained(item: Entry, folder: Path, reasons: list[str]) -> str:
+    tried = "\n".join(
+        f"  {source.url}\n    file {source.file}{f' (holds {source.member})' if source.member else ''}, "
+        f"sha256 {_hash_text(source)}\n    {reason}"
+        for source, reason in zip(item.sources, reasons, strict=True)
+    )
+    return (
+        f"The weights {item.name} could not be fetched. On a machine with a network, or in a browser, fetch any "
+        f"of\n{tried}\n"
+        f"and put it, under that name, into {folder}, or run `mtkd zoo import {item.name} FILE`."
+    )
+
+
+def _hash_text(source: Source) -> str:
+    if source.sha256 is None:
+        return "unknown"
+    return source.sha256 if len(source.sha256) == 64 else f"{source.sha256}..."
+
+
+def _local(source: Source, folder: Path) -> Path | None:
+    places = (folder / source.file, folder / "downloads" / source.file)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _fetch(item: Entry, source: Source, folder: Path) -> Path:
+    import hashlib
+
+    target = folder / "downloads" / source.file
+    address = hashlib.sha256(source.url.encode()).hexdigest()[:8]
+    part = target.with_name(f"{source.file}.{address}.part")
+    resumed = part.exists()
+    label = f"{item.name} ({source.file})"
+    download.fetch(source.url, part, label=label, resume_unmarked=source.sha256 is not None)
+    if resumed and source.sha256 and not files.sha256_of(part).startswith(source.sha256):
+        logger.info("%s: the two halves of a resumed transfer do not belong together; fetching it whole.", label)
+        part.unlink()
+        download.fetch(source.url, part, label=label, resume_unmarked=False)
+    os.replace(part, target)
+    return target
+
+
+def _check_or_set_aside(item: Entry, source: Source, file: Path, sha256: str, folder: Path) -> Check:
+    try:
+        return _check(item, source, sha256, folder)
+    except MtkdError as error:
+        raise MtkdError(f"{error} The file was set aside as {_set_aside(file, sha256)}.") from None
+
+
+def _check(item: Entry, source: Source, sha256: str, folder: Path) -> Check:
+    """How far `sha256` is what `source` should have.
+
+    Raises:
+        MtkdError: it is not what was published, or not what came the first time.
+    """
+    if source.sha256 is not None:
+        if not sha256.startswith(source.sha256):
+            raise MtkdError(
+                f"{source.file} for {item.name} is not the published file: its sha256 is {sha256}, expected is "
+                f"{_hash_text(source)} (from {source.sha256_from})."
+            )
+        return "full hash" if len(source.sha256) == 64 else "hash prefix"
+    known = _record(item, folder).get("source", {})
+    if known.get("file") == source.file and known.get("sha256") != sha256:
+        raise MtkdError(
+            f"{source.file} for {item.name} is not the file that was used before: its sha256 is {sha256}, pinned is "
+            f"{known['sha256']}. If the change is known to be right, delete {folder / item.name}.json."
+        )
+    return "pinned"
+
+
+def _source_of(item: Entry, file: Path, sha256: str) -> Source:
+    """The source that a file fetched by hand comes from: by its hash, else by its name, else one without a hash."""
+    by_hash = [source for source in item.sources if source.sha256 and sha256.startswith(source.sha256)]
+    by_name = [source for source in item.sources if file.name == source.file]
+    unknown = [source for source in item.sources if source.sha256 is None]
+    for candidates in (by_hash, by_name):
+        if candidates:
+            return candidates[0]
+    if unknown:
+        # Its own name is what gets pinned: nothing says that it is one of the listed files.
+        return Source("imported by hand", file.name, member=_member_in(item, file))
+    return item.sources[0]
+
+
+def _member_in(item: Entry, file: Path) -> str | None:
+    if not files.is_archive(file):
+        return None
+    return next((source.member for source in item.sources if source.member), None)
+
+
+def _convert(item: Entry, file: Path, source: Source, sha256: str, check: Check, folder: Path) -> None:
+    """Load strictly into the network of the entry, write that in our naming, record it."""
+    with _member(file, source, folder) as original:
+        state = keymaps.to_basicsr(files.read_checkpoint(original).state)
+        net = loading.build_network(item.facts["arch"], source=f"The zoo's entry {item.name}")
+        loading.load_into(net, state, source=str(original))
+    origin = {"url": source.url, "file": source.file, "sha256": sha256, "check": check}
+    target = folder / f"{item.name}.safetensors"
+    fresh = target.with_name(f".{item.name}.new.safetensors")
+    try:
+        files.write_safetensors(fresh, state, item.facts | {"source": origin})
+        record = {"name": item.name, "source": origin, "sha256": files.sha256_of(fresh)}
+        # The record first: a file without one is refused, a record without its file is only a pin.
+        (folder / f"{item.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(fresh, target)
+    finally:
+        fresh.unlink(missing_ok=True)
+    if check == "pinned":
+        logger.warning(
+            "No hash of %s was ever published. It fits %s exactly, and from now on its sha256 %s is expected.",
+            source.file,
+            item.name,
+            sha256,
+        )
+
+
+@contextlib.contextmanager
+def _member(file: Path, source: Source, folder: Path) -> Iterator[Path]:
+    """The checkpoint itself: `file`, or the member of it when it is an archive."""
+    if source.member is None:
+        yield file
+        return
+    (folder / "downloads").mkdir(parents=True, exist_ok=True)
+    unpacked = folder / "downloads" / f".{os.getpid()}.{source.member}"
+    try:
+        download.extract_member(file, source.member, unpacked)
+        yield unpacked
+    finally:
+        unpacked.unlink(missing_ok=True)
+
+
+def _set_aside(file: Path, sha256: str) -> Path:
+    aside = file.with_name(f"{file.name}.bad-{sha256[:8]}")
+    os.replace(file, aside)
+    return aside
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time for one name, in a folder that can be written to."""
+    from filelock import FileLock
+
+    try:
+        (folder / "downloads").mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "downloads" / f".{name}.lock"):
+            yield
+    except OSError as error:
+        raise MtkdError(
+            f"The weights folder {folder} cannot be written to ({error.strerror or error}). Name another one with "
+            "--weights-dir or "
+            f"the environment variable MTKD_HOME, or make room in it."
+        ) from error

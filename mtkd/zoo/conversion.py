@@ -1,0 +1,145 @@
+"""Checkpoints from one naming and container into another, and networks from files that say what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from mtkd.contracts import MtkdError
+from mtkd.zoo import cache, files, keymaps, loading
+from mtkd.zoo.table import ENTRIES, entry
+
+Target = Literal["basicsr", "official", "safetensors"]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written, and which arguments were taken for granted because no file shows them."""
+
+    path: Path
+    arch: dict[str, Any]
+    assumed: dict[str, Any]
+
+
+def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Module:
+    """Network with its weights, in eval mode, from a zoo name ("rcan_x4", "zoo:rcan_x4") or a file that says what it
+    is.
+
+    Such files are the zoo's own, mtkd's training checkpoints, and what `mtkd zoo convert --to safetensors` writes.
+
+    Raises:
+        MtkdError: the weights cannot be had, or the file does not say which network it holds.
+    """
+    spec = str(name_or_file)
+    path = cache.resolve(f"zoo:{spec}" if spec in ENTRIES else spec, weights_dir=weights_dir)
+    checkpoint = files.read_checkpoint(path)
+    if "arch" not in checkpoint.facts:
+        raise MtkdError(f"{path} does not say which network it holds. {_guess_text(checkpoint)}".rstrip())
+    net = loading.build_network(checkpoint.facts["arch"], source=str(path))
+    loading.load_into(net, checkpoint.state, source=str(path))
+    return net.eval()
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    to: Target,
+    like: str | None = None,
+    arch: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    key: str | None = "auto",
+) -> Converted:
+    """Write `source` as `target`: BasicSR's naming in a .pth, the authors' naming, or safetensors that describe
+    themselves.
+
+    Which network it is comes from, in this order: `arch` and `args`, the zoo entry `like`, the file's own facts, the
+    shapes (`args` are laid over each). It is built and loaded strictly before anything is written.
+
+    Raises:
+        MtkdError: the network is not known, the weights do not fit it, or the target naming does not exist for it.
+    """
+    checkpoint = files.read_checkpoint(source, key=key)
+    facts, assumed = _facts(checkpoint, source, like=like, arch=arch, args=dict(args or {}))
+    net = loading.build_network(facts["arch"], source=str(source))
+    loading.load_into(net, checkpoint.state, source=str(source))
+    facts.setdefault("scale", getattr(net, "scale", None))
+    arguments = facts["arch"]["args"]
+    state = keymaps.to_basicsr(checkpoint.state)
+    img_size = arguments.get("img_size", 64)
+    if to == "safetensors":
+        files.write_safetensors(target, state, facts)
+    elif to == "basicsr":
+        swinir = keymaps.detect(state) == keymaps.Layout("SwinIR", "basicsr")
+        complete = keymaps.with_swinir_buffers(state, img_size=img_size) if swinir else state
+        files.write_pth(target, {"params": complete, files.FACTS: facts})
+    else:
+        mean = tuple(arguments.get("rgb_mean", keymaps.DIV2K_MEAN))
+        official = keymaps.to_official(
+            state, img_range=arguments.get("img_range", 255.0), rgb_mean=mean, img_size=img_size
+        )
+        # The authors of SwinIR save under `params`, those of EDSR and RCAN the bare state dict.
+        files.write_pth(target, {"params": official} if facts["arch"]["type"] == "SwinIR" else official)
+    return Converted(target, facts["arch"], assumed)
+
+
+def _facts(
+    checkpoint: files.Checkpoint, source: Path, *, like: str | None, arch: str | None, args: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Facts to write, and the arguments in them that nothing but custom speaks for."""
+    if arch is not None:
+        return {"arch": {"type": arch, "args": args}}, {}
+    if like is not None:
+        known = entry(like).facts
+        # The scores, data and licence of the entry are not this file's: only its description of the network is taken.
+        return {"arch": {"type": known["arch"]["type"], "args": known["arch"]["args"] | args}}, {}
+    if "arch" in checkpoint.facts:
+        own = checkpoint.facts["arch"]
+        return checkpoint.facts | {"arch": {"type": own["type"], "args": own.get("args", {}) | args}}, {}
+    guessed, assumed = _guess(checkpoint)
+    if not guessed:
+        raise MtkdError(
+            f"{source} is none of EDSR, RCAN, SwinIR and does not say what it is: name it with --arch TYPE --arg "
+            "NAME=VALUE."
+        )
+    assumed = {name: value for name, value in assumed.items() if name not in args}
+    return {"arch": {"type": guessed["type"], "args": guessed["args"] | args}}, assumed
+
+
+def _guess(checkpoint: files.Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Network by its shapes, {} if unknown, and what had to be assumed."""
+    layout = keymaps.detect(checkpoint.state)
+    shown = keymaps.infer(checkpoint.state)
+    if layout is None or not shown:
+        return {}, {}
+    if layout.arch == "SwinIR":
+        stored = keymaps.img_size_of(checkpoint.state)
+        assumed: dict[str, Any] = {"img_range": 1.0} | ({} if stored else {"img_size": 64})
+        shown |= {"img_size": stored} if stored else {}
+    else:
+        large = layout.arch == "EDSR" and shown["num_feat"] == 256
+        assumed = {"res_scale": 0.1 if large else 1.0}  # as published: only the large EDSR scales its residuals
+        stored_range = keymaps.img_range_of(checkpoint.state)
+        if stored_range is None:
+            assumed |= {"img_range": 255.0, "rgb_mean": list(keymaps.DIV2K_MEAN)}
+        else:
+            shown |= {"img_range": stored_range, "rgb_mean": list(keymaps.DIV2K_MEAN)}
+    return {"type": layout.arch, "args": shown | assumed}, assumed
+
+
+def _guess_text(checkpoint: files.Checkpoint) -> str:
+    guessed, _ = _guess(checkpoint)
+    if not guessed:
+        return (
+            "Name the network in an option file, or write a file that says what it is: "
+            "`mtkd zoo convert IN OUT --to safetensors --arch TYPE`."
+        )
+    described = ", ".join(f"{name} {value}" for name, value in guessed["args"].items())
+    return (
+        f"By its shapes it is {guessed['type']} ({described}). "
+        "`mtkd zoo convert IN OUT --to safetensors` writes a file that says so."
+    )

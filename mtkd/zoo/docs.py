@@ -1,0 +1,140 @@
+"""The page docs/zoo.md, made from the table: `python -m mtkd.zoo.docs > docs/zoo.md`."""
+
+from __future__ import annotations
+
+from mtkd.zoo.table import ENTRIES, RGB, Entry, Source, Y
+
+INTRODUCTION = """\
+# Published weights
+
+Made from the table in `mtkd/zoo/table.py` by `python -m mtkd.zoo.docs > docs/zoo.md`; edit the table, not this page.
+
+An option file names them as `pretrain: zoo:rcan_x4`. The file is fetched when it is first asked for, its sha256 is
+checked, it is converted to BasicSR's naming, loaded strictly once, and kept as a safetensors file that says what it is.
+
+```
+mtkd zoo list [--arch RCAN] [--scale 4]     what there is
+mtkd zoo info rcan_x4                       one entry in full
+mtkd zoo download rcan_x4 edsr_l_x4         fetch, check, convert (or --all)
+mtkd zoo import rcan_x4 FILE                the same for a file or archive fetched by hand
+mtkd zoo verify                             hash every converted file again
+mtkd zoo where [rcan_x4]                    the folder, or one file in it
+mtkd zoo convert IN OUT --to safetensors    also --to basicsr, --to official
+```
+
+Files lie in the platform's cache folder, in `$MTKD_HOME/weights`, or in `--weights-dir DIR`. Without a network: fetch a
+file listed below elsewhere and put it, under its name, into that folder. A file with the wrong hash is set aside and
+never used.
+
+## Networks
+
+Scores are as published, for the protocol named at the head of the column, and were not measured by this project. The
+SwinIR networks called `df2k` saw DIV2K and Flickr2K, 3450 images where all the others saw the 800 of DIV2K: a
+comparison of students is fair only among teachers of the same data. "Hash" says how the original is known: "sha256" by
+its full hash, as published or as mirrors agree on it; "8 digits" by the start of its hash in the publisher's file name;
+"none" not at all before it is first used, from when on it is pinned. No hash here was confirmed against the publisher's
+own host.
+"""
+
+NOT_LISTED = """\
+## Not listed, and why
+
+- `eugenesiow/edsr` and `eugenesiow/edsr-base` on Hugging Face: trained anew, and their code skips the mean shifts that
+are in
+  the file, so in an official EDSR they compute something else without any error.
+- `eugenesiow/rcan-bam`: far below RCAN (x4 Set5 30.80 dB).
+- OpenMMLab's EDSR: trained anew, in another naming.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [INTRODUCTION]
+    lines += [
+        "| name | network | scale | trained on | parameters | size | Set5 PSNR-Y / SSIM-Y | DIV2K100 PSNR-Y | Set5 "
+        "PSNR-RGB "
+        "| DIV2K100 PSNR-RGB | hash |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for item in ENTRIES.values():
+        cells = (
+            f"`{item.name}`",
+            item.arch.rpartition(":")[2],
+            f"x{item.scale}" if item.scale else "-",
+            item.data,
+            f"{item.params / 1e6:.2f} M",
+            size_text(item),
+            score_text(item, Y, "Set5"),
+            score_text(item, Y, "DIV2K100"),
+            score_text(item, RGB, "Set5"),
+            score_text(item, RGB, "DIV2K100"),
+            hash_text(item),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "All borders cut as wide as the scale. A size with ~ is four bytes per parameter, not a published size.",
+        "",
+    ]
+    lines += ["## Sources", ""]
+    for item in ENTRIES.values():
+        lines += [
+            f"### {item.name}",
+            "",
+            f"{item.paper}. Licence: {item.licence}.{f' {item.note}' if item.note else ''}",
+            "",
+        ]
+        lines += [f"- {source_text(source)}" for source in item.sources]
+        lines += ["", *(f"Published by {p.by} ({p.protocol}): {scores_text(p.scores)}." for p in item.published), ""]
+    return "\n".join(lines + [NOT_LISTED])
+
+
+def size_text(item: Entry) -> str:
+    """Size of the first source in MB, or with a tilde what its parameters take in fp32."""
+    source = item.sources[0]
+    size = source.size / 1e6 if source.size else source.about
+    return f"{size:.1f} MB" if size else f"~{4 * item.params / 1e6:.1f} MB"
+
+
+def hash_text(item: Entry) -> str:
+    """How well the first source is known."""
+    return "; ".join(dict.fromkeys(hash_status(source) for source in item.sources))
+
+
+def hash_status(source: Source) -> str:
+    """How well one file is known."""
+    if source.sha256 is None:
+        return "none"
+    return f"{'sha256' if len(source.sha256) == 64 else '8 digits'} ({source.sha256_from})"
+
+
+def source_text(source: Source) -> str:
+    """One source in a line: file, address, hash."""
+    known = {0: "sha256 unknown, pinned on first use", 8: f"sha256 {source.sha256}...", 64: f"sha256 {source.sha256}"}
+    text = known[len(source.sha256 or "")] + (f", from {source.sha256_from}" if source.sha256 else "")
+    member = f" (holds {source.member})" if source.member else ""
+    size = f", {source.size:,} bytes" if source.size else ""
+    return f"`{source.file}`{member}: <{source.url}>{size}; {text}"
+
+
+def score_text(item: Entry, protocol: str, data_set: str) -> str:
+    """First published score of one protocol and data set; "-" when there is none."""
+    for published in item.published:
+        if published.protocol == protocol and data_set in published.scores:
+            return pair_text(published.scores[data_set])
+    return "-"
+
+
+def scores_text(scores: dict[str, tuple[float, float | None]]) -> str:
+    """All scores in a line."""
+    return ", ".join(f"{data_set} {pair_text(pair)}" for data_set, pair in scores.items())
+
+
+def pair_text(pair: tuple[float, float | None]) -> str:
+    """PSNR and, where published, SSIM."""
+    psnr, ssim = pair
+    return f"{psnr:g}" if ssim is None else f"{psnr:g} / {ssim:.4f}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

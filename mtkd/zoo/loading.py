@@ -1,0 +1,145 @@
+"""Weights into networks: strictly, whatever naming they come in, or with an error that says what does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtkd import catalog
+from mtkd.contracts import MtkdError
+from mtkd.zoo import keymaps
+
+logger = logging.getLogger("mtkd")
+
+
+def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True, source: str) -> None:
+    """Load `state` into `net` in place, in whichever naming (official or BasicSR's) `net` has.
+
+    `source` names the weights in errors. Mean shifts of official EDSR and RCAN are checked against the network's mean
+    and dropped; SwinIR's derived buffers are the network's own. With `strict=False`, names that do not fit are logged
+    and left, shapes must fit all the same. Either the whole load happens or none of it.
+
+    Raises:
+        MtkdError: names or shapes do not fit, the mean or range differs, a value is not finite, or nothing fits at all.
+    """
+    adapted = _adapted(net, state, source)
+    expected = {name: value for name, value in net.state_dict().items() if not _is_derived(name)}
+    missing = [name for name in expected if name not in adapted]
+    unexpected = [name for name in adapted if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(adapted[name].shape)}, the network wants {tuple(expected[name].shape)}"
+        for name in expected
+        if name in adapted and adapted[name].shape != expected[name].shape
+    ]
+    fitting = len(expected) - len(missing)
+    if misshapen or (strict and (missing or unexpected)) or (expected and not fitting):
+        raise MtkdError(_mismatch(net, adapted, source, missing, unexpected, misshapen, total=len(expected)))
+    broken = [name for name in expected if name in adapted and not torch.isfinite(adapted[name]).all()]
+    if broken:
+        raise MtkdError(f"The weights of {source} are not finite (NaN or infinite): {_few(broken)}.")
+    if missing or unexpected:
+        logger.warning(
+            "%s was loaded in part, as strict loading is off: %d of %d tensors.%s%s",
+            source,
+            fitting,
+            len(expected),
+            f" Not in the file, left as they were: {_few(missing)}." if missing else "",
+            f" Not in the network, ignored: {_few(unexpected)}." if unexpected else "",
+        )
+    net.load_state_dict({name: adapted[name] for name in expected if name in adapted}, strict=False)
+
+
+def build_network(arch: Mapping[str, Any], *, source: str) -> nn.Module:
+    """Network described by {"type", "args"}, built through the catalog with its own initial weights.
+
+    Raises:
+        MtkdError: the description is not one, or the class does not take these arguments.
+    """
+    if not isinstance(arch, Mapping) or "type" not in arch:
+        raise MtkdError(f"{source} does not say which network it holds: its facts lack arch: {{type, args}}.")
+    try:
+        return catalog.get("arch", arch["type"])(**arch.get("args", {}))
+    except TypeError as error:
+        raise MtkdError(f"{source} describes a {arch['type']} with arguments it does not take: {error}.") from error
+
+
+def _adapted(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`state` in the naming of `net`, without what `net` derives itself."""
+    theirs, ours = keymaps.detect(state), keymaps.detect(net.state_dict())
+    same_network = theirs is not None and ours is not None and theirs.arch == ours.arch
+    if same_network and theirs.naming != ours.naming:
+        if ours.naming == "official":
+            return keymaps.to_official(state)
+        _check_mean_shift(net, state, source)
+        state = keymaps.to_basicsr(state)
+    return {name: tensor for name, tensor in state.items() if not _is_derived(name)}
+
+
+def _is_derived(name: str) -> bool:
+    return name.rpartition(".")[2] in keymaps.BUFFERS
+
+
+def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """The shift that the file carries must be the one that the network was built with."""
+    stored = keymaps.img_range_of(state)
+    if stored is None:
+        return
+    wanted = getattr(net, "img_range", stored)
+    if abs(stored - wanted) > 1e-2:
+        raise MtkdError(f"{source} works on values up to {stored:g}, your option says img_range {wanted:g}.")
+    mean = getattr(net, "mean", None)
+    if isinstance(mean, Tensor) and not torch.allclose(
+        mean.detach().flatten().double().cpu(), torch.tensor(keymaps.DIV2K_MEAN, dtype=torch.float64), atol=1e-4
+    ):
+        raise MtkdError(
+            f"{source} was trained with rgb_mean {list(keymaps.DIV2K_MEAN)}, your option says "
+            f"{[round(value, 4) for value in mean.flatten().tolist()]}."
+        )
+
+
+def _mismatch(
+    net: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
+    *,
+    total: int,
+) -> str:
+    parts = [f"{source} does not fit this {type(net).__name__}."]
+    difference = _difference(net, state)
+    if difference:
+        parts.append(difference)
+    if missing:
+        parts.append(f"{len(missing)} of the network's {total} tensors are not in the file: {_few(missing)}.")
+    if unexpected:
+        parts.append(f"{len(unexpected)} in the file are not in the network: {_few(unexpected)}.")
+    if misshapen:
+        parts.append(f"{len(misshapen)} have another shape: {_few(misshapen)}.")
+    return " ".join(parts)
+
+
+def _difference(net: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """In the user's words, what the file holds and what the option says; empty when shapes do not tell."""
+    own = net.state_dict()
+    theirs, ours = keymaps.detect(state), keymaps.detect(own)
+    if theirs is None:
+        return ""
+    found = keymaps.infer(state)
+    described = ", ".join(f"{name} {value}" for name, value in found.items())
+    if ours is None or theirs.arch != ours.arch:
+        return f"This is {theirs.arch} ({described}), your option says {type(net).__name__}."
+    wanted = keymaps.infer(own)
+    differing = [name for name in found if found[name] != wanted.get(name)]
+    return " ".join(
+        f"This is {theirs.arch} with {name} {found[name]}, your option says {wanted.get(name)}." for name in differing
+    )
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
