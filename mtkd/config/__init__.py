@@ -1,0 +1,62 @@
+"""Option files: their typed schema and their strict reading.
+
+The grammar is BasicSR's: one file is one run, field names are BasicSR's keys, `train.X_opt` configures the loss term X
+of the method, `~` switches something off. On top come `teachers`, `fusion`, `target_store` and `method`. A key that is
+unknown, misspelt, of the wrong type, or without effect in this file is an error, and all errors are reported at once.
+BasicSR keys whose work our engine does by itself (`schema.TAKEN_OVER`) are accepted and noted in `Options.notices`.
+
+Names are looked up while reading: networks, losses, metrics and methods exist in the catalog, and their arguments are
+checked against the signatures found there.
+"""
+
+from __future__ import annotations
+
+from mtkd.config.reader import load_options, make_options
+from mtkd.config.schema import (
+    DatasetsOptions,
+    EvalSetOptions,
+    FusionOptions,
+    LoggerOptions,
+    NetworkOptions,
+    OptimOptions,
+    Options,
+    PathOptions,
+    SchedulerOptions,
+    TeacherOptions,
+    TermOptions,
+    TileOptions,
+    TrainOptions,
+    TrainSetOptions,
+    ValOptions,
+    WandbOptions,
+    check_paths,
+    resolved_yaml,
+    weight_at,
+)
+from mtkd.yaml_loader import OptionError, Problem
+
+__all__ = [
+    "DatasetsOptions",
+    "EvalSetOptions",
+    "FusionOptions",
+    "LoggerOptions",
+    "NetworkOptions",
+    "OptimOptions",
+    "OptionError",
+    "Options",
+    "PathOptions",
+    "Problem",
+    "SchedulerOptions",
+    "TeacherOptions",
+    "TermOptions",
+    "TileOptions",
+    "TrainOptions",
+    "TrainSetOptions",
+    "ValOptions",
+    "WandbOptions",
+    "check_paths",
+    "load_options",
+    "make_options",
+    "resolved_yaml",
+    "weight_at",
+]

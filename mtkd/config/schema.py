@@ -1,0 +1,431 @@
+"""What an option file may say: one model per section, field names are BasicSR's keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_serializer,
+    model_validator,
+)
+
+from mtkd import yaml_loader
+from mtkd.config.messages import shown
+from mtkd.config.signatures import whole
+from mtkd.yaml_loader import KeyPath, Problem, key_text
+
+FORCE = "--force_yml"
+
+TAKEN_OVER = {
+    "num_worker_per_gpu": "images are decoded once and crops are cut on the device, without loader workers",
+    "prefetch_mode": "batches are made on the device, there is nothing to prefetch",
+    "num_prefetch_queue": "batches are made on the device, there is nothing to prefetch",
+    "pin_memory": "batches are made on the device, there is nothing to pin",
+    "persistent_workers": "there are no loader workers",
+    "dataset_enlarge_ratio": "a pass over the data set costs nothing to restart",
+    "use_shuffle": "the order is drawn from the seed, every image once per pass",
+    "io_backend": "folders are decoded once into an image store",
+    "color": "images are RGB",
+    "mean": "networks take images in [0, 1] and shift them inside",
+    "std": "networks take images in [0, 1] and scale them inside",
+    "dist_params": "torchrun sets up the processes",
+    "ignore_resume_networks": "only what was trained is resumed; teachers come from their own files",
+}
+"""BasicSR keys that are accepted without effect, and why nothing is lost."""
+
+
+def _gpus(value: Any) -> Any:
+    number = whole(value)
+    if value != "auto" and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+        raise ValueError(f"must be 'auto' or a number of devices, found {shown(value)}.")
+    return number
+
+
+def _run_name(value: str) -> str:
+    if not value or value.startswith(".") or any(sign in value for sign in "/\\\n"):
+        raise ValueError(f"names a folder, so it cannot be empty, start with a dot or hold a slash; found {value!r}.")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(whole)]
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+
+
+class Section(BaseModel):
+    """A mapping of an option file: no further keys, no conversions between kinds of values."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    internal: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the reader fills, not the file."""
+
+
+class NetworkOptions(Section):
+    """`{type: ARCH, **args}`: a name of the catalog and its constructor's arguments."""
+
+    type: str
+    args: dict[str, Any] = {}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"type": self.type, **self.args}
+
+
+class OptimOptions(Section):
+    """`{type, lr, **args}` of a `torch.optim` optimizer."""
+
+    type: str
+    lr: float
+    args: dict[str, Any] = {}
+
+    @model_serializer
+    def arguments(self) -> dict[str, Any]:
+        """All of it in one mapping, as the file has it."""
+        return {"type": self.type, "lr": self.lr, **self.args}
+
+
+class SchedulerOptions(Section):
+    """`{type, **args}`; learning rates as BasicSR computes them, stepped per iteration."""
+
+    type: Literal["MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"]
+    args: dict[str, Any] = {}
+
+    @model_serializer
+    def arguments(self) -> dict[str, Any]:
+        """All of it in one mapping, as the file has it."""
+        return {"type": self.type, **self.args}
+
+
+class MultiStep(Section):
+    """Arguments of MultiStepLR and MultiStepRestartLR, which are one class in BasicSR."""
+
+    milestones: list[Count]
+    gamma: float = Field(default=0.1, gt=0)
+    restarts: list[Int] = [0]
+    restart_weights: list[float] = [1.0]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MultiStep:
+        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
+            raise ValueError(f"milestones must increase, found {self.milestones}.")
+        if len(self.restarts) != len(self.restart_weights):
+            raise ValueError("restarts and restart_weights must be equally long.")
+        return self
+
+
+class Cosine(Section):
+    """Arguments of CosineAnnealingRestartLR."""
+
+    periods: list[Count] = Field(min_length=1)
+    restart_weights: list[float] = [1.0]
+    eta_min: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Cosine:
+        if len(self.periods) != len(self.restart_weights):
+            raise ValueError("periods and restart_weights must be equally long.")
+        return self
+
+
+SCHEDULERS = {"MultiStepLR": MultiStep, "MultiStepRestartLR": MultiStep, "CosineAnnealingRestartLR": Cosine}
+
+
+class TermOptions(Section):
+    """One active loss term.
+
+    Attributes:
+        weight: piecewise-linear schedule of `loss_weight`, (iteration, weight) pairs; read it with `weight_at`.
+        args: what the method gets: `type` and the loss's arguments for image terms, the term's own options otherwise.
+    """
+
+    weight: list[tuple[int, float]]
+    args: dict[str, Any] = {}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        weight: Any = [list(pair) for pair in self.weight]
+        return {**self.args, "loss_weight": self.weight[0][1] if len(self.weight) == 1 else weight}
+
+
+class _SetOptions(Section):
+    name: str
+    type: Literal["PairedImageDataset"]
+    dataroot_gt: UserPath
+    dataroot_lq: UserPath | None = None
+    """None: lq is made from gt by MATLAB's bicubic."""
+    meta_info_file: UserPath | None = None
+    filename_tmpl: str = "{}"
+
+    @model_validator(mode="after")
+    def _template(self) -> _SetOptions:
+        if self.filename_tmpl.count("{}") != 1:
+            raise ValueError(f"filename_tmpl must hold {{}} once, for the gt's name; found {self.filename_tmpl!r}.")
+        if self.filename_tmpl != "{}" and self.dataroot_lq is None:
+            raise ValueError("filename_tmpl names lq files, and there is no dataroot_lq.")
+        return self
+
+
+class TrainSetOptions(_SetOptions):
+    """`datasets.train`. `gt_size` is the side of a gt crop; `residence` says where the decoded images stay."""
+
+    gt_size: Count
+    batch_size_per_gpu: Count
+    use_hflip: bool = True
+    use_rot: bool = True
+    residence: Literal["auto", "device", "ram"] = "auto"
+
+
+class EvalSetOptions(_SetOptions):
+    """`datasets.val`, `val_2`, `test_1`, ...: whole images, one at a time."""
+
+
+class DatasetsOptions(Section):
+    """`datasets`.
+
+    Attributes:
+        train: the training set, None in a test file.
+        evaluation: the val and test sets by their key (`val`, `test_1`), in BasicSR's order (sorted by key).
+    """
+
+    train: TrainSetOptions | None = None
+    evaluation: dict[str, EvalSetOptions] = {}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        train = {} if self.train is None else {"train": self.train.model_dump()}
+        return {**train, **{key: value.model_dump() for key, value in self.evaluation.items()}}
+
+
+class TeacherOptions(Section):
+    """One teacher.
+
+    `pretrain` is a file or `zoo:NAME`; `param_key` is the file's entry that holds the weights, None when the file is a
+    bare state dict, "auto" to look for `params_ema` first and `params` next.
+    """
+
+    network: NetworkOptions
+    pretrain: UserPath
+    param_key: str | None = "auto"
+
+
+class FusionOptions(Section):
+    """The network that makes one image of the teachers'; fields as in `TeacherOptions`."""
+
+    network: NetworkOptions
+    pretrain: UserPath
+    param_key: str | None = "auto"
+
+
+class PathOptions(Section):
+    """`path`. Relative paths start at the working directory, `~` is the home folder."""
+
+    pretrain_network_g: UserPath | None = None
+    """A file or `zoo:NAME`."""
+    param_key_g: str | None = "auto"
+    strict_load_g: bool = True
+    resume_state: UserPath | None = None
+    experiments_root: UserPath = "experiments"
+    results_root: UserPath = "results"
+
+
+class TrainOptions(Section):
+    """`train`.
+
+    Attributes:
+        terms: active loss terms by name, from `X_opt` keys and the method's defaults.
+        off: terms that are on by default and were switched off by `X_opt: ~`.
+        warmup_iter: iterations of linear warm-up, -1 for none.
+        clip_grad_norm: largest gradient norm, None for no clipping.
+        accumulate: batches per optimizer step.
+    """
+
+    internal: ClassVar[frozenset[str]] = frozenset({"terms", "off"})
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    optim_g: OptimOptions
+    optim_d: OptimOptions | None = None
+    scheduler: SchedulerOptions
+    total_iter: Count
+    warmup_iter: Int = Field(default=-1, ge=-1)
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    accumulate: Count = 1
+    terms: dict[str, TermOptions] = {}
+    off: list[str] = []
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        plain = handler(self)
+        terms, off = plain.pop("terms"), plain.pop("off")
+        return {
+            **plain,
+            **{f"{name}_opt": term for name, term in terms.items()},
+            **{f"{name}_opt": None for name in off},
+        }
+
+
+class TileOptions(Section):
+    """Evaluation in tiles of `tile_size` lq pixels with `tile_pad` pixels of context on each side."""
+
+    tile_size: Count
+    tile_pad: Int = Field(default=32, ge=0)
+
+
+class ValOptions(Section):
+    """`val`. `val_freq` in iterations, None in a test file."""
+
+    val_freq: Count | None = None
+    save_img: bool = False
+    suffix: str | None = None
+    pbar: bool = True
+    metrics: dict[str, dict[str, Any]] = {}
+    """name -> `type`, `better` ("higher" or "lower") and the metric's arguments."""
+    tile: TileOptions | None = None
+    self_ensemble: bool = False
+
+
+class WandbOptions(Section):
+    """`logger.wandb`."""
+
+    project: str
+    resume_id: str | None = None
+
+
+class LoggerOptions(Section):
+    """`logger`; frequencies in iterations."""
+
+    print_freq: Count = 100
+    save_checkpoint_freq: Count = 5000
+    use_tb_logger: bool = False
+    wandb: WandbOptions | None = None
+
+
+class Head(Section):
+    """The top-level keys that hold one value. `tf32` allows TensorFloat-32 products; `deterministic` costs speed."""
+
+    name: Annotated[str, AfterValidator(_run_name)]
+    model_type: str = "SRModel"
+    scale: Count
+    num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = "auto"
+    manual_seed: Int = 0
+    find_unused_parameters: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = True
+    tf32: bool = True
+    deterministic: bool = False
+
+
+class Options(Head):
+    """A whole option file, checked. `is_train` tells a training file from a test file."""
+
+    internal: ClassVar[frozenset[str]] = frozenset({"file", "notices"})
+    datasets: DatasetsOptions
+    network_g: NetworkOptions
+    teachers: dict[str, TeacherOptions] = {}
+    fusion: Literal["mean"] | FusionOptions | None = None
+    target_store: UserPath | None = None
+    method: dict[str, Any] = {}
+    path: PathOptions = PathOptions()
+    train: TrainOptions | None = None
+    val: ValOptions = ValOptions()
+    logger: LoggerOptions = LoggerOptions()
+    file: str = Field(default="", exclude=True)
+    notices: list[str] = Field(default=[], exclude=True)
+    """One line per key that was accepted without effect or departs from a convention."""
+    _origin: Origin = PrivateAttr()
+
+    @property
+    def is_train(self) -> bool:
+        """The file describes a training run."""
+        return self.train is not None
+
+    @property
+    def val_sets(self) -> dict[str, EvalSetOptions]:
+        """What a training run validates on, by key; empty in a test file."""
+        return self.datasets.evaluation if self.is_train else {}
+
+    @property
+    def test_sets(self) -> dict[str, EvalSetOptions]:
+        """What a test file evaluates, by key; empty in a training file."""
+        return {} if self.is_train else self.datasets.evaluation
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where each value was written: a line of the file, or the command line."""
+
+    file: str
+    lines: dict[KeyPath, int]
+    forced: frozenset[KeyPath] = frozenset()
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """`message` about the value at `path`, with the nearest line that is known."""
+        prefixes = [path[:end] for end in range(len(path), 0, -1)]
+        if not any(prefix in self.forced for prefix in prefixes):
+            for prefix in prefixes:
+                if prefix in self.lines:
+                    return Problem(self.file, self.lines[prefix], key_text(path), message)
+                if any(forced[: len(prefix)] == prefix for forced in self.forced):
+                    break
+            else:
+                return Problem(self.file, None, key_text(path), message)
+        return Problem(FORCE, None, key_text(path), message)
+
+
+def resolved_yaml(options: Options) -> str:
+    """`options` as a complete option file, every default and every forced value written out; it loads back equal."""
+    plain = options.model_dump()
+    if not options.is_train:
+        del plain["logger"]
+    if not options.datasets.evaluation:
+        del plain["val"]
+    return yaml_loader.dump({key: value for key, value in plain.items() if value is not None and value != {}})
+
+
+def weight_at(schedule: Sequence[tuple[int, float]], step: int) -> float:
+    """Weight at iteration `step` (from 0): linear between the schedule's points, constant before and after them."""
+    before, weight = schedule[0]
+    if step <= before:
+        return weight
+    for at, value in schedule[1:]:
+        if step < at:
+            return weight + (value - weight) * (step - before) / (at - before)
+        before, weight = at, value
+    return weight
+
+
+def check_paths(options: Options) -> list[Problem]:
+    """A problem for each file or folder that `options` names and that is not there. `zoo:` names are not looked up."""
+    wanted: list[tuple[KeyPath, str | None, bool]] = []
+    sets = {"train": options.datasets.train, **options.datasets.evaluation}
+    for key, data in sets.items():
+        if data is not None:
+            wanted.append((("datasets", key, "dataroot_gt"), data.dataroot_gt, True))
+            wanted.append((("datasets", key, "dataroot_lq"), data.dataroot_lq, True))
+            wanted.append((("datasets", key, "meta_info_file"), data.meta_info_file, False))
+    for name, teacher in options.teachers.items():
+        wanted.append((("teachers", name, "pretrain"), teacher.pretrain, False))
+    if isinstance(options.fusion, FusionOptions):
+        wanted.append((("fusion", "pretrain"), options.fusion.pretrain, False))
+    wanted.append((("path", "pretrain_network_g"), options.path.pretrain_network_g, False))
+    wanted.append((("path", "resume_state"), options.path.resume_state, False))
+    problems = []
+    for path, value, folder in wanted:
+        if value is None or value.startswith("zoo:"):
+            continue
+        if not (os.path.isdir(value) if folder else os.path.isfile(value)):
+            kind = "folder" if folder else "file"
+            start = "" if os.path.isabs(value) else f" (relative to {os.getcwd()})"
+            problems.append(options._origin.problem(path, f"there is no {kind} {value!r}{start}."))
+    if options.target_store is not None and not os.path.exists(options.target_store):
+        message = f"nothing is at {options.target_store!r}; `mtkd teach` makes it."
+        problems.append(options._origin.problem(("target_store",), message))
+    return problems
