@@ -23,8 +23,8 @@ _FORMATS_WITH_CHEAP_EXIF = ("JPEG", "MPO", "TIFF", "WEBP")
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Image file as an (H, W, 3) uint8 RGB array, contiguous and writable.
 
-    As in BasicSR, a grey image becomes three equal channels, an alpha channel is dropped (the colours under it are kept,
-    nothing is blended), and the orientation tag of a photo is applied.
+    As in BasicSR, a grey image becomes three equal channels, an alpha channel is dropped (the colours under it are
+    kept, nothing is blended), and the orientation tag of a photo is applied.
 
     Raises:
         MtkdError: the file is missing, damaged or truncated, no image, or deeper than 8 bits. A 16-bit image is

@@ -27,12 +27,12 @@ def imresize(image: Tensor, scale: float) -> Tensor: ...
 def imresize(image: NDArray[np.uint8] | Tensor, scale: float) -> NDArray[np.uint8] | Tensor:
     """Resize by `scale` (below 1 makes it smaller, with antialiasing); the new sides are ceil(side * scale).
 
-    A uint8 array (H, W) or (H, W, C) gives a uint8 array: summed in double precision, rounded and clipped to 8 bits after
-    *each* of the two passes, as MATLAB does for integer images. This gives the standard LR images bit for bit, when
-    the HR image has been cut to a multiple of the factor before (`modcrop`).
+    A uint8 array (H, W) or (H, W, C) gives a uint8 array: summed in double precision, rounded and clipped to 8 bits
+    after *each* of the two passes, as MATLAB does for integer images. This gives the standard LR images bit for bit,
+    when the HR image has been cut to a multiple of the factor before (`modcrop`).
 
-    A float tensor (..., H, W) gives a float tensor of the same dtype on the same device, neither rounded nor clipped, and
-    differentiable. It equals `basicsr.utils.matlab_functions.imresize` up to the rounding of its float32 weights.
+    A float tensor (..., H, W) gives a float tensor of the same dtype on the same device, neither rounded nor clipped,
+    and differentiable. It equals `basicsr.utils.matlab_functions.imresize` up to the rounding of its float32 weights.
 
     Raises:
         MtkdError: `scale` is not positive, or the image is neither a uint8 array nor a float tensor.
@@ -93,7 +93,7 @@ def _resample(image: Tensor, axis: int, scale: float) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _taps(length: int, scale: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Source positions and weights, both (taps, new length), that make one axis of `length` pixels `scale` times as long."""
+    """Source positions and weights, both (taps, new length), that resize an axis of `length` pixels."""
     # The inner rounding keeps 0.1 * 30 from becoming 4 pixels.
     new_length = math.ceil(round(length * scale, 6))
     stretch = max(1.0, 1 / scale)

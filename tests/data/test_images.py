@@ -3,9 +3,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from helpers import photo
 from PIL import Image
 
-from helpers import photo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image, read_size, write_image
 

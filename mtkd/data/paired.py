@@ -1,0 +1,209 @@
+"""Folders of images as (lq, gt) pairs, checked completely before the first one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtkd.contracts import MtkdError
+from mtkd.data.images import list_images, read_image, read_size
+from mtkd.data.resize import bicubic_lq
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class PairedImage:
+    """One pair: (h, w, 3) and (h * scale, w * scale, 3) uint8 RGB arrays. `name` is the gt file's, without suffix."""
+
+    name: str
+    lq: NDArray[np.uint8]
+    gt: NDArray[np.uint8]
+
+
+class PairedImages(Sequence[PairedImage]):
+    """Pairs of images from folders, with BasicSR's `PairedImageDataset` keys. Images are decoded when asked for.
+
+    The lq of `NAME.png` is `filename_tmpl.format(NAME)` with the same suffix, or, where BasicSR would stop, with any
+    other image suffix that is unambiguous. Only image headers are read here, so that thousands of images open in a
+    second; every problem of every image is collected and raised at once.
+
+    A gt image may be larger than lq * scale by less than `scale` pixels at the bottom and at the right; it is cut to
+    lq * scale. BasicSR allows any surplus in validation and none in training; a larger one means that the images do not
+    show the same scene region, so it is an error in both here.
+
+    Args:
+        dataroot_gt: folder of the gt images. `~` is expanded in all paths.
+        dataroot_lq: folder of the lq images. None: lq is made from gt by MATLAB's bicubic (`bicubic_lq`).
+        scale: gt side / lq side.
+        meta_info_file: text file whose lines begin with the file name of a gt image (BasicSR's form,
+            `0001_s001.png (480,480,3)`); only those images are used, in that order. None: all images of the folder.
+        filename_tmpl: lq name made from the gt name, both without suffix, such as '{}x4'.
+        io_backend: `{type: disk}` or None. Other back ends are an error.
+        min_gt_size: both sides of each gt (after the cut) must be at least this long: the training crop.
+
+    Raises:
+        MtkdError: unpaired, unreadable, wrongly sized, too small or doubly named images; the text lists them.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataroot_gt: str | Path,
+        scale: int,
+        dataroot_lq: str | Path | None = None,
+        meta_info_file: str | Path | None = None,
+        filename_tmpl: str = "{}",
+        io_backend: Mapping[str, Any] | None = None,
+        min_gt_size: int | None = None,
+    ) -> None:
+        if not isinstance(scale, int) or scale < 1:
+            raise MtkdError(f"scale must be a whole number of 1 or more, not {scale!r}.")
+        if filename_tmpl.count("{}") != 1:
+            raise MtkdError(
+                f"filename_tmpl {filename_tmpl!r} must hold {{}} once: the place of the gt name, such as '{{}}x4'."
+            )
+        backend = (io_backend or {}).get("type", "disk")
+        if backend != "disk":
+            raise MtkdError(
+                f"io_backend.type is {backend!r}, and only 'disk' is supported: images are decoded once into a store, "
+                "which makes lmdb and memcached unnecessary. Point dataroot_gt and dataroot_lq at folders of images."
+            )
+        self.scale = scale
+        self.dataroot_gt = Path(dataroot_gt).expanduser()
+        self.dataroot_lq = None if dataroot_lq is None else Path(dataroot_lq).expanduser()
+        self.names: list[str] = []
+        self.gt_paths: list[Path] = []
+        self.lq_paths: list[Path] | None = None if dataroot_lq is None else []
+        self.sizes: list[tuple[int, int]] = []
+        """Height and width of each gt after the cut."""
+
+        problems: list[str] = []
+        gt_paths = self._gt_paths(meta_info_file, problems)
+        partners = self._lq_paths(gt_paths, filename_tmpl, meta_info_file is None, problems)
+        for gt_path in gt_paths:
+            if partners is None:
+                size = self._size(gt_path, None, min_gt_size, problems)
+            elif gt_path in partners:
+                size = self._size(gt_path, partners[gt_path], min_gt_size, problems)
+            else:
+                continue
+            if size is not None:
+                self.names.append(gt_path.stem)
+                self.gt_paths.append(gt_path)
+                self.sizes.append(size)
+                if self.lq_paths is not None and partners is not None:
+                    self.lq_paths.append(partners[gt_path])
+        roots = str(self.dataroot_gt) + ("" if self.dataroot_lq is None else f" and {self.dataroot_lq}")
+        raise_problems(f"The images of {roots} cannot be used at scale {scale}", problems)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> PairedImage:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Pair `i`, decoded.
+
+        Raises:
+            MtkdError: a file cannot be decoded, or is not of the size that its header promised.
+        """
+        name = self.names[i]
+        height, width = self.sizes[i]
+        gt = read_image(self.gt_paths[i])[:height, :width]
+        lq = bicubic_lq(gt, self.scale) if self.lq_paths is None else read_image(self.lq_paths[i])
+        if gt.shape[:2] != (height, width) or lq.shape[:2] != (height // self.scale, width // self.scale):
+            raise MtkdError(
+                f"{self.gt_paths[i]} or its lq image decodes to another size than its header says, or it changed since "
+                "the run began. Export the pair again."
+            )
+        return PairedImage(name, lq, np.ascontiguousarray(gt))
+
+    def _gt_paths(self, meta_info_file: str | Path | None, problems: list[str]) -> list[Path]:
+        if meta_info_file is None:
+            paths = list_images(self.dataroot_gt)
+        else:
+            meta = Path(meta_info_file).expanduser()
+            try:
+                lines = meta.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise MtkdError(f"meta_info_file {meta} cannot be read: {error}.") from error
+            paths = [self.dataroot_gt / line.split()[0] for line in lines if line.strip()]
+            if not paths:
+                raise MtkdError(f"meta_info_file {meta} names no image: each line begins with a file name.")
+            problems += [f"{path}: named in {meta}, does not exist" for path in paths if not path.is_file()]
+            paths = [path for path in paths if path.is_file()]
+        seen: dict[str, Path] = {}
+        for path in paths:
+            if path.stem in seen:
+                problems.append(f"{path}: same name as {seen[path.stem].name}, so its lq image is ambiguous")
+            seen.setdefault(path.stem, path)
+        return list(seen.values())
+
+    def _lq_paths(
+        self, gt_paths: list[Path], filename_tmpl: str, all_used: bool, problems: list[str]
+    ) -> dict[Path, Path] | None:
+        if self.dataroot_lq is None:
+            return None
+        by_stem: dict[str, list[Path]] = {}
+        for path in list_images(self.dataroot_lq):
+            by_stem.setdefault(path.stem, []).append(path)
+        partners: dict[Path, Path] = {}
+        for gt_path in gt_paths:
+            stem = filename_tmpl.format(gt_path.stem)
+            found = by_stem.pop(stem, [])
+            same_suffix = [path for path in found if path.suffix == gt_path.suffix]
+            choice = same_suffix or found
+            if len(choice) == 1:
+                partners[gt_path] = choice[0]
+            elif choice:
+                problems.append(f"{gt_path}: several lq images fit, {', '.join(p.name for p in choice)}")
+            else:
+                problems.append(f"{gt_path}: no lq image {stem}{gt_path.suffix} in {self.dataroot_lq}")
+        if all_used:
+            problems += [
+                f"{path}: no gt image has this lq image (filename_tmpl is {filename_tmpl!r})"
+                for paths in by_stem.values()
+                for path in paths
+            ]
+        return partners
+
+    def _size(
+        self, gt_path: Path, lq_path: Path | None, min_gt_size: int | None, problems: list[str]
+    ) -> tuple[int, int] | None:
+        try:
+            gt_h, gt_w = read_size(gt_path)
+            lq_h, lq_w = (gt_h // self.scale, gt_w // self.scale) if lq_path is None else read_size(lq_path)
+        except MtkdError as error:
+            problems.append(str(error))
+            return None
+        if (gt_h // self.scale, gt_w // self.scale) != (lq_h, lq_w):
+            problems.append(
+                f"{gt_path}: gt is {gt_h}x{gt_w} (height x width), so lq must be {gt_h // self.scale}x"
+                f"{gt_w // self.scale}, but {lq_path} is {lq_h}x{lq_w}"
+            )
+            return None
+        height, width = lq_h * self.scale, lq_w * self.scale
+        if min(height, width) < (min_gt_size or self.scale):
+            problems.append(
+                f"{gt_path}: {height}x{width} (height x width) is smaller than "
+                + (f"the crop gt_size {min_gt_size}" if min_gt_size else "one lq pixel")
+            )
+            return None
+        return height, width
+
+
+def raise_problems(what: str, problems: Sequence[str]) -> None:
+    """Raise one MtkdError that lists `problems`, the first 20 in full; nothing happens when there are none."""
+    if not problems:
+        return
+    lines = [f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN]]
+    if len(problems) > _PROBLEMS_SHOWN:
+        lines.append(f"  and {len(problems) - _PROBLEMS_SHOWN} more")
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise MtkdError("\n".join([f"{what} ({count}):", *lines]))

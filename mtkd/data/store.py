@@ -1,0 +1,255 @@
+"""`ImageStore`: images of any sizes, decoded once, in one memory-mapped file.
+
+The file is a safetensors file with one flat tensor, "images": every image as rows of RGB pixels, one image after the
+other. Names, sizes and `facts` are JSON in its metadata. A half-written store lives under another name
+(`PATH.partial`), so a file called PATH is complete by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from mtkd.contracts import MtkdError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+StoreDtype = Literal["uint8", "float16"]
+
+_FORMAT = "mtkd image store 1"
+_SAFETENSORS_NAMES: dict[StoreDtype, str] = {"uint8": "U8", "float16": "F16"}
+
+
+class ImageStore(Sequence["NDArray[Any]"]):
+    """Opened store; nothing is read before it is used, and what is read stays in the system's page cache.
+
+    Attributes:
+        names: one per image, unique.
+        sizes: (height, width) per image.
+        offsets: position of each image's first value in `flat`; always a multiple of 3.
+        facts: the plain dict that the writer was given (a fingerprint, a rule).
+        flat: 1-D CPU tensor of all values, memory-mapped copy-on-write: changing it never changes the file. uint8
+            in [0, 255], or float16 nominally in [0, 1].
+
+    Raises:
+        MtkdError: no such file, or not a complete store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        try:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                actual = os.fstat(file.fileno()).st_size
+                header = json.loads(file.read(length) if 0 < length <= actual else b"")
+            entry, metadata = header["images"], header["__metadata__"]
+            if metadata["format"] != _FORMAT:
+                raise ValueError(metadata["format"])
+            self.names: list[str] = json.loads(metadata["names"])
+            self.sizes: list[tuple[int, int]] = [(h, w) for h, w in json.loads(metadata["sizes"])]
+            self.facts: dict[str, Any] = json.loads(metadata["facts"])
+            dtype = next(name for name, code in _SAFETENSORS_NAMES.items() if code == entry["dtype"])
+        except OSError as error:
+            raise MtkdError(f"Image store {self.path} cannot be opened: {error.strerror or error}.") from error
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise MtkdError(f"{self.path} is no image store of mtkd. Delete it and make it again.") from error
+        if actual != 8 + length + entry["data_offsets"][1]:
+            raise MtkdError(f"Image store {self.path} is truncated. Delete it and make it again.")
+        self.dtype: StoreDtype = dtype
+        self.offsets = _offsets(self.sizes)[:-1]
+        # Copy-on-write, because torch has no read-only tensors.
+        mapped = np.memmap(self.path, dtype=dtype, mode="c", offset=8 + length, shape=tuple(entry["shape"]))
+        self.flat: Tensor = torch.from_numpy(mapped)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> NDArray[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Image `i` as an (H, W, 3) array of the store's dtype, a view of `flat`."""
+        i = range(len(self))[i]
+        height, width = self.sizes[i]
+        start = self.offsets[i]
+        return self.flat[start : start + height * width * 3].numpy().reshape(height, width, 3)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return self.flat.numel() * self.flat.element_size()
+
+    def digest(self) -> str:
+        """SHA-256 of dtype, names, sizes and every value, wherever the file lies; reads all of it, about 1 GB/s."""
+        digest = hashlib.sha256(json.dumps([self.dtype, self.names, self.sizes]).encode())
+        values = self.flat.numpy().view(np.uint8)
+        step = 1 << 26
+        for start in range(0, len(values), step):
+            digest.update(values[start : start + step])
+        return digest.hexdigest()
+
+
+class StoreWriter:
+    """Fills a store image by image, in any order, and gives it its name when all are there.
+
+    Opening a writer on a half-written store with the same names, sizes, dtype and facts goes on where a killed process
+    stopped: `missing()` says what is left. Several threads may share one writer. Several processes may each open one
+    and fill different images, when the first has opened it before the others do; one of them calls `finish`.
+
+    Raises:
+        MtkdError: no images, names not unique, or a half-written store with other contents is in the way.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        names: Sequence[str],
+        sizes: Sequence[tuple[int, int]],
+        facts: Mapping[str, Any] | None = None,
+        *,
+        dtype: StoreDtype = "uint8",
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.sizes = [(int(height), int(width)) for height, width in sizes]
+        self.dtype = np.dtype(dtype)
+        if not names or len(names) != len(self.sizes) or len(set(names)) != len(names):
+            raise MtkdError(f"Image store {self.path} needs at least one image, one size per name, and unique names.")
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._done_path = self.path.with_name(self.path.name + ".partial.done")
+        self._lock = threading.Lock()
+        header = _header(list(names), self.sizes, dict(facts or {}), dtype)
+        offsets = _offsets(self.sizes)
+        self._starts = [len(header) + start * self.dtype.itemsize for start in offsets[:-1]]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._partial.exists():
+                self._create(header, len(header) + offsets[-1] * self.dtype.itemsize)
+            elif not _starts_with(self._partial, header):
+                raise MtkdError(
+                    f"{self._partial} is a half-written image store with other images or facts. Delete it, or write "
+                    "this store under another name."
+                )
+            self._data = open(self._partial, "r+b", buffering=0)  # noqa: SIM115
+            self._done = open(self._done_path, "r+b" if self._done_path.exists() else "w+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise MtkdError(f"Image store {self.path} cannot be written: {error.strerror or error}.") from error
+
+    def missing(self) -> list[int]:
+        """Indices of the images that nobody has put yet, in ascending order."""
+        with self._lock:
+            self._done.seek(0)
+            done = self._done.read(len(self.sizes)).ljust(len(self.sizes), b"\0")
+        return [i for i, flag in enumerate(done) if not flag]
+
+    def put(self, i: int, image: NDArray[Any]) -> None:
+        """Store image `i`: (H, W, 3) of its announced size; uint8 for a uint8 store, any float for a float16 store.
+
+        Raises:
+            MtkdError: other shape or kind of number, or the disk is full.
+        """
+        expected = (*self.sizes[i], 3)
+        if image.shape != expected or (image.dtype != np.uint8 if self.dtype == np.uint8 else image.dtype.kind != "f"):
+            raise MtkdError(
+                f"Image {i} of store {self.path} must be {self.dtype} of shape {expected}, not {image.dtype} of shape "
+                f"{image.shape}."
+            )
+        data = memoryview(np.ascontiguousarray(image, dtype=self.dtype)).cast("B")
+        try:
+            with self._lock:
+                self._data.seek(self._starts[i])
+                while data:
+                    data = data[self._data.write(data) :]
+                # The mark follows the pixels, so a process killed in between leaves the image missing.
+                self._done.seek(i)
+                self._done.write(b"\1")
+        except OSError as error:
+            raise MtkdError(f"Image store {self.path} cannot be written: {error.strerror or error}.") from error
+
+    def finish(self) -> ImageStore:
+        """Give the complete store its name and open it.
+
+        Raises:
+            MtkdError: images are missing.
+        """
+        missing = self.missing()
+        if missing:
+            raise MtkdError(f"Image store {self.path} lacks {len(missing)} images, the first is number {missing[0]}.")
+        os.fsync(self._data.fileno())
+        self.close()
+        os.replace(self._partial, self.path)
+        self._done_path.unlink(missing_ok=True)
+        return ImageStore(self.path)
+
+    def close(self) -> None:
+        """Close the files and leave the half-written store for a later writer."""
+        self._data.close()
+        self._done.close()
+
+    def _create(self, header: bytes, size: int) -> None:
+        # Marks of an older attempt would say that images are there.
+        self._done_path.unlink(missing_ok=True)
+        temporary = self._partial.with_name(f"{self._partial.name}.{os.getpid()}")
+        with open(temporary, "wb") as file:
+            file.write(header)
+            file.truncate(size)
+        os.replace(temporary, self._partial)
+
+
+def write(
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    images: Sequence[NDArray[Any]],
+    facts: Mapping[str, Any] | None = None,
+    *,
+    dtype: StoreDtype = "uint8",
+) -> ImageStore:
+    """Write (H, W, 3) arrays that are already in memory as a store and open it; see `StoreWriter` for the errors."""
+    writer = StoreWriter(path, names, [image.shape[:2] for image in images], facts, dtype=dtype)
+    try:
+        for i, image in enumerate(images):
+            writer.put(i, image)
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+def _offsets(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    offsets = [0]
+    for height, width in sizes:
+        offsets.append(offsets[-1] + height * width * 3)
+    return offsets
+
+
+def _header(names: list[str], sizes: list[tuple[int, int]], facts: dict[str, Any], dtype: StoreDtype) -> bytes:
+    count = sum(height * width * 3 for height, width in sizes)
+    text = json.dumps(
+        {
+            "__metadata__": {
+                "format": _FORMAT,
+                "names": json.dumps(names),
+                "sizes": json.dumps(sizes),
+                "facts": json.dumps(facts, sort_keys=True),
+            },
+            "images": {
+                "dtype": _SAFETENSORS_NAMES[dtype],
+                "shape": [count],
+                "data_offsets": [0, count * np.dtype(dtype).itemsize],
+            },
+        }
+    ).encode()
+    # Values begin at a multiple of 8 bytes, as the safetensors format asks.
+    text = text.ljust(math.ceil(len(text) / 8) * 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _starts_with(path: Path, header: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(header)) == header

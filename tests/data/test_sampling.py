@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import photo
+
+from mtkd.contracts import MtkdError
+from mtkd.data import store
+from mtkd.data.sampling import CropSampler, choose_residence
+
+SCALE, SIDE = 2, 12
+SIZES = [(12, 12), (20, 14), (14, 32), (26, 22), (16, 16)]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Each lq pixel is the top left pixel of its gt block and each target is the negative of its gt."""
+    root = tmp_path_factory.mktemp("stores")
+    names = [f"i{i}" for i in range(len(SIZES))]
+    gts = [
+        np.ascontiguousarray(photo("coffee")[30 * i : 30 * i + h, 40 * i : 40 * i + w])
+        for i, (h, w) in enumerate(SIZES)
+    ]
+    return {
+        "lq": store.write(root / "lq", names, [gt[::SCALE, ::SCALE] for gt in gts]),
+        "gt": store.write(root / "gt", names, gts),
+        "target": store.write(root / "target", names, [255 - gt for gt in gts]),
+    }
+
+
+def sampler(stores, **changes):
+    options = {"scale": SCALE, "gt_size": SIDE, "batch_size": 4, "use_hflip": True, "use_rot": True, "seed": 10}
+    return CropSampler(**{**stores, **options, **changes})
+
+
+def to_uint8(image):
+    """(3, h, w) in [0, 1] -> (h, w, 3) uint8; exactly on the grid of 8 bits or the test fails."""
+    values = image.mul(255).round()
+    assert torch.equal(values.div(255), image)
+    return values.to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def variants(image, side, step=1):
+    """Every crop at every `step`-th position and orientation: {(top, left, hflip, vflip, transpose): bytes}."""
+    found = {}
+    for top in range(0, image.shape[0] - side + 1, step):
+        for left in range(0, image.shape[1] - side + 1, step):
+            for hflip in (False, True):
+                for vflip in (False, True):
+                    for transpose in (False, True):
+                        crop = image[top : top + side, left : left + side]
+                        crop = crop[:, ::-1] if hflip else crop
+                        crop = crop[::-1] if vflip else crop
+                        crop = crop.transpose(1, 0, 2) if transpose else crop
+                        found[top, left, hflip, vflip, transpose] = crop.tobytes()
+    return found
+
+
+def test_every_sample_is_one_crop_in_one_orientation_of_the_named_image(stores):
+    ours = sampler(stores)
+    references = [variants(image, SIDE, SCALE) for image in stores["gt"]]
+    lq_references = [variants(image, SIDE // SCALE) for image in stores["lq"]]
+    seen = set()
+    for k in range(150):
+        batch = ours.batch(k)
+        assert batch.gt.shape == batch.target.shape == (4, 3, SIDE, SIDE)
+        assert batch.lq.shape == (4, 3, SIDE // SCALE, SIDE // SCALE)
+        assert batch.gt.dtype == batch.lq.dtype == batch.target.dtype == torch.float32
+        assert batch.index.dtype == torch.int64
+        for lq, gt, target, i in zip(batch.lq, batch.gt, batch.target, batch.index.tolist(), strict=True):
+            lq, gt, target = map(to_uint8, (lq, gt, target))
+            keys = [key for key, crop in references[i].items() if crop == gt.tobytes()]
+            assert len(keys) == 1, "the crop is not in the image, or the photo is too flat for this test"
+            top, left, hflip, vflip, transpose = keys[0]
+            assert np.array_equal(target, 255 - gt)
+            assert lq.tobytes() == lq_references[i][top // SCALE, left // SCALE, hflip, vflip, transpose]
+            seen.add((i, *keys[0]))
+    assert {key[3:] for key in seen} == {(h, v, t) for h in (0, 1) for v in (0, 1) for t in (0, 1)}
+    positions = {key[1:3] for key in seen if key[0] == 1}
+    assert positions == {(top, left) for top in range(0, 9, 2) for left in (0, 2)}, "a position is never drawn"
+
+
+@pytest.mark.parametrize(
+    "use_hflip, use_rot, expected",
+    [
+        (False, False, {(0, 0, 0)}),
+        (True, False, {(0, 0, 0), (1, 0, 0)}),
+        (False, True, {(0, v, t) for v in (0, 1) for t in (0, 1)}),
+    ],
+)
+def test_augmentations_are_basicsrs(stores, use_hflip, use_rot, expected):
+    ours = sampler(stores, use_hflip=use_hflip, use_rot=use_rot)
+    references = [variants(image, SIDE, SCALE) for image in stores["gt"]]
+    seen = set()
+    for k in range(15):
+        batch = ours.batch(k)
+        for gt, i in zip(batch.gt, batch.index.tolist(), strict=True):
+            crop = to_uint8(gt).tobytes()
+            seen |= {key[2:] for key, reference in references[i].items() if reference == crop}
+    assert seen == expected
+
+
+def same(one, two):
+    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("lq", "gt", "target", "index"))
+
+
+def test_a_batch_depends_on_seed_iteration_and_rank_alone(stores):
+    ours = sampler(stores)
+    in_order = [ours.batch(k) for k in range(8)]
+    fresh = sampler(stores)
+    assert all(same(fresh.batch(k), in_order[k]) for k in (7, 0, 3))
+    assert all(same(one, two) for one, two in zip(sampler(stores).batches(2, 8), in_order[2:], strict=True))
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert same(sampler(stores).batch(3), in_order[3])
+    assert not same(in_order[0], in_order[5])
+    assert not same(sampler(stores, seed=11).batch(0), in_order[0])
+    assert not same(sampler(stores, rank=1, world_size=2).batch(0), in_order[0])
+
+
+@pytest.mark.parametrize("batch_size, world_size", [(1, 1), (4, 1), (2, 3), (3, 4)])
+def test_every_image_is_visited_once_per_pass_over_all_ranks(stores, batch_size, world_size):
+    ranks = [sampler(stores, batch_size=batch_size, rank=r, world_size=world_size) for r in range(world_size)]
+    assert len(ranks[0]) == len(SIZES)
+    visited = []
+    while len(visited) < 8 * len(SIZES):
+        k = len(visited) // (batch_size * world_size)
+        for rank in ranks:
+            visited += rank.batch(k).index.tolist()
+    passes = [visited[start : start + len(SIZES)] for start in range(0, 8 * len(SIZES), len(SIZES))]
+    assert all(sorted(p) == list(range(len(SIZES))) for p in passes)
+    assert len({tuple(p) for p in passes}) > 4, "the order must differ from pass to pass"
+
+
+def test_ranks_draw_different_crops(stores):
+    one, two = (sampler(stores, rank=r, world_size=2) for r in (0, 1))
+    assert not np.array_equal(one._draw(0, 4)[1][:, 1:], two._draw(0, 4)[1][:, 1:])
+
+
+def test_crop_size_may_change_from_batch_to_batch(stores):
+    ours = sampler(stores)
+    assert ours.batch(0, 8).gt.shape == (4, 3, 8, 8)
+    sides = [batch.gt.shape[-1] for batch in ours.batches(0, 4, lambda k: 4 + 2 * k)]
+    assert sides == [4, 6, 8, 10]
+    assert torch.equal(ours.batch(0, 8).index, ours.batch(0).index)
+
+
+@pytest.mark.parametrize("gt_size", [0, 11, 14])
+def test_a_crop_that_does_not_fit_is_refused(stores, gt_size):
+    with pytest.raises(MtkdError, match=f"gt_size {gt_size}"):
+        sampler(stores, gt_size=gt_size)
+    with pytest.raises(MtkdError, match=f"gt_size {gt_size}"):
+        sampler(stores).batch(0, gt_size)
+
+
+def test_without_stored_targets_there_is_no_target(stores):
+    assert sampler({"lq": stores["lq"], "gt": stores["gt"]}).batch(0).target is None
+
+
+def test_half_precision_targets_are_handed_out_as_they_are(stores, tmp_path):
+    values = [np.random.default_rng(i).random((h, w, 3)).astype(np.float16) for i, (h, w) in enumerate(SIZES)]
+    target = store.write(tmp_path / "half", stores["gt"].names, values, dtype="float16")
+    batch = sampler({**stores, "target": target}, use_hflip=False, use_rot=False).batch(0)
+    for image, i in zip(batch.target, batch.index.tolist(), strict=True):
+        crops = torch.from_numpy(values[i]).float().permute(2, 0, 1).unfold(1, SIDE, 1).unfold(2, SIDE, 1)
+        assert (crops.permute(1, 2, 0, 3, 4) == image).all(dim=(2, 3, 4)).any()
+
+
+def test_memory_format_is_the_one_asked_for(stores):
+    assert sampler(stores).batch(0).gt.is_contiguous()
+    last = sampler(stores, memory_format=torch.channels_last).batch(0).gt
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, sampler(stores).batch(0).gt)
+
+
+def test_stores_that_do_not_belong_together_are_refused(stores):
+    with pytest.raises(MtkdError, match="no multiple|must be"):
+        sampler(stores, scale=3)
+    with pytest.raises(MtkdError, match="target image i0 is 6x6 .* must be 12x12"):
+        sampler({**stores, "target": stores["lq"]})
+
+
+def test_other_names_are_refused(stores, tmp_path):
+    other = store.write(tmp_path / "other", [*stores["gt"].names[1:], "x"], list(stores["target"]))
+    with pytest.raises(MtkdError, match="target store .* holds other images"):
+        sampler({**stores, "target": other})
+
+
+def test_images_stay_in_ram_unless_a_gpu_has_room(stores, monkeypatch):
+    assert choose_residence(1, "cpu") == "ram"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert choose_residence(500, "cuda") == "device"
+    assert choose_residence(501, "cuda") == "ram"
+    assert sampler(stores).residence == "ram"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("residence", ["device", "ram"])
+def test_cuda_batches_equal_cpu_batches(stores, residence):
+    on_gpu = sampler(stores, device="cuda", residence=residence)
+    on_cpu = sampler(stores)
+    for k, batch in enumerate(on_gpu.batches(0, 6)):
+        want = on_cpu.batch(k)
+        assert batch.gt.device.type == batch.index.device.type == "cuda"
+        for name in ("lq", "gt", "target", "index"):
+            torch.testing.assert_close(getattr(batch, name).cpu(), getattr(want, name), atol=1e-7, rtol=0)

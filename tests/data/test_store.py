@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import photo
+from safetensors.torch import load_file
+
+from mtkd.contracts import MtkdError
+from mtkd.data import store
+from mtkd.data.store import ImageStore, StoreWriter
+
+NAMES = ["a", "b", "ö"]
+
+
+def images():
+    return [photo("chelsea", (5, 7)), photo("coffee", (16, 3)), photo("rocket", (1, 1))]
+
+
+def test_images_names_and_facts_come_back(tmp_path):
+    made = store.write(tmp_path / "s.safetensors", NAMES, images(), {"scale": 4, "by": ["edsr"]})
+    assert (len(made), made.names, made.sizes) == (3, NAMES, [(5, 7), (16, 3), (1, 1)])
+    assert made.facts == {"scale": 4, "by": ["edsr"]}
+    assert made.dtype == "uint8"
+    for got, want in zip(made, images(), strict=True):
+        assert np.array_equal(got, want)
+    assert np.array_equal(made[-1], images()[-1])
+    with pytest.raises(IndexError):
+        made[3]
+
+
+def test_flat_is_all_images_in_order_and_writing_to_it_leaves_the_file_alone(tmp_path):
+    made = store.write(tmp_path / "s", NAMES, images())
+    assert np.array_equal(made.flat.numpy(), np.concatenate([image.ravel() for image in images()]))
+    assert made.offsets == [0, 105, 249]
+    made.flat.zero_()
+    assert np.array_equal(ImageStore(tmp_path / "s")[0], images()[0])
+
+
+def test_the_file_is_plain_safetensors(tmp_path):
+    made = store.write(tmp_path / "s.safetensors", NAMES, images())
+    assert torch.equal(load_file(tmp_path / "s.safetensors")["images"], made.flat)
+
+
+def test_half_precision_images_come_back(tmp_path):
+    floats = [image.astype(np.float32) / 255 for image in images()]
+    made = store.write(tmp_path / "s", NAMES, floats, dtype="float16")
+    assert made.flat.dtype == torch.float16
+    assert np.array_equal(made[0], floats[0].astype(np.float16))
+
+
+def test_a_killed_writer_leaves_no_store_and_the_next_one_goes_on(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    first = StoreWriter(tmp_path / "s", NAMES, sizes, {"x": 1})
+    first.put(1, images()[1])
+    first.close()
+    with pytest.raises(MtkdError, match="cannot be opened"):
+        ImageStore(tmp_path / "s")
+
+    second = StoreWriter(tmp_path / "s", NAMES, sizes, {"x": 1})
+    assert second.missing() == [0, 2]
+    second.put(2, images()[2])
+    with pytest.raises(MtkdError, match="lacks 1 image"):
+        second.finish()
+    second.put(0, images()[0])
+    made = second.finish()
+    assert all(np.array_equal(got, want) for got, want in zip(made, images(), strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_two_writers_share_the_work(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    one, two = (StoreWriter(tmp_path / "s", NAMES, sizes) for _ in range(2))
+    one.put(0, images()[0])
+    two.put(1, images()[1])
+    two.put(2, images()[2])
+    two.close()
+    assert all(np.array_equal(got, want) for got, want in zip(one.finish(), images(), strict=True))
+
+
+def test_a_half_written_store_with_other_facts_is_in_the_way(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    StoreWriter(tmp_path / "s", NAMES, sizes, {"teacher": "edsr"}).close()
+    with pytest.raises(MtkdError, match="s.partial is a half-written"):
+        StoreWriter(tmp_path / "s", NAMES, sizes, {"teacher": "rcan"})
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_store_is_refused(tmp_path, keep):
+    store.write(tmp_path / "s", NAMES, images())
+    data = (tmp_path / "s").read_bytes()
+    (tmp_path / "s").write_bytes(data[:keep])
+    with pytest.raises(MtkdError, match="Delete it"):
+        ImageStore(tmp_path / "s")
+
+
+def test_another_safetensors_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"images": torch.zeros(3, dtype=torch.uint8)}, tmp_path / "weights.safetensors")
+    with pytest.raises(MtkdError, match="no image store"):
+        ImageStore(tmp_path / "weights.safetensors")
+
+
+def test_wrong_images_are_refused(tmp_path):
+    writer = StoreWriter(tmp_path / "s", ["a"], [(4, 4)])
+    for wrong in [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)]:
+        with pytest.raises(MtkdError, match="must be uint8 of shape"):
+            writer.put(0, wrong)
+    assert writer.missing() == [0]
+    with pytest.raises(MtkdError, match="unique names"):
+        store.write(tmp_path / "t", ["a", "a"], [np.zeros((4, 4, 3), np.uint8)] * 2)
+
+
+def test_the_digest_follows_contents_not_the_place(tmp_path):
+    one = store.write(tmp_path / "one", NAMES, images(), {"made": "here"})
+    two = store.write(tmp_path / "two", NAMES, images())
+    changed = [images()[0] ^ 1, *images()[1:]]
+    assert one.digest() == two.digest()
+    assert one.digest() != store.write(tmp_path / "three", NAMES, changed).digest()
+    assert one.digest() != store.write(tmp_path / "four", ["a", "b", "c"], images()).digest()
