@@ -59,7 +59,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Returns `x` itself when nothing is missing.
     """
     h, w = x.shape[-2:]
-    pad_h, pad_w = -h % multiple, -w % multiple
+    # Not -h % multiple: the padded side is then plainly a product, which spares torch.compile minutes of algebra on
+    # symbolic sizes.
+    pad_h, pad_w = ((side + multiple - 1) // multiple * multiple - side for side in (h, w))
     if pad_h == pad_w == 0:
         return x
     if pad_h < h and pad_w < w:
@@ -102,7 +104,8 @@ def shifted_window_mask(
 
     regions = 3 * region(h)[:, None] + region(w)
     tokens = rearrange(regions, "(h wh) (w ww) -> (h w) (wh ww)", wh=window, ww=window)
-    return (tokens[:, None, :] != tokens[:, :, None]).to(dtype or torch.get_default_dtype()) * -100.0
+    apart = tokens[:, None, :] != tokens[:, :, None]
+    return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -100.0)
 
 
 def relative_position_index(window: int) -> Tensor:

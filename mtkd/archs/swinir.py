@@ -98,7 +98,7 @@ class BlockStack(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for block in self.blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
+                x = checkpoint(block, x, mask, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
             else:
                 x = block(x, mask)
         return x
