@@ -11,10 +11,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.zoo import download, files, keymaps, loading
@@ -96,7 +98,8 @@ def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> 
     source = _source_of(item, file, sha256)
     with _locked(folder, item.name):
         check = _check(item, source, sha256, folder)
-        _convert(item, file, source, sha256, check, folder)
+        state = _loaded(item, _network(item), file, source, folder)
+        _write(item, state, source, sha256, check, folder)
     return converted_path(item, weights_dir)
 
 
@@ -152,6 +155,7 @@ def _record(item: Entry, folder: Path) -> dict[str, Any]:
 def _obtain(item: Entry, folder: Path) -> None:
     """Try the sources in turn: a file that lies here already, else a transfer. A wrong hash ends the search."""
     reasons = []
+    net = _network(item)
     for source in item.sources:
         try:
             with _locked(folder, f"downloads-{source.file}"):
@@ -159,10 +163,11 @@ def _obtain(item: Entry, folder: Path) -> None:
                 sha256 = files.sha256_of(file)
                 check = _check_or_set_aside(item, source, file, sha256, folder)
                 try:
-                    _convert(item, file, source, sha256, check, folder)
+                    state = _loaded(item, net, file, source, folder)
                 except MtkdError as error:
                     aside = _set_aside(file, sha256)
                     raise download.TransferError(f"{error} It was set aside as {aside}.") from error
+                _write(item, state, source, sha256, check, folder)
                 if file.parent == folder / "downloads" and source.member is None:
                     file.unlink()
                 return
@@ -262,12 +267,20 @@ def _member_in(item: Entry, file: Path) -> str | None:
     return next((source.member for source in item.sources if source.member), None)
 
 
-def _convert(item: Entry, file: Path, source: Source, sha256: str, check: Check, folder: Path) -> None:
-    """Load strictly into the network of the entry, write that in our naming, record it."""
+def _network(item: Entry) -> nn.Module:
+    return loading.build_network(item.facts["arch"], source=f"The zoo's entry {item.name}")
+
+
+def _loaded(item: Entry, net: nn.Module, file: Path, source: Source, folder: Path) -> dict[str, Tensor]:
+    """Weights of the original in our naming, proven to fit `net` strictly."""
     with _member(file, source, folder) as original:
-        state = keymaps.to_basicsr(files.read_checkpoint(original).state)
-        net = loading.build_network(item.facts["arch"], source=f"The zoo's entry {item.name}")
-        loading.load_into(net, state, source=str(original))
+        state = files.read_checkpoint(original).state
+    loading.load_into(net, state, source=f"{source.file} for {item.name}")
+    return keymaps.to_basicsr(state)
+
+
+def _write(item: Entry, state: Mapping[str, Tensor], source: Source, sha256: str, check: Check, folder: Path) -> None:
+    """Write the converted file and the record beside it."""
     origin = {"url": source.url, "file": source.file, "sha256": sha256, "check": check}
     target = folder / f"{item.name}.safetensors"
     fresh = target.with_name(f".{item.name}.new.safetensors")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.zoo import cache, files, keymaps, loading
@@ -68,23 +68,30 @@ def convert(
     net = loading.build_network(facts["arch"], source=str(source))
     loading.load_into(net, checkpoint.state, source=str(source))
     facts.setdefault("scale", getattr(net, "scale", None))
-    arguments = facts["arch"]["args"]
     state = keymaps.to_basicsr(checkpoint.state)
-    img_size = arguments.get("img_size", 64)
+    try:
+        _write(state, target, to=to, facts=facts)
+    except OSError as error:
+        raise MtkdError(f"{target} cannot be written: {error.strerror or error}.") from error
+    return Converted(target, facts["arch"], assumed)
+
+
+def _write(state: dict[str, Tensor], target: Path, *, to: Target, facts: dict[str, Any]) -> None:
     if to == "safetensors":
         files.write_safetensors(target, state, facts)
-    elif to == "basicsr":
-        swinir = keymaps.detect(state) == keymaps.Layout("SwinIR", "basicsr")
-        complete = keymaps.with_swinir_buffers(state, img_size=img_size) if swinir else state
-        files.write_pth(target, {"params": complete, files.FACTS: facts})
-    else:
-        mean = tuple(arguments.get("rgb_mean", keymaps.DIV2K_MEAN))
-        official = keymaps.to_official(
-            state, img_range=arguments.get("img_range", 255.0), rgb_mean=mean, img_size=img_size
-        )
+        return
+    arguments = facts["arch"].get("args", {})
+    img_size = arguments.get("img_size", 64)
+    layout = keymaps.detect(state)
+    if to == "official":
+        img_range, mean = arguments.get("img_range", 255.0), tuple(arguments.get("rgb_mean", keymaps.DIV2K_MEAN))
+        official = keymaps.to_official(state, img_range=img_range, rgb_mean=mean, img_size=img_size)
         # The authors of SwinIR save under `params`, those of EDSR and RCAN the bare state dict.
-        files.write_pth(target, {"params": official} if facts["arch"]["type"] == "SwinIR" else official)
-    return Converted(target, facts["arch"], assumed)
+        files.write_pth(target, {"params": official} if layout and layout.arch == "SwinIR" else official)
+        return
+    if layout and layout.arch == "SwinIR":
+        state = keymaps.with_swinir_buffers(state, img_size=img_size)
+    files.write_pth(target, {"params": state, files.FACTS: facts})
 
 
 def _facts(

@@ -72,6 +72,7 @@ def read_checkpoint(path: Path, *, key: str | None = "auto") -> Checkpoint:
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write a file that says what it is: `facts` as JSON in the metadata. Appears whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -79,6 +80,8 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
     try:
         save_file(tensors, temporary, metadata={"format": "pt", FACTS: json.dumps(facts)})
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,7 +90,8 @@ def write_pth(path: Path, content: Mapping[str, Any]) -> None:
     """`torch.save` that appears whole or not at all."""
     temporary = _temporary(path)
     try:
-        torch.save(dict(content), temporary)
+        with open(temporary, "wb") as file:  # given a name, torch would write that name into the file
+            torch.save(dict(content), file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

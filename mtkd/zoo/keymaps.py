@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -115,7 +115,7 @@ def to_official(
     *,
     img_range: float = 255.0,
     rgb_mean: tuple[float, ...] = DIV2K_MEAN,
-    img_size: int = 64,
+    img_size: int | Sequence[int] = 64,
 ) -> dict[str, Tensor]:
     """`state` as the authors' code saves it: mean shifts for EDSR and RCAN, buffers for SwinIR.
 
@@ -187,7 +187,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {}  # a damaged state dict: the comparison of names says what is missing
 
 
-def with_swinir_buffers(state: Mapping[str, Tensor], *, img_size: int) -> dict[str, Tensor]:
+def with_swinir_buffers(state: Mapping[str, Tensor], *, img_size: int | Sequence[int]) -> dict[str, Tensor]:
     """`state` with the buffers that strict loading in the authors' code and in BasicSR asks for.
 
     Liu et al., "Swin Transformer", 2021: the index of each pair's relative position in a window, and -100 between
@@ -201,7 +201,7 @@ def with_swinir_buffers(state: Mapping[str, Tensor], *, img_size: int) -> dict[s
         window = (math.isqrt(table.shape[0]) + 1) // 2
         complete[f"{block}.attn.relative_position_index"] = _relative_position_index(window)
         shifted = int(block.rpartition(".")[2]) % 2 == 1
-        if shifted and img_size > window:
+        if shifted and (img_size if isinstance(img_size, int) else min(img_size)) > window:
             complete[f"{block}.attn_mask"] = _attention_mask(img_size, window)
     return complete
 
@@ -288,12 +288,20 @@ def _relative_position_index(window: int) -> Tensor:
     return (rows[:, None] - rows + window - 1) * span + columns[:, None] - columns + window - 1
 
 
-def _attention_mask(size: int, window: int) -> Tensor:
-    shift = window // 2
-    band = torch.zeros(size, dtype=torch.long)
-    band[-window:] = 1
-    band[-shift:] = 2
-    regions = 3 * band[:, None] + band
-    count = size // window
-    windows = regions.view(count, window, count, window).permute(0, 2, 1, 3).reshape(count * count, window * window)
+def _attention_mask(img_size: int | Sequence[int], window: int) -> Tensor:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height % window or width % window:
+        raise MtkdError(
+            f"img_size {img_size} is not a multiple of window_size {window}, so no mask can be computed for it."
+        )
+    regions = 3 * _bands(height, window)[:, None] + _bands(width, window)
+    windows = regions.view(height // window, window, width // window, window).transpose(1, 2).flatten(2).flatten(0, 1)
     return (windows[:, None, :] != windows[:, :, None]).float() * -100.0
+
+
+def _bands(side: int, window: int) -> Tensor:
+    """Which of three bands each row belongs to: untouched by the shift, last window, wrapped around."""
+    band = torch.zeros(side, dtype=torch.long)
+    band[-window:] = 1
+    band[-(window // 2) :] = 2
+    return band
