@@ -53,6 +53,7 @@ setup(
         "pydantic>=2",
         "pyyaml",
         "pooch",
+        "filelock",
         "rich",
         "matplotlib",
         "safetensors",
