@@ -68,6 +68,15 @@ def test_a_killed_writer_leaves_no_store_and_the_next_one_goes_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+def test_marks_of_a_deleted_attempt_count_for_nothing(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    writer = StoreWriter(tmp_path / "s", NAMES, sizes)
+    writer.put(0, images()[0])
+    writer.close()
+    (tmp_path / "s.partial").unlink()
+    assert StoreWriter(tmp_path / "s", NAMES, sizes).missing() == [0, 1, 2]
+
+
 def test_two_writers_share_the_work(tmp_path):
     sizes = [image.shape[:2] for image in images()]
     one, two = (StoreWriter(tmp_path / "s", NAMES, sizes) for _ in range(2))
