@@ -152,7 +152,7 @@ def _command_line() -> str:
 def _train(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
-    options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")
+    options = load_options(args.opt, force=args.force_yml, debug=args.debug)
     from mtkd.engine.train import train
 
     train(
@@ -168,7 +168,7 @@ def _train(args: argparse.Namespace) -> int:
 def _test(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
-    options = load_options(args.opt, force=args.force_yml, kind="test")
+    options = load_options(args.opt, force=args.force_yml)
     from mtkd.engine.report import test
 
     test(options, command=_command_line())
@@ -232,7 +232,7 @@ def _upscale(args: argparse.Namespace) -> int:
 def _teach(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
-    options = load_options(args.opt, force=args.force_yml, kind="train")
+    options = load_options(args.opt, force=args.force_yml)
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FOLDER.")
     from mtkd.engine.teach import teach
@@ -254,7 +254,9 @@ def _list(args: argparse.Namespace) -> int:
 
     from mtkd import catalog
 
-    kind = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}[args.what]
+    kind = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}[
+        args.what
+    ]
     for name in catalog.names(kind):  # pyright: ignore[reportArgumentType]
         found = catalog.get(kind, name)  # pyright: ignore[reportArgumentType]
         print(f"{name}: {(inspect.getdoc(found) or '').splitlines()[0]}")

@@ -40,19 +40,20 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
     """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared.
 
     Raises:
-        MtkdError: weights are missing or foreign, or the fusion network was trained with other members or another order.
+        MtkdError: weights are missing or foreign, or the fusion network was trained with other members or another
+            order.
     """
     members: dict[str, nn.Module] = {}
     for name, teacher in options.teachers.items():
         members[name] = build_network(teacher.network)
-        load_weights(members[name], teacher.pretrain, key=teacher.param_key)
+        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
     if options.fusion is None:
         return members
     ensemble = Ensemble(members)
     if options.fusion == "mean":
         return {"mean": FusedTeacher(ensemble, MeanFusion(len(members)))}
     fusion = build_network(options.fusion.network)
-    facts = load_weights(fusion, options.fusion.pretrain, key=options.fusion.param_key)
+    facts = load_weights(fusion, options.fusion.pretrain, key=options.fusion.param_key or "auto")
     if "members" not in facts:
         raise MtkdError(
             f"{options.fusion.pretrain} does not say for which teachers, in which order, it was trained; a fusion "
@@ -71,7 +72,6 @@ def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Mo
 
 def network_facts(options: Options) -> dict[str, Any]:
     """What is stored beside the student's weights so that the file describes itself."""
-    assert options.network_g is not None
     return {
         "arch": {"type": options.network_g.type, "args": plain(options.network_g.args)},
         "scale": options.scale,

@@ -77,8 +77,8 @@ class RunFolder:
         """
         if not resuming and self.root.exists() and any(self.root.iterdir()):
             raise MtkdError(
-                f"{self.root} already holds a run, and a new run never moves or overwrites an old one. Continue it with "
-                "--auto_resume, or give this run another `name`, or move the folder away yourself."
+                f"{self.root} already holds a run, and a new run never moves or overwrites an old one. Continue it "
+                "with --auto_resume, or give this run another `name`, or move the folder away yourself."
             )
 
     def make(self) -> None:

@@ -7,16 +7,21 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
+from mtkd.engine.tiling import self_ensemble, tiled
+
+if TYPE_CHECKING:
+    from mtkd.config import MetricOptions, Options
 
 Predict = Callable[[Tensor], Tensor]
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
@@ -48,17 +53,17 @@ class Evaluation:
         return {name: float(np.mean(column)) for name, column in self.values.items()}
 
 
-def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricFunction]:
-    """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image.
+def build_metrics(options: Mapping[str, MetricOptions]) -> dict[str, MetricFunction]:
+    """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image."""
+    return {name: partial(catalog.get("metric", given.type), **given.args) for name, given in options.items()}
 
-    BasicSR's key `better` says which direction is good and is no argument of the metric.
-    """
-    metrics: dict[str, MetricFunction] = {}
-    for name, given in options.items():
-        arguments = {key: value for key, value in given.items() if key not in ("type", "better")}
-        function = catalog.get("metric", given["type"])
-        metrics[name] = lambda sr, gt, function=function, arguments=arguments: function(sr, gt, **arguments)
-    return metrics
+
+def val_predict(net: nn.Module, options: Options) -> Predict:
+    """`net` as `val` wants it run: in tiles, as an x8 self-ensemble, or plainly."""
+    predict: Predict = net
+    if (tile := options.val.tile) is not None:
+        predict = partial(tiled, net, scale=options.scale, tile_size=tile.tile_size, tile_pad=tile.tile_pad)
+    return partial(self_ensemble, predict) if options.val.self_ensemble else predict
 
 
 def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -105,8 +110,8 @@ def evaluate(
         sr = sr.float()
         if sr.shape != gt.shape:
             raise MtkdError(
-                f"{dataset}/{image.name}: the network made {tuple(sr.shape[-2:])} of an lq of {tuple(lq.shape[-2:])}, and "
-                f"gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
+                f"{dataset}/{image.name}: the network made {tuple(sr.shape[-2:])} of an lq of {tuple(lq.shape[-2:])}, "
+                f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
             )
         names.append(image.name)
         for name, metric in metrics.items():

@@ -75,7 +75,9 @@ class RunLog:
         if not self.active:
             return
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        (self._progress.console.print if self._progress else print)(text, **({"markup": False, "highlight": False} if self._progress else {"flush": True}))
+        (self._progress.console.print if self._progress else print)(
+            text, **({"markup": False, "highlight": False} if self._progress else {"flush": True})
+        )
         if self._file:
             self._file.write(f"{stamp} INFO: {text}\n")
             self._file.flush()
@@ -140,7 +142,7 @@ class RunLog:
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` after iteration `step` (and a torn last line), so that resuming repeats none."""
+    """Drop the lines of `metrics.jsonl` after iteration `step`, and a torn last line: resuming repeats none."""
     if not path.exists():
         return
     kept = []

@@ -27,10 +27,8 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
     """
     arguments = dict(options)
     name = arguments.pop("type")
-    if "betas" in arguments:
-        arguments["betas"] = tuple(arguments["betas"])
     cls = getattr(torch.optim, name, None)
-    if cls is None or not inspect.isclass(cls):
+    if cls is None or not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
         raise MtkdError(f"torch.optim has no optimizer {name!r}; use Adam, AdamW, SGD or another of torch.optim.")
     on_gpu = bool(parameters) and parameters[0].is_cuda
     if on_gpu and "fused" in inspect.signature(cls).parameters:
@@ -38,23 +36,25 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
     return cls(parameters, **arguments)
 
 
-def learning_rate(base: float, scheduler: Mapping[str, Any], warmup_iter: int = -1) -> LearningRate:
+def learning_rate(base: float, scheduler: Mapping[str, Any] | None, warmup_iter: int = -1) -> LearningRate:
     """Learning rate over iterations, equal to BasicSR's schedulers stepped once per iteration.
 
     Args:
         base: the optimizer's `lr`.
         scheduler: `MultiStepLR` / `MultiStepRestartLR` (milestones, gamma, restarts, restart_weights) or
-            `CosineAnnealingRestartLR` (periods, restart_weights, eta_min), BasicSR's keys.
+            `CosineAnnealingRestartLR` (periods, restart_weights, eta_min), BasicSR's keys; None keeps the rate.
         warmup_iter: iterations of linear warm-up; -1 for none.
     """
-    arguments = dict(scheduler)
+    arguments = dict(scheduler or {"type": "MultiStepLR", "milestones": []})
     name = arguments.pop("type")
     if name in ("MultiStepLR", "MultiStepRestartLR"):
         after = _multi_step(base, **arguments)
     elif name == "CosineAnnealingRestartLR":
         after = _cosine(base, **arguments)
     else:
-        raise MtkdError(f"Scheduler {name!r} is unknown; use MultiStepLR, MultiStepRestartLR or CosineAnnealingRestartLR.")
+        raise MtkdError(
+            f"Scheduler {name!r} is unknown; use MultiStepLR, MultiStepRestartLR or CosineAnnealingRestartLR."
+        )
 
     def rate(step: int) -> float:
         # BasicSR counts from 1 and warms up while its counter is below warmup_iter.

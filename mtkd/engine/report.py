@@ -14,9 +14,9 @@ from torch import nn
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.engine import build
-from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, save_to, write_results
+from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, save_to, val_predict, write_results
 from mtkd.engine.log import environment
-from mtkd.engine.train import build_image_set, tiling_predict
+from mtkd.engine.session import build_image_set
 from mtkd.metrics.complexity import complexity
 
 
@@ -28,24 +28,15 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     Raises:
         MtkdError: there are no test sets, no weights, or something about either is wrong.
     """
-    if not options.test_sets or options.network_g is None or options.val is None:
+    if not options.datasets.evaluation or not options.val.metrics:
         raise MtkdError("Testing needs `network_g`, `val.metrics` and at least one test set, `datasets.test_1`.")
-    if not options.path.pretrain_network_g:
-        raise MtkdError(
-            "path.pretrain_network_g is not given: name the weights to test, a file or `zoo:NAME`. Random weights are "
-            "never tested silently."
-        )
-    images = {given.name or key: build_image_set(given, options.scale) for key, given in options.test_sets.items()}
-    student = build.build_network(options.network_g)
-    build.load_weights(
-        student, options.path.pretrain_network_g, key=options.path.param_key_g or "auto", strict=options.path.strict_load_g
-    )
-    method = build.build_method(
-        options, student, build.build_teachers(options), Task(scale=options.scale, num_samples=1, total_steps=1)
-    )
+    images = {
+        given.name or key: build_image_set(given, options.scale) for key, given in options.datasets.evaluation.items()
+    }
+    net = output_network(options)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
-    net = method.predictor(student).eval().to(device)
-    folder = free_folder(Path(options.path.results_root or "results") / options.name)
+    net.to(device)
+    folder = free_folder(Path(options.path.results_root) / options.name)
     rows: list[Evaluation] = []
     for name, image_set in images.items():
         save = None
@@ -53,7 +44,7 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
             save = save_to(folder / "visualization" / name, options.val.suffix or options.name)
         rows.append(
             evaluate(
-                tiling_predict(net, options),
+                val_predict(net, options),
                 image_set,
                 build_metrics(options.val.metrics),
                 dataset=name,
@@ -63,10 +54,14 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
                 progress=lambda steps, name=name: _bar(steps, name),
             )
         )
-    cost = complexity(student, scale=options.scale) if method.predictor(student) is student else None
-    facts: dict[str, Any] = {"name": options.name, "weights": options.path.pretrain_network_g, "command": command}
-    if cost is not None:
-        facts |= {"parameters": cost.params, "gmacs_1280x720": cost.macs / 1e9}
+    cost = complexity(net)
+    facts: dict[str, Any] = {
+        "name": options.name,
+        "weights": options.path.pretrain_network_g,
+        "parameters": cost.params,
+        "gmacs_1280x720": cost.macs / 1e9,
+        "command": command,
+    }
     write_results(folder, [(options.name, row) for row in rows], facts | {"environment": environment()})
     _print(options, rows, facts, folder)
     return rows
@@ -100,10 +95,10 @@ def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], fold
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{options.name} (x{options.scale}"
-    if "parameters" in facts:
-        title += f", {facts['parameters']:,d} parameters, {facts['gmacs_1280x720']:.1f} GMACs to 1280x720"
-    table = Table(title=title + ")")
+    table = Table(
+        title=f"{options.name} (x{options.scale}, {facts['parameters']:,d} parameters, "
+        f"{facts['gmacs_1280x720']:.1f} GMACs to 1280x720)"
+    )
     table.add_column("test set")
     table.add_column("images", justify="right")
     metrics = list(rows[0].values)
@@ -114,17 +109,28 @@ def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], fold
         table.add_row(row.dataset, str(len(row.images)), *(f"{means[metric]:.4f}" for metric in metrics))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}", soft_wrap=True)
+    console.print(
+        f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}", soft_wrap=True
+    )
 
 
 def output_network(options: Options) -> nn.Module:
-    """The lq -> sr network an option file describes, with its weights."""
-    assert options.network_g is not None
+    """The lq -> sr network an option file describes, with its weights, in eval mode.
+
+    Raises:
+        MtkdError: the file names no weights, or they do not fit; random weights are never used silently.
+    """
     if not options.path.pretrain_network_g:
-        raise MtkdError("path.pretrain_network_g is not given: name the weights, a file or `zoo:NAME`.")
+        raise MtkdError(
+            "path.pretrain_network_g is not given: name the weights of network_g, a file or `zoo:NAME`. Random weights "
+            "are never used silently."
+        )
     student = build.build_network(options.network_g)
-    build.load_weights(student, options.path.pretrain_network_g, key=options.path.param_key_g or "auto")
-    method = build.build_method(
-        options, student, build.build_teachers(options), Task(scale=options.scale, num_samples=1, total_steps=1)
+    build.load_weights(
+        student,
+        options.path.pretrain_network_g,
+        key=options.path.param_key_g,
+        strict=options.path.strict_load_g,
     )
-    return method.predictor(student).eval()
+    task = Task(scale=options.scale, num_samples=1, total_steps=1)
+    return build.build_method(options, student, build.build_teachers(options), task).predictor(student).eval()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +19,41 @@ import torch
 from mtkd import zoo
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
-from mtkd.data.store import ImageStore
+from mtkd.data.store import ImageStore, StoreWriter
 from mtkd.data.training import TrainingSet, open_training_set
 from mtkd.engine import build
-from mtkd.engine.evaluate import to_image, to_tensor
+from mtkd.engine.evaluate import Predict, to_image, to_tensor
 from mtkd.engine.tiling import self_ensemble, tiled
 
 
-def open_training_images(options: Options, progress: Callable[[str], None] | None = None) -> TrainingSet:
+def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
     """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
     if options.datasets.train is None:
         raise MtkdError("The option file has no `datasets.train` section.")
-    given = options.datasets.train
     return open_training_set(
-        dataroot_gt=given.dataroot_gt,
-        dataroot_lq=given.dataroot_lq,
+        options.datasets.train.model_dump(),
         scale=options.scale,
-        meta_info_file=given.meta_info_file,
-        filename_tmpl=given.filename_tmpl,
-        min_gt_size=given.gt_size,
-        cache_dir=zoo.home() / "datasets",
+        cache_dir=zoo.home().parent / "datasets",
         progress=progress,
     )
 
 
 def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
-    """What determines the targets of `options`: networks with their weights' hashes, in order, scale and images."""
-    members = [
+    """What determines the targets of `options`: networks with their weights' hashes, in order, scale and lq images.
+
+    An option file that names a store and no teachers is held to scale and images alone.
+    """
+    marks: dict[str, Any] = {"scale": options.scale, "images": images.lq.digest()}
+    if not options.teachers:
+        return marks
+    marks["teachers"] = [
         {"name": name, "network": _network(teacher.network), "sha256": _file_hash(teacher.pretrain)}
         for name, teacher in options.teachers.items()
     ]
-    fusion: Any = options.fusion
+    marks["fusion"] = options.fusion
     if options.fusion is not None and options.fusion != "mean":
-        fusion = {"network": _network(options.fusion.network), "sha256": _file_hash(options.fusion.pretrain)}
-    content = hashlib.sha256()
-    for name, size in zip(images.gt.names, images.gt.sizes, strict=True):
-        content.update(f"{name} {tuple(size)}\n".encode())
-    content.update(images.lq.digest().encode())
-    return {"teachers": members, "fusion": fusion, "scale": options.scale, "images": content.hexdigest()}
+        marks["fusion"] = {"network": _network(options.fusion.network), "sha256": _file_hash(options.fusion.pretrain)}
+    return marks
 
 
 def teach(
@@ -70,6 +68,8 @@ def teach(
 ) -> ImageStore:
     """Write the targets of `options` for all its training images to the store `path` (uint8, gt size).
 
+    Interrupted, it goes on where it stopped when called again with the same networks and images.
+
     Args:
         ensemble_x8: average over the eight flips and rotations of each lq.
         tile_size: run larger lq images in tiles of this many pixels, with `tile_pad` pixels of context.
@@ -79,37 +79,36 @@ def teach(
     """
     if path.exists():
         raise MtkdError(f"{path} already exists; remove it, or name another target_store.")
-    images = open_training_images(options, progress)
-    marks = fingerprint(options, images)
+    images = open_training_images(options)
+    facts = {"fingerprint": fingerprint(options, images), "x8": ensemble_x8}
     teachers = build.build_teachers(options)
     if len(teachers) != 1:
         raise MtkdError(
-            f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say how they become one image with `fusion`."
+            f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say with `fusion` how they become one."
         )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     (net,) = teachers.values()
-    net = net.eval().to(device)
+    predict: Predict = net.eval().to(device)
+    if tile_size is not None:
+        predict = partial(tiled, predict, scale=options.scale, tile_size=tile_size, tile_pad=tile_pad)
+    if ensemble_x8:
+        predict = partial(self_ensemble, predict)
 
-    def predict(lq: torch.Tensor) -> torch.Tensor:
-        if tile_size is None:
-            return net(lq)
-        return tiled(net, lq, scale=options.scale, tile_size=tile_size, tile_pad=tile_pad)
-
-    began, count = time.perf_counter(), len(images.lq)
-
-    def answers() -> Any:
+    writer = StoreWriter(path, images.gt.names, images.gt.sizes, facts)
+    try:
+        missing = writer.missing()
+        if len(missing) < len(images.lq):
+            progress(f"targets: going on with {len(missing)} of {len(images.lq)} images")
+        began = time.perf_counter()
         with torch.no_grad():
-            for index in range(count):
-                lq = to_tensor(images.lq[index], device)
-                yield to_image(self_ensemble(predict, lq) if ensemble_x8 else predict(lq))
-                done = index + 1
-                if done == count or done % max(count // 10, 1) == 0:
-                    left = (time.perf_counter() - began) / done * (count - done)
-                    progress(f"targets: {done} of {count} images, {left:.0f} s left")
-
-    facts = {"fingerprint": marks, "x8": ensemble_x8}
-    ImageStore.write(path, names=images.gt.names, images=answers(), facts=facts)
-    return ImageStore(path)
+            for done, index in enumerate(missing, start=1):
+                writer.put(index, to_image(predict(to_tensor(images.lq[index], device))))
+                if done == len(missing) or done % max(len(missing) // 10, 1) == 0:
+                    left = (time.perf_counter() - began) / done * (len(missing) - done)
+                    progress(f"targets: {done} of {len(missing)} images, {left:.0f} s left")
+        return writer.finish()
+    finally:
+        writer.close()
 
 
 def open_targets(options: Options, images: TrainingSet) -> ImageStore:

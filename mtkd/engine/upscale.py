@@ -41,7 +41,9 @@ def upscale(
     pairs = _pairs(source, destination)
     existing = [out for _, out in pairs if out.exists()]
     if existing and not overwrite:
-        raise MtkdError(f"{existing[0]} exists ({len(existing)} such files); choose another folder, or add --overwrite.")
+        raise MtkdError(
+            f"{existing[0]} exists ({len(existing)} such files); choose another folder, or add --overwrite."
+        )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = net.eval().to(where)
 

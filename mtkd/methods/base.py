@@ -94,9 +94,7 @@ class Method(nn.Module):
             active = {name: {} for name, term in self.terms.items() if term.weight is not None}
         unknown = [name for name in active if name not in self.terms]
         if unknown:
-            raise MtkdError(
-                f"{type(self).__name__} has no term {unknown[0]!r}; its terms are {', '.join(self.terms)}."
-            )
+            raise MtkdError(f"{type(self).__name__} has no term {unknown[0]!r}; its terms are {', '.join(self.terms)}.")
         self.active = tuple(name for name in self.terms if name in active)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
@@ -146,8 +144,8 @@ class Method(nn.Module):
         if exactly is not None and len(found) != exactly:
             raise MtkdError(
                 f"{name} distils from {exactly} teacher image, and {len(found)} teachers are declared "
-                f"({', '.join(self.teachers) or 'none'}). Declare {exactly} under `teachers:`, or say how several become "
-                "one: `fusion: mean`, or `fusion: {network: {type: DCTSwin, ...}, pretrain: FILE}`."
+                f"({', '.join(self.teachers) or 'none'}). Declare {exactly} under `teachers:`, or say how several "
+                "become one: `fusion: mean`, or `fusion: {network: {type: DCTSwin, ...}, pretrain: FILE}`."
             )
         if len(found) < at_least:
             raise MtkdError(f"{name} needs at least {at_least} networks under `teachers:`, found {len(found)}.")
@@ -173,7 +171,7 @@ class Frozen(nn.Module):
     @property
     def scale(self) -> int:
         """The network's scale."""
-        return self.net.scale
+        return self.net.scale  # pyright: ignore[reportReturnType]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         super()._apply(fn, recurse)

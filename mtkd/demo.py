@@ -1,0 +1,202 @@
+"""`mtkd demo`: the whole of MTKD in minutes on a CPU, on real photographs, with an honest table at the end.
+
+Three small teachers (their weights are in the repository) -> fusion training -> targets, computed once -> four students
+with the same start, the same batches and the same iterations -> a table, curves and side-by-side crops. Every run is
+an ordinary option file of `options/demo`; this module only fills in folders and calls what `mtkd train`, `mtkd teach`
+and `mtkd test` call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtkd import zoo
+from mtkd.config import Options, load_options
+from mtkd.contracts import MtkdError
+from mtkd.data.paired import PairedImages
+from mtkd.data.resize import imresize
+from mtkd.engine import build
+from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, to_image, to_tensor, write_results
+from mtkd.engine.log import environment
+from mtkd.engine.report import free_folder
+from mtkd.engine.session import build_image_set
+from mtkd.engine.teach import teach
+from mtkd.engine.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDENTS = {
+    "scratch": "student, from scratch (ground truth only)",
+    "output_kd": "student, output distillation",
+    "mtkd_paper": "student, MTKD (the paper's loss)",
+    "mtkd_ours": "student, MTKD (our recipe)",
+}
+QUICK = ("train:total_iter=8", "logger:print_freq=4", "logger:save_checkpoint_freq=8", "val:val_freq=8")
+CROPS = (("kodim05", 390, 210), ("kodim08", 290, 650), ("kodim19", 455, 200))
+"""(image, top, left) of the crops shown side by side, in gt pixels."""
+CROP_SIZE = 96
+
+
+def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
+    """Run the demo into `out` (or `out_2`, ... when it exists) and return the rows of its table.
+
+    Args:
+        quick: eight iterations a run, to see that everything works; the numbers mean nothing then.
+
+    Raises:
+        MtkdError: the package was installed without the repository around it, or scikit-image is missing.
+    """
+    began = time.perf_counter()
+    if not (ROOT / "options" / "demo").is_dir():
+        raise MtkdError(
+            "The demo's option files, photographs and weights are in the repository: run it from a checkout."
+        )
+    folder = free_folder(out)
+    force = [
+        f"datasets:train:dataroot_gt={photographs()}",
+        f"datasets:train:meta_info_file={ROOT / 'datasets/demo/train_photographs.txt'}",
+        f"datasets:val:dataroot_gt={ROOT / 'datasets/demo/test'}",
+        f"path:experiments_root={folder}",
+        *(QUICK if quick else ()),
+    ]
+    teachers = [
+        f"teachers:{name}:pretrain={ROOT / f'datasets/demo/teachers/{name}_x2.safetensors'}"
+        for name in ("edsr", "rcan", "swinir")
+    ]
+
+    def options(name: str, *more: str) -> Options:
+        return load_options(ROOT / "options" / "demo" / f"{name}.yml", force=[*force, *more])
+
+    print("1. Train the fusion network on the three teachers' images.")
+    fusion_weights = train(options("fusion", *teachers))
+    print("2. Let the fused teacher answer every training image once.")
+    store = folder / "targets.safetensors"
+    fused = [*teachers, f"fusion:pretrain={fusion_weights}", f"target_store={store}"]
+    stage2 = options("mtkd_paper", *fused)
+    teach(stage2, store)
+    weights: dict[str, Path] = {}
+    for number, (name, about) in enumerate(STUDENTS.items(), start=3):
+        print(f"{number}. Train the {about}.")
+        weights[name] = train(options(name, *(() if name == "scratch" else fused)))
+
+    print("7. Measure everything on photographs that nobody was trained on.")
+    rows, networks, evaluations = measure(stage2, weights)
+    facts = {"environment": environment(), "seconds": round(time.perf_counter() - began, 1), "table": rows}
+    write_results(folder, evaluations, facts)
+    text = markdown(rows)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    curves(folder, list(STUDENTS))
+    crops(folder / "crops.png", networks, stage2)
+    _show(rows, f"x2, {len(evaluations[0][1].images)} Kodak photographs, PSNR and SSIM on Y, {facts['seconds']:.0f} s")
+    print(f"Table, numbers with hardware and versions, curves and crops: {folder}")
+    return rows
+
+
+def photographs() -> Path:
+    """The folder of photographs that scikit-image installs."""
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise MtkdError("The demo trains on photographs that scikit-image installs: pip install 'mtkd[demo]'.")
+    return Path(found.origin).parent / "data"
+
+
+def measure(
+    options: Options, weights: dict[str, Path]
+) -> tuple[list[dict[str, Any]], dict[str, Callable[[Tensor], Tensor]], list[tuple[str, Evaluation]]]:
+    """Rows of the table, the networks behind them by name, and their evaluations, all on the demo's test images."""
+    images = build_image_set(options.datasets.evaluation["val"], options.scale)
+    metrics = build_metrics(options.val.metrics)
+    # `fusion: mean` and the single teachers are the same option file with another `fusion`.
+    members = build.build_teachers(options.model_copy(update={"fusion": None}))
+    (mean,) = build.build_teachers(options.model_copy(update={"fusion": "mean"})).values()
+    (fused,) = build.build_teachers(options).values()
+    networks: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": partial(bicubic, scale=options.scale)}
+    networks |= {f"teacher {name}": net.eval() for name, net in members.items()}
+    networks |= {"mean of the teachers": mean.eval(), "fused teachers (DCTSwin)": fused.eval()}
+    networks |= {STUDENTS[name]: zoo.build(str(path)).eval() for name, path in weights.items()}
+    rows, evaluations = [], []
+    for name, net in networks.items():
+        result = evaluate(net, images, metrics, dataset="Kodak")
+        evaluations.append((name, result))
+        parameters = sum(p.numel() for p in net.parameters()) if isinstance(net, nn.Module) else 0
+        rows.append({"network": name, "parameters": parameters, **result.means()})
+    return rows, networks, evaluations
+
+
+def bicubic(lq: Tensor, *, scale: int) -> Tensor:
+    """MATLAB's bicubic enlargement, the row every table starts with."""
+    return to_tensor(imresize(to_image(lq), scale), lq.device)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| network | parameters | PSNR-Y (dB) | SSIM-Y |", "|---|---:|---:|---:|"]
+    for row in rows:
+        lines.append(f"| {row['network']} | {_count(row)} | {row['psnr']:.3f} | {row['ssim']:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def curves(folder: Path, names: Sequence[str]) -> None:
+    """Draw `curves.png`: PSNR-Y of every student over its training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name in names:
+        text = (folder / f"demo_{name}" / "metrics.jsonl").read_text(encoding="utf-8")
+        points = [
+            (row["step"], row["metrics"]["psnr"]) for row in map(json.loads, text.splitlines()) if "metrics" in row
+        ]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=STUDENTS[name])
+    axes.set(xlabel="iteration", ylabel="PSNR-Y (dB)", title="Students on photographs they were not trained on, x2")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "curves.png", dpi=120)
+
+
+def crops(path: Path, networks: dict[str, Callable[[Tensor], Tensor]], options: Options) -> None:
+    """Draw the same crop of every network's output side by side, gt last."""
+    from matplotlib.figure import Figure
+
+    images: PairedImages = build_image_set(options.datasets.evaluation["val"], options.scale)
+    places = [place for place in CROPS if place[0] in images.names]
+    figure = Figure(figsize=(2 * (len(networks) + 1), 2.3 * len(places)), layout="constrained")
+    grid = figure.subplots(len(places), len(networks) + 1, squeeze=False)
+    for line, (name, top, left) in zip(grid, places, strict=True):
+        image = images[images.names.index(name)]
+        lq = to_tensor(image.lq)
+        with torch.no_grad():
+            shown: dict[str, np.ndarray] = {label: to_image(net(lq)) for label, net in networks.items()}
+        shown["ground truth"] = image.gt
+        for axes, (label, sr) in zip(line, shown.items(), strict=True):
+            axes.imshow(sr[top : top + CROP_SIZE, left : left + CROP_SIZE], interpolation="nearest")
+            axes.set_axis_off()
+            if line is grid[0]:
+                axes.set_title(label.replace(" (", "\n(").replace(", ", ",\n"), fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _count(row: dict[str, Any]) -> str:
+    return f"{row['parameters']:,d}" if row["parameters"] else "-"
+
+
+def _show(rows: Sequence[dict[str, Any]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("network")
+    for name in ("parameters", "PSNR-Y (dB)", "SSIM-Y"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row["network"], _count(row), f"{row['psnr']:.3f}", f"{row['ssim']:.4f}")
+    Console(width=100).print(table)

@@ -1,0 +1,292 @@
+"""A prepared run: everything that can fail is built and checked here, before the first iteration."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from mtkd.config import Options, resolved_yaml
+from mtkd.contracts import MtkdError, Task
+from mtkd.data.paired import PairedImages
+from mtkd.data.sampling import CropSampler
+from mtkd.engine import build, checkpoint, teach
+from mtkd.engine.checkpoint import RunFolder
+from mtkd.engine.ema import Ema
+from mtkd.engine.log import RunLog, environment, trim_metrics
+from mtkd.engine.optim import LearningRate, build_optimizer, learning_rate
+from mtkd.methods.base import Method
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass
+class Session:
+    """Everything a run consists of, ready to step."""
+
+    options: Options
+    fabric: Fabric
+    folder: RunFolder
+    seed: int
+    method: Method
+    wrapped: nn.Module
+    optimizers: dict[str, Any]
+    rates: dict[str, LearningRate]
+    sampler: CropSampler
+    ema: Ema | None
+    log: RunLog
+    val_sets: dict[str, PairedImages]
+    num_samples: int
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    start: int = 0
+
+
+def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "none") -> Session:
+    """Build and check everything of a run; the run folder is the last thing touched."""
+    if options.train is None or options.datasets.train is None:
+        raise MtkdError("Training needs the sections `train` and `datasets.train` in the option file.")
+    folder = RunFolder(Path(options.path.experiments_root) / options.name)
+    state_path = _state_to_resume(options, folder, auto_resume)
+    folder.check_new(resuming=auto_resume or state_path is not None)
+    state = checkpoint.load_state(state_path) if state_path else {}
+    seed = options.manual_seed
+
+    fabric = _fabric(options, launcher)
+    fabric.launch()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(options.tf32)
+    torch.use_deterministic_algorithms(bool(options.deterministic), warn_only=True)
+    train_set = options.datasets.train
+    images = teach.open_training_images(options)
+    num_samples = len(images.gt)
+    targets = teach.open_targets(options, images) if options.target_store else None
+    total_steps = options.train.total_iter
+    task = Task(scale=options.scale, num_samples=num_samples, total_steps=total_steps)
+
+    torch.manual_seed(seed)
+    student = build.build_network(options.network_g)
+    teachers = {} if targets is not None else build.build_teachers(options)
+    # Teachers draw initial weights before theirs are loaded; the student's and the method's must not depend on them.
+    torch.manual_seed(seed + 1)
+    method = build.build_method(options, student, teachers, task)
+    if not method.active:
+        raise MtkdError(
+            f"No loss is active for {options.model_type}: give at least one of "
+            f"{', '.join(f'train.{name}_opt' for name in method.terms)}."
+        )
+    if method.teacher_use == "image" and targets is None:
+        method.require_teachers(exactly=1)
+    if state_path is None and options.path.pretrain_network_g:
+        build.load_weights(
+            student,
+            options.path.pretrain_network_g,
+            key=options.path.param_key_g,
+            strict=options.path.strict_load_g,
+        )
+
+    device = fabric.device
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    method.to(device).to(memory_format=memory_format)
+    if options.compile:
+        student.compile()
+    ema = Ema(student, options.train.ema_decay) if options.train.ema_decay else None
+    optimizers, rates = _optimizers(options, method)
+    wrapped, *ready = fabric.setup(method, *optimizers.values())
+    optimizers = dict(zip(optimizers, ready, strict=True))
+    sampler = CropSampler(
+        lq=images.lq,
+        gt=images.gt,
+        target=targets,
+        scale=options.scale,
+        gt_size=train_set.gt_size,
+        batch_size=train_set.batch_size_per_gpu,
+        use_hflip=train_set.use_hflip,
+        use_rot=train_set.use_rot,
+        seed=seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        device=device,
+        residence=train_set.residence,
+    )
+    val_sets = {name: build_image_set(given, options.scale) for name, given in options.datasets.evaluation.items()}
+    session = Session(
+        options=options,
+        fabric=fabric,
+        folder=folder,
+        seed=seed,
+        method=method,
+        wrapped=wrapped,
+        optimizers=optimizers,
+        rates=rates,
+        sampler=sampler,
+        ema=ema,
+        log=RunLog(None, name=options.name),
+        val_sets=val_sets,
+        num_samples=num_samples,
+    )
+    if state_path is not None:
+        _restore(session, state, state_path)
+    if fabric.is_global_zero:
+        folder.make()
+        if state_path is not None:
+            trim_metrics(folder.metrics, session.start)
+    fabric.barrier()
+    logger = options.logger
+    session.log = RunLog(
+        folder.root,
+        name=options.name,
+        total_steps=total_steps,
+        rank=fabric.global_rank,
+        tensorboard=folder.root.parent.parent / "tb_logger" / options.name if logger.use_tb_logger else None,
+        wandb=logger.wandb.model_dump() if logger.wandb else None,
+    )
+    return session
+
+
+def build_image_set(given: Any, scale: int) -> PairedImages:
+    """Validation or test images from their section of the option file."""
+    return PairedImages(
+        dataroot_gt=given.dataroot_gt,
+        dataroot_lq=given.dataroot_lq,
+        scale=scale,
+        meta_info_file=given.meta_info_file,
+        filename_tmpl=given.filename_tmpl,
+    )
+
+
+def save_weights(session: Session, step: int | str) -> None:
+    """Write the weights file of iteration `step` (or "latest"); rank 0 only."""
+    if not session.fabric.is_global_zero:
+        return
+    facts = build.network_facts(session.options) | build.plain(session.method.metadata())
+    ema = session.ema.net if session.ema is not None else None
+    checkpoint.save_weights(session.folder.model(step), session.method.student, ema, facts)
+
+
+def save(session: Session, done: int) -> None:
+    """Write a checkpoint. Weights first, then the state: a state on disk always has its weights."""
+    if session.fabric.is_global_zero:
+        save_weights(session, done)
+        own = {key: value for key, value in session.method.state_dict().items() if not key.startswith("student.")}
+        state = {
+            "epoch": 0,
+            "iter": done,
+            "optimizers": [optimizer.state_dict() for optimizer in session.optimizers.values()],
+            "schedulers": [],
+            "method": own,
+            "precision": session.fabric._precision.state_dict(),
+            "seed": session.seed,
+            "best": session.best,
+        }
+        checkpoint.atomic_save(state, session.folder.state(done))
+    session.fabric.barrier()
+
+
+def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
+    assert session.options.train is not None
+    done = int(state["iter"])
+    weights = path.parent.parent / "models" / f"net_g_{done}.pth"
+    build.load_weights(session.method.student, str(weights), key="params")
+    if session.ema is not None:
+        build.load_weights(session.ema.net, str(weights), key="params_ema")
+    own = state.get("method", {})
+    expected = {key for key in session.method.state_dict() if not key.startswith("student.")}
+    if set(own) != expected:
+        raise MtkdError(
+            f"{path} belongs to another method than {session.options.model_type}: its own modules hold "
+            f"{sorted(own)[:3]}, this one's {sorted(expected)[:3]}. Give this run another `name`."
+        )
+    session.method.load_state_dict(own, strict=False)
+    if len(state["optimizers"]) != len(session.optimizers):
+        raise MtkdError(
+            f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(session.optimizers)}."
+        )
+    for optimizer, saved in zip(session.optimizers.values(), state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    if state.get("precision"):
+        session.fabric._precision.load_state_dict(state["precision"])
+    session.best = state.get("best", {})
+    session.start = done
+
+
+def _state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> Path | None:
+    if auto_resume:
+        found = folder.newest_state()
+        if found is not None:
+            return found
+    return Path(options.path.resume_state) if options.path.resume_state else None
+
+
+def _optimizers(options: Options, method: Method) -> tuple[dict[str, torch.optim.Optimizer], dict[str, LearningRate]]:
+    assert options.train is not None
+    optimizers, rates = {}, {}
+    for name, parameters in method.param_groups().items():
+        given = options.train.optim_g if name == "main" else options.train.optim_d
+        if given is None:
+            key = "optim_g" if name == "main" else "optim_d"
+            raise MtkdError(f"{options.model_type} trains a {name} group: give train.{key} (type, lr, ...).")
+        optimizers[name] = build_optimizer(parameters, given.model_dump())
+        scheduler = options.train.scheduler.model_dump() if options.train.scheduler else None
+        rates[name] = learning_rate(given.lr, scheduler, options.train.warmup_iter)
+    return optimizers, rates
+
+
+def _fabric(options: Options, launcher: str) -> Fabric:
+    gpus = torch.cuda.device_count() if options.num_gpu == "auto" else int(options.num_gpu)
+    if gpus > torch.cuda.device_count():
+        raise MtkdError(
+            f"num_gpu is {gpus} and this machine shows {torch.cuda.device_count()} CUDA devices. Use `num_gpu: "
+            "auto` or `num_gpu: 0` for the CPU."
+        )
+    accelerator = "cuda" if gpus else "cpu"
+    if options.precision == "fp16" and not gpus:
+        raise MtkdError("`precision: fp16` needs a CUDA device; use bf16 or fp32 on the CPU.")
+    if launcher == "none":
+        if options.num_gpu != "auto" and gpus > 1:
+            raise MtkdError(
+                f"num_gpu is {gpus}, and one process drives one device. Start them with `torchrun --nproc_per_node "
+                f"{gpus} -m mtkd train -opt FILE --launcher pytorch`."
+            )
+        return Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[options.precision])  # pyright: ignore[reportArgumentType]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
+    return Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(world // local, 1),
+        strategy="ddp",
+        precision=PRECISIONS[options.precision],  # pyright: ignore[reportArgumentType]
+    )
+
+
+def describe(session: Session, option_text: str | None, command: str | None) -> None:
+    """Keep with the run what it was: the option file as written and as resolved, the command, versions, commit."""
+    options, log = session.options, session.log
+    if not session.fabric.is_global_zero:
+        return
+    root = session.folder.root
+    if option_text is not None:
+        header = f"# GENERATE TIME: {time.ctime()}\n# CMD:\n# {command or ' '.join(sys.argv)}\n\n"
+        (root / f"{options.name}.yml").write_text(header + option_text, encoding="utf-8")
+    (root / "resolved.yml").write_text(resolved_yaml(options), encoding="utf-8")
+    facts = environment()
+    (root / "environment.json").write_text(
+        json.dumps({**facts, "command": command, "seed": session.seed}, indent=2) + "\n", encoding="utf-8"
+    )
+    for notice in options.notices:
+        log.say(notice)
+    trainable = sum(p.numel() for p in session.method.student.parameters() if p.requires_grad)
+    log.say(
+        f"{options.name}: {options.model_type} x{options.scale}, student {options.network_g.type} with {trainable:,d} "
+        f"parameters, {session.num_samples} training images, terms {', '.join(session.method.active)}, seed "
+        f"{session.seed}, {facts['device']}"
+    )
+    if session.start:
+        log.say(f"Resuming from iteration {session.start:,d}.")
