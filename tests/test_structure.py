@@ -265,7 +265,8 @@ def test_the_one_console_script_runs_the_command_line() -> None:
 
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:
-    absolute = re.compile(r"(?<![\w./~}-])/(home|root|Users|mnt|media|scratch|work\w*)/\w")
+    # "/home/me" is how tests write a home folder that nobody has.
+    absolute = re.compile(r"(?<![\w./~}-])/(home|root|Users|mnt|media|scratch|work\w*)/(?!me\b)\w")
     suffixes = {".py", ".md", ".yml", ".yaml", ".toml", ".txt", ".json", ".csv"}
     files = [ROOT / "Makefile", ROOT / ".ci" / "run", *(file for file in ROOT.iterdir() if file.suffix in suffixes)]
     for folder in ("mtkd", "tests", "docs", "options", "benchmarks", "datasets"):
