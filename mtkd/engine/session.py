@@ -81,7 +81,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
             f"No loss is active for {options.model_type}: give at least one of "
             f"{', '.join(f'train.{name}_opt' for name in method.terms)}."
         )
-    if method.teacher_use == "image" and targets is None:
+    if method.teacher_use == "image" and targets is None and not method.takes_several_teachers(options.method):
         method.require_teachers(exactly=1)
     if state_path is None and options.path.pretrain_network_g:
         build.load_weights(

@@ -106,6 +106,14 @@ class Method(nn.Module):
             elif given:
                 raise MtkdError(f"Term {name!r} of {type(self).__name__} has no option {next(iter(given))!r}.")
 
+    @classmethod
+    def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a method with `teacher_use = "image"` makes one image of several teachers itself.
+
+        `options` is the `method:` section. Where this is False, several teachers need `fusion`.
+        """
+        return False
+
     def forward(self, batch: Batch, step: int) -> Step:
         """Raw loss terms of one batch; `step` counts from 0. The names in `losses` and `critic` are `self.active`."""
         raise NotImplementedError

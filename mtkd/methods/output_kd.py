@@ -1,25 +1,81 @@
-"""Output distillation: the student imitates the teacher's image beside the ground truth."""
+"""Output distillation: the student imitates a teacher's image, or several teachers' images, beside the ground truth."""
 
 from __future__ import annotations
 
-from mtkd.contracts import Batch, Step
-from mtkd.methods.base import Method, Term
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.losses.numerics import check_choice
+from mtkd.methods.base import Method, MethodConfig, Term
+
+Several = Literal["error", "mean", "random"]
 
 
 class OutputKD(Method):
     """`L = L1(sr, gt) + L1(sr, target)`, the "Logits" row of the field's tables.
 
     Equal weights as in DCKD's equations 2-3 and the plain-KD option files of DUKD; FAKD's 0.5 / 0.5 is the same
-    direction. `target` is the single teacher's image, or the fused or mean image when `fusion` is declared.
+    direction. `target` is the teacher's image, or the fused or mean image when `fusion` is declared. Without `fusion`,
+    `several` says what becomes of several teachers: nothing ("error"), their mean in every iteration ("mean", the same
+    as `fusion: mean`, which can also be stored), or one of them, drawn anew in every iteration with equal chances
+    ("random", as FAKD's code does).
     """
 
-    paper = "the logits baseline of DCKD (AAAI 2025, arXiv 2412.08939), equations 2-3"
+    paper = "the logits baseline of DCKD (AAAI 2025, arXiv 2412.08939), equations 2-3; several teachers as in FAKD"
     teacher_use = "image"
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
         "target": Term("sr against the teacher's image", loss="L1Loss"),
     }
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options under `method:`.
+
+        Attributes:
+            several: what becomes of several teachers.
+        """
+
+        several: Several = "error"
+
+        def __post_init__(self) -> None:
+            check_choice("several of OutputKD", self.several, Several)
+
+    @classmethod
+    def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("several", "error") != "error"
+
+    def __init__(
+        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
+    ) -> None:
+        super().__init__(student, teachers, task, cfg)
+        if self.options.several != "error" and len(self.teachers) < 2:
+            raise MtkdError(
+                f"`method.several: {self.options.several}` says how several teachers become one target, and this run "
+                f"has {len(self.teachers)} ({', '.join(self.teachers) or 'its targets come from a store'}). Declare "
+                "more teachers, without `fusion` and `target_store`, or remove the option."
+            )
+
     def forward(self, batch: Batch, step: int) -> Step:
         sr = self.student(batch.lq)
-        return Step(sr, self.image_losses(sr, {"pixel": batch.gt, "target": self.target(batch)}))
+        targets = {"pixel": batch.gt}
+        if "target" in self.active:
+            targets["target"] = self.target(batch)
+        return Step(sr, self.image_losses(sr, targets))
+
+    def target(self, batch: Batch) -> Tensor:
+        if self.options.several == "error":
+            return super().target(batch)
+        teachers = list(self.teachers.values())
+        if self.options.several == "random":
+            # On the host, where no device waits for the answer; every rank draws its own.
+            return teachers[int(torch.randint(len(teachers), ()))](batch.lq)
+        total = teachers[0](batch.lq)
+        for teacher in teachers[1:]:
+            total = total + teacher(batch.lq)
+        return total / len(teachers)
