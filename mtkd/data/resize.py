@@ -79,16 +79,10 @@ def _resample(image: Tensor, axis: int, scale: float) -> Tensor:
     indices, weights = _taps(image.shape[axis], scale, image.dtype, image.device)
     shape = [1] * image.dim()
     shape[axis] = -1
-    new_length = indices.shape[1]
-    # A CPU wants pieces that stay in its cache (three times faster on a 2K image), a GPU few large launches.
-    piece = 64 if image.device.type == "cpu" else new_length
-    pieces = []
-    for index, weight in zip(indices.split(piece, 1), weights.split(piece, 1), strict=True):
-        out = image.index_select(axis, index[0]) * weight[0].view(shape)
-        for i, w in zip(index[1:], weight[1:], strict=True):
-            out = out + image.index_select(axis, i) * w.view(shape)
-        pieces.append(out)
-    return torch.cat(pieces, axis)
+    out = image.index_select(axis, indices[0]) * weights[0].view(shape)
+    for index, weight in zip(indices[1:], weights[1:], strict=True):
+        out = out + image.index_select(axis, index) * weight.view(shape)
+    return out
 
 
 @lru_cache(maxsize=64)

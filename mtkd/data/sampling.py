@@ -196,8 +196,8 @@ class CropSampler:
             crops = torch.index_select(pixels, 0, where, out=crops).to(self.device, non_blocking=True)
         else:
             crops = pixels.index_select(0, where).to(self.device)
-        # Laid out while still small: turning layout and dtype at once is several times slower on a CPU.
-        image = crops.view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format).float()
+        image = crops.view(-1, side, side, 3).permute(0, 3, 1, 2)
+        image = image.to(torch.float32, memory_format=self.memory_format)
         return image.div_(255) if pixels.dtype == torch.uint8 else image
 
     def _to_device(self, numbers: Tensor) -> Tensor:

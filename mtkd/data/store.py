@@ -88,7 +88,7 @@ class ImageStore(Sequence["NDArray[Any]"]):
         return self.flat.numel() * self.flat.element_size()
 
     def digest(self) -> str:
-        """SHA-256 of dtype, names, sizes and every value, wherever the file lies; reads all of it, about 1 GB/s."""
+        """SHA-256 of dtype, names, sizes and every value, wherever the file lies. Reads all of it."""
         digest = hashlib.sha256(json.dumps([self.dtype, self.names, self.sizes]).encode())
         values = self.flat.numpy().view(np.uint8)
         step = 1 << 26
