@@ -70,8 +70,7 @@ def build_network(arch: Mapping[str, Any], *, source: str) -> nn.Module:
 def _adapted(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """`state` in the naming of `net`, without what `net` derives itself."""
     theirs, ours = keymaps.detect(state), keymaps.detect(net.state_dict())
-    same_network = theirs is not None and ours is not None and theirs.arch == ours.arch
-    if same_network and theirs.naming != ours.naming:
+    if theirs and ours and theirs.arch == ours.arch and theirs.naming != ours.naming:
         if ours.naming == "official":
             return keymaps.to_official(state)
         _check_mean_shift(net, state, source)

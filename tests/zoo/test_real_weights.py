@@ -1,4 +1,4 @@
-"""A published network in official naming: the EDSR of 8 blocks, where the shared weights are at hand, else one like it."""
+"""A published network in official naming: the EDSR of 8 blocks where the shared weights are, else one like it."""
 
 from __future__ import annotations
 
