@@ -22,6 +22,8 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 """Most values in one file: aliases of aliases can name more values than memory holds."""
 
+MAX_DEPTH = 50
+
 KeyPath = tuple[str | int, ...]
 """Where a value stands: ("train", "scheduler", "milestones", 0)."""
 
@@ -107,8 +109,6 @@ def parse(text: str, file: str = "<text>") -> Document:
         raise OptionError([_syntax_problem(error, text, file)]) from None
     except yaml.YAMLError as error:
         raise OptionError([Problem(file, None, "", f"not YAML: {' '.join(str(error).split())}.")]) from None
-    except RecursionError:
-        raise OptionError([Problem(file, None, "", "nested too deeply; this is not an option file.")]) from None
     return document
 
 
@@ -130,6 +130,15 @@ _RESOLVERS = (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)
 
 class _Dialect(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _DialectDumper(yaml.SafeDumper):

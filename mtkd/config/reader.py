@@ -112,6 +112,7 @@ class _Reader:
         forced = [path for item in force if (path := self.apply_force(item)) is not None]
         self.origin = Origin(document.file, document.lines, frozenset(forced))
         self.scale: int | None = None
+        self.model_type: Any = None
         self.method: Any = None
         sets = self.data.get("datasets")
         self.sets: dict[str, Any] = sets if isinstance(sets, dict) else {}
@@ -134,11 +135,11 @@ class _Reader:
         head = self.section(Head, {key: top[key] for key in top if key in Head.model_fields}, ())
         scale = top.get("scale")
         self.scale = head.scale if head else scale if isinstance(scale, int) else None
-        model_type = top.get("model_type", Head.model_fields["model_type"].default)
-        if isinstance(model_type, str):
-            self.method = self.lookup("method", model_type, ("model_type",))
+        self.model_type = top.get("model_type", Head.model_fields["model_type"].default)
+        if isinstance(self.model_type, str):
+            self.method = self.lookup("method", self.model_type, ("model_type",))
         if self.method is not None and not (hasattr(self.method, "terms") and hasattr(self.method, "teacher_use")):
-            self.problem(("model_type",), f"{model_type!r} is no method; derive it from mtkd.methods.base.Method.")
+            self.problem(("model_type",), f"{self.model_type!r} is no method; derive it from mtkd.methods.base.Method.")
             self.method = None
         values = {
             "datasets": self.datasets(top.get("datasets")),
@@ -484,7 +485,7 @@ class _Reader:
         hint = plain_hint(hint)
         if hint is None:
             return value
-        adapter = TypeAdapter(hint)
+        adapter = _adapter(hint)
         try:
             return adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
@@ -581,8 +582,10 @@ class _Reader:
         for key in given:
             name = key.removesuffix("_opt")
             if self.method is not None and name not in known:
-                valid = [f"{term}_opt" for term in known]
-                self.unknown(("train", key), valid, f"{self.method.__name__} has no such term")
+                near = messages.near(name, list(known))
+                hint = f" Did you mean {near}_opt?" if near else ""
+                terms_text = ", ".join(f"{term}_opt" for term in known)
+                self.problem(("train", key), f"{self.model_type} has no such term.{hint} Its terms are {terms_text}.")
             elif given[key] is not None:
                 terms[name] = self.term(given[key], known.get(name), ("train", key))
         off = [name for name, term in known.items() if term.weight is not None and given.get(f"{name}_opt", 0) is None]
@@ -645,7 +648,7 @@ class _Reader:
             return given
         before = len(self.problems)
         config, path = self.method.Config, ("method",)
-        result = self.arguments(config, given, path, f"an option of {self.method.__name__}")
+        result = self.arguments(config, given, path, f"an option of {self.model_type}")
         if len(self.problems) == before:
             try:
                 config(**result)
@@ -656,7 +659,7 @@ class _Reader:
     def teacher_use(self, values: dict[str, Any]) -> None:
         if self.method is None:
             return
-        name, use, number = self.data.get("model_type", "SRModel"), self.method.teacher_use, self.num_teachers
+        name, use, number = self.model_type, self.method.teacher_use, self.num_teachers
         has_fusion, has_store = self.data.get("fusion") is not None, values["target_store"] is not None
         has = {"teachers": number > 0, "fusion": has_fusion, "target_store": has_store}
         useless = {"none": tuple(has), "network": ("fusion", "target_store"), "image": ()}[use]
@@ -675,7 +678,7 @@ class _Reader:
         if not number and not has_store:
             message = f"required, and missing: {name} imitates a teacher's image (or give target_store)."
             self.problem(("teachers",), message)
-        if number > 1 and not has_fusion:
+        if number > 1 and not has_fusion and not self.method.takes_several_teachers(values["method"]):
             self.problem(
                 ("teachers",),
                 f"{name} imitates one image, and there are {number} teachers; say how they become one: `fusion: mean`, "
@@ -683,6 +686,17 @@ class _Reader:
             )
         if has_fusion and number < 2:
             self.problem(("fusion",), f"has no effect with {number or 'no'} teacher{'s' if number != 1 else ''}.")
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+"""By the text of the annotation: equal annotations may list their choices in another order, which messages show."""
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    text = repr(hint)
+    if text not in _ADAPTERS:
+        _ADAPTERS[text] = TypeAdapter(hint)
+    return _ADAPTERS[text]
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
