@@ -16,7 +16,7 @@ class Attention(nn.Module):
     scale = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).mT
+        tokens = x.flatten(2).mT[:, None]  # with an axis of heads, or a CPU would not take its fused kernel
         return F.scaled_dot_product_attention(tokens, tokens, tokens).mT.reshape(x.shape)
 
 
