@@ -134,7 +134,7 @@ def measure(
 
 def bicubic(lq: Tensor, *, scale: int) -> Tensor:
     """MATLAB's bicubic enlargement, the row every table starts with."""
-    return to_tensor(imresize(to_image(lq), scale), lq.device)
+    return imresize(lq, scale)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

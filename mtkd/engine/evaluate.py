@@ -21,7 +21,7 @@ from mtkd.data.images import write_image
 from mtkd.engine.tiling import self_ensemble, tiled
 
 if TYPE_CHECKING:
-    from mtkd.config import MetricOptions, Options
+    from mtkd.config import Options
 
 Predict = Callable[[Tensor], Tensor]
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
@@ -53,9 +53,16 @@ class Evaluation:
         return {name: float(np.mean(column)) for name, column in self.values.items()}
 
 
-def build_metrics(options: Mapping[str, MetricOptions]) -> dict[str, MetricFunction]:
-    """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image."""
-    return {name: partial(catalog.get("metric", given.type), **given.args) for name, given in options.items()}
+def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricFunction]:
+    """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image.
+
+    BasicSR's key `better` says which direction is good and is no argument of the metric.
+    """
+    metrics: dict[str, MetricFunction] = {}
+    for name, given in options.items():
+        arguments = {key: value for key, value in given.items() if key not in ("type", "better")}
+        metrics[name] = partial(catalog.get("metric", given["type"]), **arguments)
+    return metrics
 
 
 def val_predict(net: nn.Module, options: Options) -> Predict:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from mtkd.config import Options, resolved_yaml
-from mtkd.contracts import MtkdError, Task
+from mtkd.contracts import Batch, MtkdError, Task
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.engine import build, checkpoint, teach
@@ -47,6 +48,12 @@ class Session:
     num_samples: int
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     start: int = 0
+
+    def batches(self) -> Iterator[Batch]:
+        """Training batches from iteration `start` on, `train.accumulate` for each iteration."""
+        assert self.options.train is not None
+        every = self.options.train.accumulate
+        return self.sampler.batches(self.start * every, self.options.train.total_iter * every)
 
 
 def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "none") -> Session:

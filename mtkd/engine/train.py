@@ -75,8 +75,9 @@ def _loop(session: Session, stop: StopRequest) -> None:
     log.start_clock(session.start)
     printed_at, printed_step = time.perf_counter(), session.start
     session.method.train()
+    batches = session.batches()
     for step in range(session.start, total_steps):
-        values = _iterate(session, step)
+        values = _iterate(session, step, batches)
         trace.add(values)
         done = step + 1
         last = done == total_steps or stop.asked
@@ -105,7 +106,7 @@ def _loop(session: Session, stop: StopRequest) -> None:
     log.say(f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}")
 
 
-def _iterate(session: Session, step: int) -> dict[str, Tensor]:
+def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
     """One optimizer step; returns the raw terms, the weighted total and the method's logs, detached, unread."""
     assert session.options.train is not None
     settings, fabric = session.options.train, session.fabric
@@ -115,7 +116,7 @@ def _iterate(session: Session, step: int) -> dict[str, Tensor]:
             group["lr"] = session.rates[name](step)
     values: dict[str, Tensor] = {}
     for micro in range(settings.accumulate):
-        batch: Batch = session.sampler.batch(step * settings.accumulate + micro)
+        batch = next(batches)
         last = micro == settings.accumulate - 1
         with fabric.no_backward_sync(session.wrapped, enabled=not last):  # pyright: ignore[reportArgumentType]
             out: Step = session.wrapped(batch, step)
@@ -173,7 +174,7 @@ def _validate(session: Session, done: int) -> None:
         means = result.means()
         for metric, value in means.items():
             best = session.best.setdefault(name, {})
-            higher = options.val.metrics[metric].better == "higher"
+            higher = options.val.metrics[metric]["better"] == "higher"
             if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
                 best[metric] = {"val": value, "iter": done}
         session.log.validation(step=done, dataset=name, values=means, best=session.best[name])

@@ -12,7 +12,13 @@ from mtkd.contracts import MtkdError
 
 def add_parser(subparsers: Any) -> None:
     """Add `zoo` and its commands to the sub-parsers of a command line; each sets `args.run`, (args) -> exit status."""
-    zoo = subparsers.add_parser("zoo", help="published weights: list, fetch, check, convert")
+    zoo = subparsers.add_parser(
+        "zoo",
+        help="published weights: list, fetch, check, convert",
+        description="Published weights by name: list, fetch, check, convert.",
+        epilog="example:\n  mtkd zoo list --arch RCAN\n  mtkd zoo download rcan_x4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = zoo.add_subparsers(dest="zoo_command", metavar="COMMAND", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
