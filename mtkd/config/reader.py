@@ -55,7 +55,8 @@ from mtkd.yaml_loader import Document, KeyPath, OptionError, Problem, key_text
 _IMAGE_ARGUMENTS = frozenset({"sr", "gt", "img", "img2", "target"})
 _LOWER_IS_BETTER = ("calculate_lpips", "calculate_niqe")
 _OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Rprop", "Adagrad", "Adadelta")
-_TAKEN_OVER_ELSEWHERE = ("dist_params", "ignore_resume_networks")
+_TAKEN_OVER_AT_TOP = ("dist_params", "find_unused_parameters")
+_TAKEN_OVER_ELSEWHERE = (*_TAKEN_OVER_AT_TOP, "ignore_resume_networks", "pbar")
 _NO_NETWORK = NetworkOptions(type="")
 """Stands where a network could not be read; the problem is reported, so that it never leaves the reader."""
 
@@ -238,7 +239,7 @@ class _Reader:
 
     def known_top_level(self, key: str) -> bool:
         valid = _keys(Options)
-        if key in _TAKEN_OVER_ELSEWHERE:
+        if key in _TAKEN_OVER_AT_TOP:
             self.take_over((key,))
         elif key not in valid:
             self.unknown((key,), valid)
@@ -287,6 +288,9 @@ class _Reader:
 
     def val(self, data: Any) -> ValOptions:
         given = dict(self.mapping(data, ("val",)))
+        if "pbar" in given:
+            self.take_over(("val", "pbar"))
+            del given["pbar"]
         sets = [key for key in self.sets if key != "train"]
         if self.is_train:
             if given and not sets:

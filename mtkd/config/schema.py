@@ -38,6 +38,8 @@ TAKEN_OVER = {
     "mean": "networks take images in [0, 1] and shift them inside",
     "std": "networks take images in [0, 1] and scale them inside",
     "dist_params": "torchrun sets up the processes",
+    "find_unused_parameters": "methods use all their parameters in every iteration",
+    "pbar": "progress is printed in lines",
     "ignore_resume_networks": "only what was trained is resumed; teachers come from their own files",
 }
 """BasicSR keys that are accepted without effect, and why nothing is lost."""
@@ -284,7 +286,6 @@ class ValOptions(Section):
     val_freq: Count | None = None
     save_img: bool = False
     suffix: str | None = None
-    pbar: bool = True
     metrics: dict[str, dict[str, Any]] = {}
     """name -> `type`, `better` ("higher" or "lower") and the metric's arguments."""
     tile: TileOptions | None = None
@@ -315,7 +316,6 @@ class Head(Section):
     scale: Count
     num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = "auto"
     manual_seed: Int = 0
-    find_unused_parameters: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     channels_last: bool = True

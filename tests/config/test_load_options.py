@@ -81,6 +81,16 @@ def test_each_basicsr_key_without_effect_gives_one_notice(basicsr_file: Path) ->
     assert any(notice.startswith("datasets.train.io_backend, datasets.val.io_backend ignored: ") for notice in notices)
 
 
+@pytest.mark.parametrize(
+    "key", ["find_unused_parameters", "val.pbar", "path.ignore_resume_networks", "datasets.val.pin_memory"]
+)
+def test_a_key_is_taken_over_only_where_basicsr_has_it(key: str) -> None:
+    (notice,) = train({key: True}).notices
+    assert notice.startswith(f"{key} ignored: ")
+    name = key.split(".")[-1]
+    assert only_problem(train, {f"train.{name}": True}).key == f"train.{name}"
+
+
 def test_defaults_are_what_the_schema_says() -> None:
     options = train()
     assert (options.num_gpu, options.manual_seed, options.precision) == ("auto", 0, "fp32")
