@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -54,12 +55,13 @@ class VGG19Features(nn.Module):
     keeps its values. Runs under autocast.
 
     Args:
-        weights: path of torchvision's vgg19-dcbb9e9d.pth, or "random" for a fixed random network (He initialisation,
-            the same in every run), which is good for tests and nothing else.
+        weights: path of torchvision's vgg19-dcbb9e9d.pth or of the zoo's vgg19.safetensors, or "random" for a fixed
+            random network (He initialisation, the same in every run), which is good for tests and nothing else.
         layers: conv1_1 ... relu5_4, pool1 ... pool5; a conv is the value before its ReLU.
         input_norm: "imagenet" subtracts the mean and divides by the standard deviation the net was trained with;
             "255" multiplies by 255 and does nothing else, as CSD feeds it.
-        sha256: first digits the file's SHA-256 must have; None accepts any file with VGG-19's tensors.
+        sha256: first digits the file's SHA-256 must have (a file of the zoo must say that it is vgg19: the zoo checked
+            the hash of its original); None accepts any file with VGG-19's tensors.
 
     Source: Simonyan and Zisserman, arXiv 1409.1556.
 
@@ -202,6 +204,21 @@ def _load(net: nn.Sequential, path: Path, sha256: str | None) -> None:
     )
     if not path.is_file():
         raise MtkdError(f"VGG-19's weights are not at {path}. {advice}")
+    if path.suffix == ".safetensors":
+        state = _zoo_state(path, sha256, advice)
+    else:
+        state = _torchvision_state(path, sha256, advice)
+    # torchvision's file has a classifier and the blocks behind the deepest tap as well; they are not built.
+    own = {key: state.get(f"features.{key}") for key in net.state_dict()} if isinstance(state, Mapping) else {}
+    wrong = [key for key, value in net.state_dict().items() if getattr(own.get(key), "shape", None) != value.shape]
+    if wrong:
+        raise MtkdError(
+            f"{path} holds no VGG-19: its tensor features.{wrong[0]} is absent or has another shape. {advice}"
+        )
+    net.load_state_dict(own)
+
+
+def _torchvision_state(path: Path, sha256: str | None, advice: str) -> object:
     if sha256 is not None:
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -214,14 +231,23 @@ def _load(net: nn.Sequential, path: Path, sha256: str | None) -> None:
                 f"{sha256}. {advice} A file of your own is accepted with `sha256: ~`."
             )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MtkdError(f"{path} cannot be read as PyTorch weights ({type(error).__name__}). {advice}") from error
-    # torchvision's file has a classifier and the blocks behind the deepest tap as well; they are not built.
-    own = {key: state.get(f"features.{key}") for key in net.state_dict()} if isinstance(state, Mapping) else {}
-    wrong = [key for key, value in net.state_dict().items() if getattr(own.get(key), "shape", None) != value.shape]
-    if wrong:
+
+
+def _zoo_state(path: Path, sha256: str | None, advice: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            facts = json.loads((file.metadata() or {}).get("mtkd", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys() if name.startswith("features.")}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise MtkdError(f"{path} cannot be read as safetensors ({type(error).__name__}). {advice}") from error
+    if sha256 is not None and (not isinstance(facts, dict) or facts.get("name") != "vgg19"):
         raise MtkdError(
-            f"{path} holds no VGG-19: its tensor features.{wrong[0]} is absent or has another shape. {advice}"
+            f"{path} is not the zoo's vgg19: it does not say so. `mtkd zoo download vgg19` fetches and checks it. A "
+            "file of your own is accepted with `sha256: ~`."
         )
-    net.load_state_dict(own)
+    return state
