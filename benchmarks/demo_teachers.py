@@ -21,6 +21,7 @@ import torch
 
 from mtkd import zoo
 from mtkd.config import load_options
+from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images
 from mtkd.data.paired import PairedImages
 from mtkd.engine.evaluate import build_metrics, evaluate
@@ -81,9 +82,11 @@ def gather(folders: list[Path], target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         for image in list_images(folder):
-            link = target / f"{folder.resolve().name}_{Path(image).name}"
+            link = target / image.name
             if not link.exists():
-                link.symlink_to(Path(image).resolve())
+                link.symlink_to(image.resolve())
+            elif link.resolve() != image.resolve():
+                raise MtkdError(f"{image} and {link.resolve()} have the same name; rename one.")
     return target
 
 

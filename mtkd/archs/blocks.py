@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -95,9 +96,16 @@ def shifted_window_mask(
     """(windows, window**2, window**2) to be added to the logits of cyclically shifted windows of an h x w map.
 
     0 between tokens that are neighbours in the image, -100 between tokens that only the cyclic shift brought into one
-    window (Liu et al., ICCV 2021, section 3.2).
+    window (Liu et al., ICCV 2021, section 3.2). The masks of the last sizes are kept: do not change them in place.
     """
+    # A compiler traces the arithmetic; a tensor out of a cache would be a constant of one size to it.
+    build = _mask if torch.compiler.is_compiling() else _kept_mask
+    return build(h, w, window, shift, device, dtype)
 
+
+def _mask(
+    h: int, w: int, window: int, shift: int, device: torch.device | None, dtype: torch.dtype | None
+) -> Tensor:
     def region(size: int) -> Tensor:
         position = torch.arange(size, device=device)
         return (position >= size - window).int() + (position >= size - shift).int()
@@ -106,6 +114,14 @@ def shifted_window_mask(
     tokens = rearrange(regions, "(h wh) (w ww) -> (h w) (wh ww)", wh=window, ww=window)
     apart = tokens[:, None, :] != tokens[:, :, None]
     return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -100.0)
+
+
+# Two sizes: training patches and the image being validated. A mask of a 1280x720 lq takes 240 MB.
+@lru_cache(maxsize=2)
+def _kept_mask(*key: Any) -> Tensor:
+    # A tensor made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        return _mask(*key)
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -80,7 +80,7 @@ class SwinTransformerBlock(nn.Module):
             like = self.norm1.weight
             destination[prefix + "attn_mask"] = shifted_window_mask(
                 *self.resolution, self.window_size, self.shift_size, device=like.device, dtype=like.dtype
-            )
+            ).clone()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "attn_mask", None)
@@ -280,7 +280,7 @@ class SwinIR(nn.Module):
         if self.absolute_pos_embed is not None:
             x = x + self._position(h, w)
         x = self.pos_drop(x)
-        # One mask serves every shifted block: made here, it needs no cache that could go stale.
+        # One mask serves every shifted block.
         mask = None
         if self.shift_size:
             mask = shifted_window_mask(h, w, self.window_size, self.shift_size, device=x.device, dtype=x.dtype)

@@ -9,7 +9,7 @@ from mtkd.metrics.color import compared
 
 
 @torch.no_grad()
-def psnr(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = True) -> Tensor:
+def psnr(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = False) -> Tensor:
     """10 log10(255^2 / MSE) of each image in dB, BasicSR's `calculate_psnr` on the images as 8-bit files.
 
     Both images are clamped, rounded to 8 bits and cropped; Y (BT.601) is not rounded again; the rest is float64.

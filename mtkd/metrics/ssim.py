@@ -15,7 +15,7 @@ _SIGMA = 1.5
 
 
 @torch.no_grad()
-def ssim(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = True) -> Tensor:
+def ssim(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = False) -> Tensor:
     """Mean SSIM of each image (Wang et al., IEEE TIP 2004), BasicSR's `calculate_ssim` on the images as 8-bit files.
 
     11x11 Gaussian window with sigma 1.5 where it fits (no padding), K1 = 0.01, K2 = 0.03, range 255, population

@@ -327,3 +327,15 @@ def test_subpixel_upsampler_scales(scale: int) -> None:
 def test_arguments_that_cannot_work_are_named(build: Any, words: str) -> None:
     with pytest.raises(MtkdError, match=words.replace("+", r"\+")):
         build()
+
+
+def test_masks_are_kept_per_size_and_survive_inference_mode() -> None:
+    from mtkd.archs import blocks
+
+    blocks._kept_mask.cache_clear()
+    net = SwinIR(img_size=16, embed_dim=8, depths=(2,), num_heads=(2,), window_size=4, upsampler="pixelshuffledirect")
+    with torch.inference_mode():
+        net(torch.rand(1, 3, 8, 12))
+    net(torch.rand(1, 3, 8, 12)).mean().backward()
+    assert blocks._kept_mask.cache_info().hits == 1
+    assert blocks._kept_mask.cache_info().misses == 1

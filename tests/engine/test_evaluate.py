@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.archs.edsr import EDSR
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
@@ -33,7 +34,6 @@ def small_net() -> EDSR:
 
 
 def test_evaluation_equals_basicsrs_numbers(tmp_path: Path) -> None:
-    import mtkd.basicsr  # noqa: F401
     from basicsr.metrics import calculate_psnr, calculate_ssim
     from basicsr.utils import tensor2img
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.contracts import MtkdError
 from mtkd.engine.ema import Ema
 from mtkd.engine.optim import build_optimizer, learning_rate
@@ -28,7 +29,6 @@ SCHEDULES = [
 
 def rates_of_basicsr(schedule: dict, base: float, warmup: int, steps: int) -> list[float]:
     """BasicSR's `update_learning_rate` before each iteration, its counter starting at 1."""
-    import mtkd.basicsr  # noqa: F401
     from basicsr.models import lr_scheduler
 
     arguments = copy.deepcopy(schedule)

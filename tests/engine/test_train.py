@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.config import resolved_yaml
@@ -78,7 +79,6 @@ def test_run_folder_holds_what_basicsr_users_expect(tmp_path: Path) -> None:
 
 
 def test_basicsr_loads_our_checkpoint(tmp_path: Path) -> None:
-    import mtkd.basicsr  # noqa: F401
     from basicsr.archs.edsr_arch import EDSR as BasicSREDSR
 
     latest = train(run_options(tmp_path))
