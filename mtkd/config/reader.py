@@ -155,6 +155,7 @@ class _Reader:
             "logger": self.logger(top.get("logger")),
         }
         self.teacher_use(values)
+        self.curriculum(values)
         if self.problems:
             order = {id(problem): index for index, problem in enumerate(self.problems)}
             raise OptionError(
@@ -537,6 +538,15 @@ class _Reader:
             if train.optim_d is not None and not critics:
                 self.problem(("train", "optim_d"), "has no effect: no term of this run trains a critic.")
         return train.model_copy(update={"terms": terms, "off": off})
+
+    def curriculum(self, values: dict[str, Any]) -> None:
+        train, images = values["train"], values["datasets"].train if values["datasets"] else None
+        if train is None or images is None or train.curriculum is None:
+            return
+        for index, (_, side) in enumerate(train.curriculum.gt_size):
+            if side > images.gt_size or (self.scale and side % self.scale):
+                message = f"{side} must be a multiple of scale and at most datasets.train.gt_size, {images.gt_size}."
+                self.problem(("train", "curriculum", "gt_size", index), message)
 
     def lengths(self, train: TrainOptions) -> None:
         periods = train.scheduler.args.get("periods")

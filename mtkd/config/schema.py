@@ -232,11 +232,36 @@ class PathOptions(Section):
 
     pretrain_network_g: UserPath | None = None
     """A file or `zoo:NAME`."""
-    param_key_g: str | None = "auto"
+    param_key_g: str | None = "params"
+    """Entry of the file that holds the weights, `~` for a bare state dict; BasicSR's meaning and default."""
     strict_load_g: bool = True
     resume_state: UserPath | None = None
     experiments_root: UserPath = "experiments"
     results_root: UserPath = "results"
+
+
+class CurriculumOptions(Section):
+    """`train.curriculum`: what grows during a run. Terms have schedules of their own, see `TermOptions.weight`.
+
+    Attributes:
+        gt_size: [[iteration, side], ...], beginning at 0: from each iteration on, gt crops have that side. The largest
+            is at most `datasets.train.gt_size`, the size that images are checked for.
+    """
+
+    gt_size: list[list[Int]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CurriculumOptions:
+        if any(len(pair) != 2 or pair[1] < 1 for pair in self.gt_size):
+            raise ValueError(f"gt_size must be [[iteration, side], ...], found {self.gt_size}.")
+        starts = [start for start, _ in self.gt_size]
+        if starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+            raise ValueError(f"gt_size must begin at iteration 0 and go on in order, found {self.gt_size}.")
+        return self
+
+    def gt_size_at(self, step: int) -> int:
+        """Side of the gt crops in iteration `step` (from 0)."""
+        return next(side for start, side in reversed(self.gt_size) if start <= step)
 
 
 class TrainOptions(Section):
@@ -248,6 +273,7 @@ class TrainOptions(Section):
         warmup_iter: iterations of linear warm-up, -1 for none.
         clip_grad_norm: largest gradient norm, None for no clipping.
         accumulate: batches per optimizer step.
+        curriculum: crop sizes that grow over the run.
     """
 
     internal: ClassVar[frozenset[str]] = frozenset({"terms", "off"})
@@ -259,6 +285,7 @@ class TrainOptions(Section):
     warmup_iter: Int = Field(default=-1, ge=-1)
     clip_grad_norm: float | None = Field(default=None, gt=0)
     accumulate: Count = 1
+    curriculum: CurriculumOptions | None = None
     terms: dict[str, TermOptions] = {}
     off: list[str] = []
 

@@ -52,8 +52,9 @@ class Session:
     def batches(self) -> Iterator[Batch]:
         """Training batches from iteration `start` on, `train.accumulate` for each iteration."""
         assert self.options.train is not None
-        every = self.options.train.accumulate
-        return self.sampler.batches(self.start * every, self.options.train.total_iter * every)
+        every, curriculum = self.options.train.accumulate, self.options.train.curriculum
+        gt_size = (lambda k: curriculum.gt_size_at(k // every)) if curriculum else None
+        return self.sampler.batches(self.start * every, self.options.train.total_iter * every, gt_size)
 
 
 def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "none") -> Session:

@@ -262,3 +262,17 @@ def test_pretrained_student_starts_where_it_was(tmp_path: Path) -> None:
     for name, value in session.method.student.state_dict().items():
         torch.testing.assert_close(value, expected[name])
     session.log.close()
+
+
+def test_curriculum_grows_the_crops_and_resumes_exactly(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    curriculum = {"curriculum": {"gt_size": [[0, 8], [3, 16]]}}
+    options = run_options(tmp_path / "a", images=images, train=curriculum)
+    session = train_module.prepare(options)
+    assert [batch.gt.shape[-1] for batch in session.batches()] == [8, 8, 8, 16, 16, 16, 16, 16]
+    session.log.close()
+    straight = train(run_options(tmp_path / "c", images=images, train=curriculum))
+    train(run_options(tmp_path / "b", images=images, train={**curriculum, "total_iter": 4}))
+    assert same_weights(straight, train(run_options(tmp_path / "b", images=images, train=curriculum), auto_resume=True))
+    with pytest.raises(MtkdError, match=r"curriculum.gt_size.*32 must be"):
+        run_options(tmp_path, images=images, train={"curriculum": {"gt_size": [[0, 32]]}})
