@@ -25,6 +25,8 @@ ARCHS = {
     "RCAN": "mtkd.archs.rcan:RCAN",
     "SwinIR": "mtkd.archs.swinir:SwinIR",
     "DCTSwin": "mtkd.archs.dctswin:DCTSwin",
+    "FSRCNN": "mtkd.archs.fsrcnn:FSRCNN",
+    "PrivilegedTeacher": "mtkd.archs.privileged:PrivilegedTeacher",
 }
 
 METHODS = {
@@ -33,6 +35,18 @@ METHODS = {
     "OutputKD": "mtkd.methods.output_kd:OutputKD",
     "MTKDFusion": "mtkd.methods.mtkd_fusion:MTKDFusion",
     "MTKD": "mtkd.methods.mtkd:MTKD",
+    "SRKD": "mtkd.methods.srkd:SRKD",
+    "FAKD": "mtkd.methods.fakd:FAKD",
+    "FitNet": "mtkd.methods.fitnet:FitNet",
+    "AT": "mtkd.methods.at:AT",
+    "PKT": "mtkd.methods.pkt:PKT",
+    "CRD": "mtkd.methods.crd:CRD",
+    "DUKD": "mtkd.methods.dukd:DUKD",
+    "StructuredKD": "mtkd.methods.structured:StructuredKD",
+    "PISRTeacher": "mtkd.methods.pisr:PISRTeacher",
+    "PISR": "mtkd.methods.pisr:PISR",
+    "CSD": "mtkd.methods.csd:CSD",
+    "OnlineTeacher": "mtkd.methods.online_teacher:OnlineTeacher",
 }
 
 LOSSES = {

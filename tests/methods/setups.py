@@ -13,6 +13,8 @@ from mtkd import catalog
 from mtkd.archs.dctswin import DCTSwin
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.archs.fsrcnn import FSRCNN
+from mtkd.archs.privileged import PrivilegedTeacher
 from mtkd.archs.rcan import RCAN
 from mtkd.contracts import Batch, Task
 from mtkd.methods.base import Method, MethodConfig
@@ -26,9 +28,7 @@ def edsr(width: int = 8, blocks: int = 2) -> EDSR:
 
 
 def rcan(width: int = 8) -> RCAN:
-    return RCAN(
-        num_in_ch=3, num_out_ch=3, num_feat=width, num_group=2, num_block=1, squeeze_factor=4, upscale=SCALE
-    )
+    return RCAN(num_in_ch=3, num_out_ch=3, num_feat=width, num_group=2, num_block=1, squeeze_factor=4, upscale=SCALE)
 
 
 def fusion() -> DCTSwin:
@@ -37,6 +37,19 @@ def fusion() -> DCTSwin:
 
 def fused_teacher() -> dict[str, nn.Module]:
     return {"mean": FusedTeacher(Ensemble({"edsr": edsr(12), "rcan": rcan()}), MeanFusion(2))}
+
+
+def one_teacher() -> dict[str, nn.Module]:
+    return {"teacher": edsr(12)}
+
+
+def fsrcnn() -> FSRCNN:
+    return FSRCNN(num_feat=8, num_shrink=4, num_map=1, upscale=SCALE)
+
+
+def privileged() -> PrivilegedTeacher:
+    decoder = {"type": "FSRCNN", "num_feat": 8, "num_shrink": 4, "num_map": 1}
+    return PrivilegedTeacher(decoder=decoder, encoder_feat=8, encoder_shrink=4, upscale=SCALE)
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,18 @@ SETUPS: dict[str, Setup] = {
     "OutputKD": Setup(edsr, lambda: {"teacher": edsr(12)}),
     "MTKDFusion": Setup(fusion, lambda: {"edsr": edsr(12), "rcan": rcan()}),
     "MTKD": Setup(edsr, fused_teacher, terms={"pixel": {}, "target": {}, "spatial": {}}),
+    "SRKD": Setup(edsr, lambda: {"teacher": rcan()}),
+    "FAKD": Setup(edsr, lambda: {"edsr": edsr(blocks=3), "rcan": rcan()}),
+    "FitNet": Setup(edsr, lambda: {"teacher": edsr(12, blocks=3)}),
+    "AT": Setup(edsr, lambda: {"teacher": edsr(12, blocks=3)}),
+    "PKT": Setup(edsr, lambda: {"teacher": rcan(12)}),
+    "StructuredKD": Setup(edsr, one_teacher, options={"critic_feat": 4}),
+    "DUKD": Setup(edsr, one_teacher, options={"tiles": 2}),
+    "CRD": Setup(edsr, one_teacher, options={"positions": 20, "queue_size": 50, "radius": 1}),
+    "PISRTeacher": Setup(privileged, plain=fsrcnn),
+    "PISR": Setup(fsrcnn, lambda: {"privileged": privileged()}),
+    "CSD": Setup(edsr, options={"width": 0.5, "vgg": "random", "negatives": 2}, plain=lambda: edsr(4)),
+    "OnlineTeacher": Setup(edsr, options={"margin": -1.0, "num_feat": 8, "num_block": 1}),
 }
 
 
