@@ -1,0 +1,97 @@
+"""Every recipe trains: two iterations of each x4 option file on the demo's photographs, with small networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtkd import catalog, yaml_loader, zoo
+from mtkd.config import make_options
+from mtkd.demo import photographs
+from mtkd.engine.train import train
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(
+    path
+    for path in (ROOT / "options" / "train").rglob("*_x4*.yml")
+    if path.parent.name != "supervised" or path.stem in ("EDSR_M_x4", "RCAN_lw_x4", "SwinIR_S_x4", "FSRCNN_x4")
+)
+SMALL: dict[str, dict[str, Any]] = {
+    "EDSR": {"num_feat": 8, "num_block": 4},
+    "RCAN": {"num_feat": 8, "num_group": 3, "num_block": 1, "squeeze_factor": 4},
+    "SwinIR": {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [2, 2, 2], "img_size": 16},
+    "DCTSwin": {"embed_dim": 8, "depths": [1], "num_heads": [2], "num_feat": 4},
+    "FSRCNN": {},
+    "PrivilegedTeacher": {},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_home(tmp_path_factory: pytest.TempPathFactory):
+    """The photographs are decoded once for all recipes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTKD_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+def small(network: dict[str, Any]) -> dict[str, Any]:
+    return {**network, **SMALL[network["type"]]}
+
+
+def stored(network: dict[str, Any], path: Path, facts: dict[str, Any] | None = None, **extra: Any) -> str:
+    """Random weights of `network` in a file, as a teacher's `pretrain`."""
+    arguments = {key: value for key, value in network.items() if key != "type"}
+    net = catalog.get("arch", network["type"])(**{"upscale": 4, **arguments, **extra})
+    zoo.write_safetensors(path, net.state_dict(), facts or {})
+    return str(path)
+
+
+def test_every_method_has_a_recipe() -> None:
+    used = {yaml_loader.load(path).data.get("model_type", "SRModel") for path in RECIPES}
+    assert used | {"SwinIRModel"} == set(catalog.METHODS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipe_trains_on_real_photographs(recipe: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = yaml_loader.load(recipe).data
+    plain["num_gpu"] = 0
+    plain["network_g"] = small(plain["network_g"])
+    members = plain.get("teachers") or {}
+    for name, teacher in members.items():
+        teacher["network"] = small(teacher["network"])
+        teacher["pretrain"] = stored(teacher["network"], tmp_path / f"{name}.safetensors")
+    fusion = plain.get("fusion")
+    if isinstance(fusion, dict):
+        fusion["network"] = small(fusion["network"])
+        path = tmp_path / "fusion.safetensors"
+        fusion["pretrain"] = stored(fusion["network"], path, {"members": list(members)}, num_teachers=len(members))
+    plain.pop("target_store", None)
+    plain["path"] = {"experiments_root": str(tmp_path / "experiments")}
+    images = plain["datasets"]["train"]
+    for key in ("dataroot_lq", "filename_tmpl"):
+        images.pop(key, None)
+    images |= {
+        "dataroot_gt": str(photographs()),
+        "meta_info_file": str(ROOT / "datasets/demo/train_photographs.txt"),
+        "gt_size": 64,
+        "batch_size_per_gpu": 2,
+    }
+    plain["datasets"] = {"train": images}
+    plain.pop("val", None)
+    plain["train"]["total_iter"] = 2
+    if "vgg" in plain.get("method", {}):
+        plain["method"]["vgg"] = "random"
+    plain["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2}
+    options = make_options(plain)
+    weights = train(options)
+
+    rows = [json.loads(line) for line in (weights.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert set(rows[0]["losses"]) >= {*options.train.terms, "l_total"}
+    saved = torch.load(weights, weights_only=True)["params"]
+    assert all(value.isfinite().all() for value in saved.values())
