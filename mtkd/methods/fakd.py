@@ -1,0 +1,102 @@
+"""FAKD: the student imitates the affinities among positions of the teacher's features, beside its image and gt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mtkd.archs.rcan import RCAN
+from mtkd.contracts import Batch, Step, Task
+from mtkd.losses.feature import (
+    attention_loss,
+    channel_affinity_loss,
+    instance_affinity_loss,
+    spatial_affinity_loss,
+)
+from mtkd.methods.base import Frozen, Method, MethodConfig, Term
+from mtkd.methods.taps import TapConfig, TapPairs, body_blocks, over_taps
+
+RANGE = 1 / 255
+"""From weights beside a pixel loss on 0..255 images, the paper's, to weights beside one on [0, 1] images."""
+
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "spatial": spatial_affinity_loss,
+    "pooled": spatial_affinity_loss,
+    "channel": channel_affinity_loss,
+    "instance": instance_affinity_loss,
+    "attention": attention_loss,
+}
+
+
+def fakd_taps(net: nn.Module) -> list[str]:
+    """The taps of FAKD's code: two thirds inside the body, and what the upsampler gets.
+
+    EDSR after blocks int(n/3) and int(2n/3): 5 and 10 of 16, 10 and 21 of 32; RCAN after groups 3 and 7 of 10, which
+    are the thirds rounded; other networks as EDSR. The code adds the global skip in place to the tensor that it keeps
+    as its third tap, so that this tap is the body's end plus the shallow map.
+    """
+    shallow, blocks, end = body_blocks(net)
+    cut = round if isinstance(net, RCAN) else int
+    inside = [min(max(cut(i * len(blocks) / 3), i), len(blocks)) for i in (1, 2)]
+    return [*(blocks[i - 1] for i in inside), f"{end} + {shallow}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAKDConfig(TapConfig):
+    """Options of FAKD: any number of taps; `teacher_taps` may also be one list for each teacher's name."""
+
+    teacher_taps: list[str] | dict[str, list[str]] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class FAKD(Method):
+    """`L = 0.5 * L1(sr, gt) + 0.5 * L1(sr, teacher) + 10/255 * sum over taps of SA(S, T)`.
+
+    SA is the mean absolute difference of the cosine similarities between all pairs of positions; widths may differ. The
+    paper's 10 stands beside images in 0..255 and is divided by 255 here. The other maps of the authors' code are terms
+    that are off by default. With several teachers, one is drawn at random in every iteration, and its image and
+    features are the target, as in the authors' code.
+    """
+
+    paper = "FAKD (He et al., Feature-Affinity Based Knowledge Distillation for Efficient SR, ICIP 2020)"
+    teacher_use = "network"
+    Config = FAKDConfig
+    terms = {
+        "pixel": Term("sr against gt", weight=0.5, loss="L1Loss"),
+        "target": Term("sr against the teacher's image", weight=0.5, loss="L1Loss"),
+        "spatial": Term("affinities among positions (SA), summed over the taps", weight=10 * RANGE),
+        "pooled": Term("SA of pooled positions (PSA)", weight=None, options={"pool": 2, "pool_type": "avg"}),
+        "channel": Term("affinities among channels (CA); needs equal widths", weight=None),
+        "instance": Term("affinities among the batch's images (IA)", weight=None),
+        "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}),
+    }
+
+    def __init__(
+        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
+    ) -> None:
+        super().__init__(student, teachers, task, cfg)
+        self.require_teachers()
+        self.taps = TapPairs(self, fakd_taps)
+        self.affinities = {
+            name: partial(loss, **self.term_options[name]) for name, loss in LOSSES.items() if name in self.active
+        }
+        for name, loss in self.affinities.items():
+            self.taps.check(name, loss)
+
+    def forward(self, batch: Batch, step: int) -> Step:
+        sr, students = self.taps.student.read(self.student, batch.lq)
+        name, teacher = self._drawn()
+        image, teachers = self.taps.teachers[name].read(teacher, batch.lq)
+        losses = self.image_losses(sr, {"pixel": batch.gt, "target": image})
+        for term, loss in self.affinities.items():
+            losses[term] = over_taps(loss, students, teachers)
+        return Step(sr, losses)
+
+    def _drawn(self) -> tuple[str, Frozen]:
+        """One teacher. The engine seeds torch's generator in every iteration, so a resumed run draws the same."""
+        names = list(self.teachers)
+        name = names[int(torch.randint(len(names), ()))] if len(names) > 1 else names[0]
+        return name, self.teachers[name]  # pyright: ignore[reportReturnType]
