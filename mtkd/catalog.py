@@ -27,6 +27,7 @@ ARCHS = {
     "DCTSwin": "mtkd.archs.dctswin:DCTSwin",
     "FSRCNN": "mtkd.archs.fsrcnn:FSRCNN",
     "PrivilegedTeacher": "mtkd.archs.privileged:PrivilegedTeacher",
+    "spandrel": "mtkd.archs.spandrel:Spandrel",
 }
 
 METHODS = {

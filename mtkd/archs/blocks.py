@@ -54,21 +54,27 @@ def subpixel_upsampler(scale: int, num_feat: int) -> nn.Sequential:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Reflect (N, C, H, W) at the right and bottom until both sides are multiples of `multiple`.
+    """`pad_to_size` to the next multiples of `multiple`."""
+    # Not -h % multiple: the padded side is then plainly a product, which spares torch.compile minutes of algebra on
+    # symbolic sizes.
+    h, w = ((side + multiple - 1) // multiple * multiple for side in x.shape[-2:])
+    return pad_to_size(x, h, w)
+
+
+def pad_to_size(x: Tensor, height: int, width: int) -> Tensor:
+    """Reflect (N, C, H, W) at the right and bottom until it is `height` x `width`.
 
     A side that is shorter than its padding is reflected back and forth, as numpy.pad does; a side of 1 is repeated.
     Returns `x` itself when nothing is missing.
     """
     h, w = x.shape[-2:]
-    # Not -h % multiple: the padded side is then plainly a product, which spares torch.compile minutes of algebra on
-    # symbolic sizes.
-    pad_h, pad_w = ((side + multiple - 1) // multiple * multiple - side for side in (h, w))
+    pad_h, pad_w = height - h, width - w
     if pad_h == pad_w == 0:
         return x
     if pad_h < h and pad_w < w:
         return F.pad(x, (0, pad_w, 0, pad_h), mode="reflect")
-    rows = _reflected(h, h + pad_h, x.device)
-    columns = _reflected(w, w + pad_w, x.device)
+    rows = _reflected(h, height, x.device)
+    columns = _reflected(w, width, x.device)
     return x[:, :, rows[:, None], columns]
 
 
@@ -103,9 +109,7 @@ def shifted_window_mask(
     return build(h, w, window, shift, device, dtype)
 
 
-def _mask(
-    h: int, w: int, window: int, shift: int, device: torch.device | None, dtype: torch.dtype | None
-) -> Tensor:
+def _mask(h: int, w: int, window: int, shift: int, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
     def region(size: int) -> Tensor:
         position = torch.arange(size, device=device)
         return (position >= size - window).int() + (position >= size - shift).int()

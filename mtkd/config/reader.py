@@ -405,6 +405,9 @@ class _Reader:
         arch = self.lookup("arch", name, (*path, "type"))
         if arch is None:
             return NetworkOptions(type=name, args=args)
+        if self.is_train and path == ("network_g",) and hasattr(arch, "adopt"):
+            message = f"only its weights tell what a {name} is; it can teach and be tested, and is not trained."
+            self.problem((*path, "type"), message)
         parameters = _parameters(arch)
         for key, value, whose in (
             ("upscale", self.scale, "the run's scale"),

@@ -64,10 +64,16 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
 
 
 def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Module], task: Task) -> Method:
-    """The method `options.model_type`, with the terms that the option file leaves active."""
+    """The method `options.model_type`, with the terms that the option file leaves active.
+
+    In training, `zoo:NAME` anywhere in the options of the method and its terms becomes a file, fetched when it is not
+    there (`vgg: zoo:vgg19`). A test has no terms, so that nothing would be done with it.
+    """
     cls = catalog.get("method", options.model_type)
-    terms = {name: term.args for name, term in options.train.terms.items()} if options.train else {}
-    return cls(student, teachers, task, MethodConfig(terms=terms, options=options.method))
+    if options.train is None:
+        return cls(student, teachers, task, MethodConfig(terms={}, options=options.method))
+    terms = {name: zoo.resolve_inside(term.args) for name, term in options.train.terms.items()}
+    return cls(student, teachers, task, MethodConfig(terms=terms, options=zoo.resolve_inside(options.method)))
 
 
 def network_facts(options: Options) -> dict[str, Any]:

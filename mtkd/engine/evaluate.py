@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtkd import catalog
+from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.engine.tiling import self_ensemble, tiled
@@ -56,12 +56,13 @@ class Evaluation:
 def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricFunction]:
     """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image.
 
-    BasicSR's key `better` says which direction is good and is no argument of the metric.
+    BasicSR's key `better` says which direction is good and is no argument of the metric. `zoo:NAME` as an argument
+    becomes a file, fetched when it is not there (`weights: zoo:alexnet` of LPIPS).
     """
     metrics: dict[str, MetricFunction] = {}
     for name, given in options.items():
         arguments = {key: value for key, value in given.items() if key not in ("type", "better")}
-        metrics[name] = partial(catalog.get("metric", given["type"]), **arguments)
+        metrics[name] = partial(catalog.get("metric", given["type"]), **zoo.resolve_inside(arguments))
     return metrics
 
 

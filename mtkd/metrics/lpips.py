@@ -29,7 +29,8 @@ def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
         sr: (N, 3, H, W) floating point RGB in [0, 1], any device; a single image (3, H, W) too.
         gt: shaped as `sr`.
         crop_border: pixels ignored on each side.
-        weights: torchvision's AlexNet state dict, `alexnet-owt-7be5be79.pth`. By default the one in torch hub's cache.
+        weights: torchvision's AlexNet state dict, `alexnet-owt-7be5be79.pth`, or the zoo's `alexnet.safetensors`
+            (`weights: zoo:alexnet` in an option file). By default the former in torch hub's cache.
 
     Returns:
         (N,) float64 on the images' device, >= 0.
@@ -45,8 +46,8 @@ def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
     if not path.is_file():
         raise MtkdError(
             f"LPIPS needs AlexNet's ImageNet weights, and {path} does not exist. Nothing is downloaded on the quiet: "
-            f"fetch https://download.pytorch.org/models/{ALEXNET_FILE} (233 MB) into that place, or name a copy with "
-            "`weights: PATH` in the metric's options."
+            f"fetch https://download.pytorch.org/models/{ALEXNET_FILE} (233 MB) into that place, name a copy with "
+            "`weights: PATH` in the metric's options, or let `weights: zoo:alexnet` there fetch it."
         )
     net = _network(str(path.resolve()), path.stat().st_mtime_ns, sr.device)
     with torch.autocast(sr.device.type, enabled=False):
@@ -60,10 +61,7 @@ def _network(path: str, modified: int, device: torch.device) -> nn.Module:
         from lpips import LPIPS
     except ImportError as error:
         raise MtkdError(f"The metric LPIPS needs the lpips package ({error}): pip install lpips.") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise MtkdError(f"{path} cannot be read as weights: {error}") from error
+    state = _state(path)
     # The package can only download AlexNet or make a random one; the random one is overwritten in full below. Measuring
     # must not move the training's random numbers.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), warnings.catch_warnings():
@@ -77,3 +75,15 @@ def _network(path: str, modified: int, device: torch.device) -> nn.Module:
         raise MtkdError(f"{path} holds no torchvision AlexNet: {wrong[0]} is absent or has another shape.")
     net.net.load_state_dict({key: state[name] for key, name in names.items()})
     return net.requires_grad_(False).eval().to(device)
+
+
+def _state(path: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError) as error:
+        raise MtkdError(f"{path} cannot be read as weights: {error}") from error

@@ -6,7 +6,7 @@ all.
 
 from __future__ import annotations
 
-from mtkd.zoo.cache import converted_path, ensure, home, import_file, resolve, verify
+from mtkd.zoo.cache import converted_path, ensure, home, import_file, resolve, resolve_inside, verify
 from mtkd.zoo.conversion import build, convert
 from mtkd.zoo.files import Checkpoint, read_checkpoint, write_safetensors
 from mtkd.zoo.loading import load_into
@@ -28,6 +28,7 @@ __all__ = [
     "load_into",
     "read_checkpoint",
     "resolve",
+    "resolve_inside",
     "verify",
     "write_safetensors",
 ]

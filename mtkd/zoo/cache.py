@@ -70,6 +70,21 @@ def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
     return path
 
 
+def resolve_inside(value: Any) -> Any:
+    """`value` with every "zoo:NAME" in it, however deep in lists and mappings, replaced by the path of its file.
+
+    Raises:
+        MtkdError: as `resolve`.
+    """
+    if isinstance(value, str) and value.startswith("zoo:"):
+        return str(resolve(value))
+    if isinstance(value, Mapping):
+        return {key: resolve_inside(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(resolve_inside(item) for item in value)
+    return value
+
+
 def ensure(item: Entry, *, weights_dir: Path | None = None) -> Path:
     """Converted file of `item`, fetched first if need be, its hash compared with the one recorded at conversion."""
     folder = home(weights_dir)

@@ -25,7 +25,7 @@ from mtkd.contracts import MtkdError
 
 logger = logging.getLogger("mtkd")
 
-KEYS = ("params_ema", "params", "state_dict", "model")
+KEYS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 """Entries that wrap a state dict, in the order in which key "auto" prefers them."""
 
 FACTS = "mtkd"
@@ -78,7 +78,11 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     temporary = _temporary(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt", FACTS: json.dumps(facts)})
+        # safetensors makes files for their owner alone, whatever the umask: a shared folder would serve nobody else.
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error

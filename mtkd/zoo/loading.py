@@ -21,11 +21,15 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = Tru
 
     `source` names the weights in errors. Mean shifts of official EDSR and RCAN are checked against the network's mean
     and dropped; SwinIR's derived buffers are the network's own. With `strict=False`, names that do not fit are logged
-    and left, shapes must fit all the same. Either the whole load happens or none of it.
+    and left, shapes must fit all the same. Either the whole load happens or none of it. A network with a method
+    `adopt(state, *, source)`, which only its weights tell what it is (type spandrel), is given them whole.
 
     Raises:
         MtkdError: names or shapes do not fit, the mean or range differs, a value is not finite, or nothing fits at all.
     """
+    if hasattr(net, "adopt"):
+        _adopt(net, state, source)
+        return
     adapted = _adapted(net, state, source)
     expected = {name: value for name, value in net.state_dict().items() if not _is_derived(name)}
     missing = [name for name in expected if name not in adapted]
@@ -38,9 +42,7 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = Tru
     fitting = len(expected) - len(missing)
     if misshapen or (strict and (missing or unexpected)) or (expected and not fitting):
         raise MtkdError(_mismatch(net, adapted, source, missing, unexpected, misshapen, total=len(expected)))
-    broken = [name for name in expected if name in adapted and not torch.isfinite(adapted[name]).all()]
-    if broken:
-        raise MtkdError(f"The weights of {source} are not finite (NaN or infinite): {_few(broken)}.")
+    _check_finite({name: adapted[name] for name in expected if name in adapted}, source)
     if missing or unexpected:
         logger.warning(
             "%s was loaded in part, as strict loading is off: %d of %d tensors.%s%s",
@@ -65,6 +67,23 @@ def build_network(arch: Mapping[str, Any], *, source: str) -> nn.Module:
         return catalog.get("arch", arch["type"])(**arch.get("args", {}))
     except TypeError as error:
         raise MtkdError(f"{source} describes a {arch['type']} with arguments it does not take: {error}.") from error
+
+
+def _adopt(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    _check_finite(state, source)
+    layout = keymaps.detect(state)
+    if layout is not None and layout.arch == "EDSR":
+        described = ", ".join(f"{name} {value}" for name, value in keymaps.infer(state).items())
+        raise MtkdError(f"{source} is EDSR ({described}), which spandrel does not read: write `type: EDSR`.")
+    if layout is not None and layout.arch == "RCAN":
+        state = keymaps.to_official(state)  # the one naming of RCAN that spandrel reads
+    net.adopt(state, source=source)
+
+
+def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise MtkdError(f"The weights of {source} are not finite (NaN or infinite): {_few(broken)}.")
 
 
 def _adapted(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ SMALL = {
     ),
 }
 
-every_arch = pytest.mark.parametrize("name", catalog.names("arch"))
+every_arch = pytest.mark.parametrize("name", list(SMALL))
 
 
 def build(name: str, **changed: Any) -> nn.Module:
@@ -53,7 +53,8 @@ def image(name: str, h: int = 12, w: int = 8, n: int = 2) -> Tensor:
 
 
 def test_every_architecture_has_a_small_configuration() -> None:
-    assert list(SMALL) == catalog.names("arch")
+    # spandrel's networks are foreign, and there is none without weights: test_spandrel.py.
+    assert [*SMALL, "spandrel"] == catalog.names("arch")
 
 
 @every_arch
