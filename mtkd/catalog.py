@@ -12,8 +12,13 @@ Our own table always wins over BasicSR's registry, so a network called EDSR is m
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mtkd.contracts import MtkdError
@@ -96,12 +101,59 @@ def get(kind: Kind, name: str) -> Any:
     found = _from_basicsr(kind, name)
     if found is not None:
         return found
-    near = difflib.get_close_matches(name, TABLES[kind], n=3, cutoff=0.5)
+    theirs = _names_in_basicsr(kind)
+    near = difflib.get_close_matches(name, list(dict.fromkeys([*TABLES[kind], *theirs])), n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    also = f"; BasicSR's registry adds {', '.join(n for n in theirs if n not in TABLES[kind])}" if theirs else ""
     raise MtkdError(
-        f"No {kind} is called {name!r}.{hint} mtkd has {', '.join(TABLES[kind])}; BasicSR's registry has no such name "
-        f"either. A class of your own is named by its path, 'my_package.my_module:MyClass'."
+        f"No {kind} is called {name!r}.{hint} mtkd has {', '.join(TABLES[kind])}{also}. A class of your own is named "
+        "by its path, 'my_package.my_module:MyClass', or registered in BasicSR's registry by a module named with "
+        "--import."
     )
+
+
+def build_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
+    """Network `name` built with `arguments`, carrying `scale` and `feature_names` even where its class has neither.
+
+    Args:
+        scale: for a class from outside that has no `scale` and no argument `upscale` or `scale` that tells.
+    """
+    cls = get("arch", name)
+    net = cls(**arguments)
+    if not hasattr(net, "scale"):
+        parameters = inspect.signature(cls).parameters
+        for key in ("upscale", "scale"):
+            default = parameters[key].default if key in parameters else None
+            if isinstance(found := arguments.get(key, default), int):
+                scale = found
+                break
+        if scale is not None:
+            net.scale = scale
+    if not hasattr(net, "feature_names"):
+        net.feature_names = ()
+    return net
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the user's modules (dotted names, also from the working directory), which register what they define.
+
+    Raises:
+        MtkdError: one of them cannot be imported; the text says why.
+    """
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if modules:
+        # First, so that `from basicsr... import ARCH_REGISTRY` works beside a current torchvision.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("mtkd.basicsr")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise MtkdError(
+                f"--import {module}: {type(error).__name__}: {error}. The name is dotted (my_package.my_archs), found "
+                "from the working directory or PYTHONPATH."
+            ) from error
 
 
 def _attribute(path: str) -> Any:
@@ -121,4 +173,14 @@ def _from_basicsr(kind: Kind, name: str) -> Any | None:
         from mtkd import basicsr
     except ImportError:
         return None
-    return basicsr.registered(kind, name)
+    return basicsr.adapted(kind, name)
+
+
+def _names_in_basicsr(kind: Kind) -> list[str]:
+    if kind == "method":
+        return []
+    try:
+        from mtkd import basicsr
+    except ImportError:
+        return []
+    return basicsr.names(kind)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 def annotations_of(target: Any) -> dict[str, Any]:
     """Parameter -> annotation of a class's constructor or of a function; empty where they cannot be evaluated."""
+    target = inspect.unwrap(target)
     function = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
     try:
         return typing.get_type_hints(function)

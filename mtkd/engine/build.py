@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from mtkd.config import NetworkOptions, Options
 
 
-def build_network(options: NetworkOptions) -> nn.Module:
-    """Network `options.type` of the catalog with its arguments, freshly initialised."""
-    return catalog.get("arch", options.type)(**options.args)
+def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
+    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none."""
+    return catalog.build_network(options.type, options.args, scale=scale)
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
     """
     members: dict[str, nn.Module] = {}
     for name, teacher in options.teachers.items():
-        members[name] = build_network(teacher.network)
+        members[name] = build_network(teacher.network, options.scale)
         load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
     if options.fusion is None:
         return members

@@ -125,7 +125,7 @@ def output_network(options: Options) -> nn.Module:
             "path.pretrain_network_g is not given: name the weights of network_g, a file or `zoo:NAME`. Random weights "
             "are never used silently."
         )
-    student = build.build_network(options.network_g)
+    student = build.build_network(options.network_g, options.scale)
     build.load_weights(
         student,
         options.path.pretrain_network_g,

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from mtkd import zoo
 from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import Batch, MtkdError, Task
 from mtkd.data.paired import PairedImages
@@ -79,7 +80,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     task = Task(scale=options.scale, num_samples=num_samples, total_steps=total_steps)
 
     torch.manual_seed(seed)
-    student = build.build_network(options.network_g)
+    student = build.build_network(options.network_g, options.scale)
     teachers = {} if targets is not None else build.build_teachers(options)
     # Teachers draw initial weights before theirs are loaded; the student's and the method's must not depend on them.
     torch.manual_seed(seed + 1)
@@ -216,12 +217,36 @@ def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
         raise MtkdError(
             f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(session.optimizers)}."
         )
+    if "method" not in state:
+        # Written by BasicSR, whose SRModel has one optimizer, over the network's parameters in their own order.
+        state["optimizers"][0] = _in_our_order(state["optimizers"][0], session.method.student, weights)
     for optimizer, saved in zip(session.optimizers.values(), state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     if state.get("precision"):
         session.fabric._precision.load_state_dict(state["precision"])
     session.best = state.get("best", {})
     session.start = done
+
+
+def _in_our_order(saved: dict[str, Any], student: nn.Module, weights: Path) -> dict[str, Any]:
+    """An optimizer state whose parameters stand in the order of the weights file, in the order of `student`'s.
+
+    Raises:
+        MtkdError: the state is of another number of parameters, so it cannot be of these weights.
+    """
+    ours = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    stored = zoo.read_checkpoint(weights, key="params").state
+    theirs = [name for name in stored if name in set(ours)]
+    count = sum(len(group["params"]) for group in saved["param_groups"])
+    if sorted(theirs) != sorted(ours) or count != len(ours) or len(saved["param_groups"]) != 1:
+        raise MtkdError(
+            f"The training state beside {weights} holds an optimizer of {count} parameters, and the network has "
+            f"{len(ours)} in training. To start from these weights without their optimizer, give them as "
+            "path.pretrain_network_g and leave path.resume_state out."
+        )
+    place = {name: position for position, name in enumerate(theirs)}
+    state = {new: saved["state"][place[name]] for new, name in enumerate(ours) if place[name] in saved["state"]}
+    return {"state": state, "param_groups": [{**saved["param_groups"][0], "params": list(range(len(ours)))}]}
 
 
 def _state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> Path | None:

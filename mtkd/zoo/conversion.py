@@ -39,7 +39,7 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
     checkpoint = files.read_checkpoint(path)
     if "arch" not in checkpoint.facts:
         raise MtkdError(f"{path} does not say which network it holds. {_guess_text(checkpoint)}".rstrip())
-    net = loading.build_network(checkpoint.facts["arch"], source=str(path))
+    net = loading.build_network(checkpoint.facts["arch"], source=str(path), scale=checkpoint.facts.get("scale"))
     loading.load_into(net, checkpoint.state, source=str(path))
     return net.eval()
 
@@ -107,7 +107,7 @@ def _facts(
     if "arch" in checkpoint.facts:
         own = checkpoint.facts["arch"]
         return checkpoint.facts | {"arch": {"type": own["type"], "args": own.get("args", {}) | args}}, {}
-    guessed, assumed = _guess(checkpoint)
+    guessed, assumed = guess(checkpoint)
     if not guessed:
         raise MtkdError(
             f"{source} is none of EDSR, RCAN, SwinIR and does not say what it is: name it with --arch TYPE --arg "
@@ -117,8 +117,8 @@ def _facts(
     return {"arch": {"type": guessed["type"], "args": guessed["args"] | args}}, assumed
 
 
-def _guess(checkpoint: files.Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Network by its shapes, {} if unknown, and what had to be assumed."""
+def guess(checkpoint: files.Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Network by its shapes as {"type", "args"}, {} if unknown, and those arguments that had to be assumed."""
     layout = keymaps.detect(checkpoint.state)
     shown = keymaps.infer(checkpoint.state)
     if layout is None or not shown:
@@ -139,7 +139,7 @@ def _guess(checkpoint: files.Checkpoint) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _guess_text(checkpoint: files.Checkpoint) -> str:
-    guessed, _ = _guess(checkpoint)
+    guessed, _ = guess(checkpoint)
     if not guessed:
         return (
             "Name the network in an option file, or write a file that says what it is: "

@@ -55,7 +55,7 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = Tru
     net.load_state_dict({name: adapted[name] for name in expected if name in adapted}, strict=False)
 
 
-def build_network(arch: Mapping[str, Any], *, source: str) -> nn.Module:
+def build_network(arch: Mapping[str, Any], *, source: str, scale: int | None = None) -> nn.Module:
     """Network described by {"type", "args"}, built through the catalog with its own initial weights.
 
     Raises:
@@ -64,7 +64,7 @@ def build_network(arch: Mapping[str, Any], *, source: str) -> nn.Module:
     if not isinstance(arch, Mapping) or "type" not in arch:
         raise MtkdError(f"{source} does not say which network it holds: its facts lack arch: {{type, args}}.")
     try:
-        return catalog.get("arch", arch["type"])(**arch.get("args", {}))
+        return catalog.build_network(arch["type"], arch.get("args", {}), scale=scale)
     except TypeError as error:
         raise MtkdError(f"{source} describes a {arch['type']} with arguments it does not take: {error}.") from error
 
