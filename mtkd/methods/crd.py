@@ -44,7 +44,7 @@ class CRDConfig(TapConfig):
 
 
 class CRD(FeatureMethod):
-    """`L = L1(sr, gt) + 0.001 * (NCE(s; t) + NCE(t; s))` on embeddings s, t of unit length at the same positions.
+    """`L = L1(sr, gt) + 0.005 * (NCE(s; t) + NCE(t; s))` on embeddings s, t of unit length at the same positions.
 
     NCE(a; b) = mean over anchors of -log( exp(a.b+ / tau) / (exp(a.b+ / tau) + sum over negatives exp(a.b- / tau)) ),
     tau = 0.07, b+ the other network's embedding at the anchor's position. Embeddings are 1x1 projections of one tap of
@@ -56,8 +56,8 @@ class CRD(FeatureMethod):
     with NCE under normalisation constants taken from the first batch. A random crop is a new image every time, so an
     index means nothing here: the memories became queues (He et al., arXiv 1911.05722), the loss InfoNCE, and negatives
     are drawn from positions, not from other classes. Kept are the two learnt heads, the unit length, tau, and the sum
-    of both directions. CRD's weight 0.8 belongs beside a cross-entropy; 0.001 is ours and makes both terms alike at the
-    start (the contrast begins near 2 log(negatives), about 17).
+    of both directions. CRD's weight 0.8 belongs beside a cross-entropy; 0.005 is ours, from measured gradients
+    (docs/methods.md).
 
     The queues are buffers: saved, resumed, and on several devices those of the first one.
     """
@@ -69,7 +69,7 @@ class CRD(FeatureMethod):
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
         "target": Term("sr against the teacher's image", weight=None, loss="L1Loss"),
-        "contrast": Term("embeddings of student and teacher, position by position", weight=1e-3),
+        "contrast": Term("embeddings of student and teacher, position by position", weight=0.005),
     }
 
     queue_student: Tensor

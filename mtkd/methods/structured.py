@@ -44,7 +44,7 @@ class StructuredKDConfig(TapConfig):
 
 
 class StructuredKD(FeatureMethod):
-    """`L = L1(sr, gt) + L1(sr, teacher) + 0.02 * pair-wise`, and optionally a holistic term with a critic D.
+    """`L = L1(sr, gt) + L1(sr, teacher) + 0.5 * pair-wise`, and optionally a holistic term with a critic D.
 
     pair-wise = sum over taps of mean over i, j of (cos(s_i, s_j) - cos(t_i, t_j))^2 over nodes pooled 2 x 2;
     holistic = -mean D(sr), where D minimises mean D(sr) - mean D(real) + 10 * mean (|dD/dx| - 1)^2 (WGAN-GP) under an
@@ -53,13 +53,13 @@ class StructuredKD(FeatureMethod):
     Deviations. The paper's networks classify pixels: its pixel-wise term is a divergence of class probabilities, which
     images don't have; here it is L1. Its pair-wise term pools the whole map to 2 x 2 nodes, too coarse for
     super-resolution; here 2 x 2 positions make a node. It averages nodes as the paper says (the code takes the
-    maximum) and differentiates the norms (the code does not). The released weights 10, 0.5 and 0.1 stand beside a
-    cross-entropy and do not carry over: 1 is the logits baseline's, 0.02 is ours, near FAKD's 10 / 255 for a like term.
-    The critic sees lq as in the paper (its code leaves it out).
+    maximum) and differentiates the norms (the code does not). Of the released weights 10, 0.5 and 0.1, the
+    first belongs to the divergence, and 1 is the logits baseline's; the others are kept (docs/methods.md says what they
+    come to beside L1). The critic sees lq as in the paper (its code leaves it out).
 
     The holistic term is off because it pulls towards images that look like the teacher's, not towards the nearest: it
-    costs PSNR, a critic, and a second derivative. To use it, give `holistic_opt` (0.001 is a start), `critic_opt`
-    (1), `penalty_opt` (10) and `optim_d` (Adam, lr 4e-4, betas [0, 0.9]).
+    is expected to cost PSNR, and needs a critic and second derivatives. To use it, give `holistic_opt` (published
+    weight 0.1), `critic_opt` (1), `penalty_opt` (10) and `optim_d` (Adam, lr 4e-4).
     """
 
     paper = "Structured Knowledge Distillation (Liu et al., CVPR 2019, arXiv 1903.04197), adapted to images"
@@ -70,7 +70,7 @@ class StructuredKD(FeatureMethod):
         "target": Term("sr against the teacher's image", loss="L1Loss"),
         "pairwise": Term(
             "affinities among pooled positions of the taps",
-            weight=0.02,
+            weight=0.5,
             options={"pool": 2, "pool_type": "avg", "detach_norm": False},
         ),
         "holistic": Term("the critic's verdict on sr", weight=None),
