@@ -14,7 +14,10 @@ from torch import Tensor
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.slim import Slim, extract
+from mtkd.config import make_options
 from mtkd.contracts import MtkdError
+from mtkd.engine.build import build_method
+from mtkd.engine.report import output_network
 from mtkd.engine.train import train
 from mtkd.losses import perceptual
 from mtkd.losses.perceptual import CSD_LAYERS, VGG19Features
@@ -152,6 +155,28 @@ def test_vgg_of_the_zoo_is_read(tmp_path: Path) -> None:
         build(vgg=str(tmp_path / "broken.safetensors"))
 
 
+def test_option_files_name_vgg_by_its_name_in_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training fetches it through the zoo; a test of the trained network needs it not."""
+    net = perceptual._sequential(30)
+    perceptual._initialise(net)
+    state = {f"features.{key}": value for key, value in net.state_dict().items()}
+    path = tmp_path / "vgg19.safetensors"
+    zoo.write_safetensors(path, state, zoo.entry("vgg19").facts)
+    asked: list[str] = []
+    monkeypatch.setattr(zoo.cache, "resolve", lambda spec: asked.append(spec) or path)
+    options = run_options(
+        tmp_path,
+        model_type="CSD",
+        network_g={"type": "EDSR", "num_feat": 8, "num_block": 1},
+        method={"width": 0.5, "vgg": "zoo:vgg19"},
+    )
+    method = build_method(options, edsr(), {}, TASK)
+    assert asked == ["zoo:vgg19"] and method.options.vgg == str(path)
+    assert method(batch(), 0).losses["contrast"].isfinite()
+    build_method(options.model_copy(update={"train": None}), edsr(), {}, TASK)
+    assert len(asked) == 1
+
+
 def test_a_run_saves_the_wide_network_from_which_the_narrow_one_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,8 +189,26 @@ def test_a_run_saves_the_wide_network_from_which_the_narrow_one_is_cut(
         method={"width": 0.5, "vgg": "random", "negatives": 1},
         train={"total_iter": 2, "ema_decay": 0.5},
     )
-    saved = torch.load(train(options), weights_only=True)
+    latest = train(options)
+    saved = torch.load(latest, weights_only=True)
     assert saved["mtkd"]["width"] == 0.5
     net = EDSR(num_feat=8, num_block=1, upscale=2)
     net.load_state_dict(saved["params_ema"])
-    assert extract(net, 0.5)(torch.rand(1, 3, 5, 5)).isfinite().all()
+    sets = {"test_1": {"name": "s", "type": "PairedImageDataset", "dataroot_gt": str(tmp_path / "images")}}
+    tested = {"pretrain_network_g": str(latest), "param_key_g": "params_ema"}
+    small = output_network(
+        make_options(
+            {
+                "name": "t",
+                "model_type": "CSD",
+                "scale": 2,
+                "datasets": sets,
+                "network_g": wide,
+                "method": {"width": 0.5},
+                "path": tested,
+            }
+        )
+    )
+    assert small.conv_first.out_channels == 4
+    lq = torch.rand(1, 3, 5, 5)
+    torch.testing.assert_close(small(lq), Slim(net, 0.5)(lq))
