@@ -53,7 +53,7 @@ OUTSIDE_THE_ZOO = {
         "basicsr's EDSR and metrics, not published", {"Set5": (37.801, 0.9598), "Set14": (33.373, 0.9159)}
     ),
     "a3d57001df7e856be6b4e3553d77be3b038609f34db5d41b43c3e6c67756a381": Reference(
-        "spandrel called directly, not published", {"Set5": (32.420, 0.8973), "Set14": (28.851, 0.7867)}
+        "spandrel's network called directly, not published", {"Set5": (32.420, 0.8973), "Set14": (28.851, 0.7867)}
     ),
 }
 """sha256 -> reference for files that no table of the zoo has: an EDSR of 8 blocks (x2), and CRAFT (x4)."""

@@ -39,7 +39,7 @@ def span() -> nn.Module:
 
 
 def craft() -> nn.Module:
-    """A network that demands sides of 16 and multiples of 16."""
+    """A network that is said to need sides of 16 and multiples of 16, and pads by flipping when they are none."""
     from spandrel.architectures.CRAFT import CRAFT
 
     return CRAFT(
@@ -86,6 +86,47 @@ def test_any_size_gives_the_scaled_size(tmp_path: Path, size: tuple[int, int]) -
     sr = net(torch.rand(1, 3, *size))
     assert sr.shape == (1, 3, 2 * size[0], 2 * size[1])
     assert sr.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_network_that_pads_by_itself_is_left_to_do_so(tmp_path: Path) -> None:
+    theirs, lq = craft(), torch.rand(1, 3, 17, 37)
+    assert torch.equal(loaded(theirs, tmp_path)(lq), theirs(lq))
+
+
+class Strict(nn.Module):
+    """x2 by repetition; refuses sides that are no multiples of 4, or below 8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(side % 4 or side < 8 for side in x.shape[-2:]) or x.shape[-1] != x.shape[-2]:
+            raise RuntimeError(f"bad size {tuple(x.shape)}")
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_a_network_that_does_not_is_given_the_size_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import spandrel
+
+    def described(*_: Any) -> spandrel.ImageModelDescriptor:
+        return spandrel.ImageModelDescriptor(
+            Strict(),
+            {},
+            architecture=spandrel.MAIN_REGISTRY.architectures()[0].architecture,
+            purpose="SR",
+            tags=[],
+            supports_half=False,
+            supports_bfloat16=False,
+            scale=2,
+            input_channels=3,
+            output_channels=3,
+            size_requirements=spandrel.SizeRequirements(minimum=8, multiple_of=4, square=True),
+        )
+
+    monkeypatch.setattr(spandrel.ModelLoader, "load_from_state_dict", described)
+    net = Spandrel()
+    net.adopt({"w": torch.zeros(1)}, source="a.pth")
+    for size in ((8, 8), (3, 5), (9, 14)):
+        lq = torch.rand(1, 3, *size)
+        assert torch.equal(net(lq), lq.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
 def test_output_is_not_clamped_and_gradients_pass(tmp_path: Path) -> None:
