@@ -23,6 +23,7 @@ from mtkd.data.sampling import CropSampler
 from mtkd.engine import build, checkpoint, teach
 from mtkd.engine.checkpoint import RunFolder
 from mtkd.engine.ema import Ema
+from mtkd.engine.evaluate import MetricFunction, build_metrics
 from mtkd.engine.log import RunLog, environment, trim_metrics
 from mtkd.engine.optim import LearningRate, build_optimizer, learning_rate
 from mtkd.methods.base import Method
@@ -46,6 +47,7 @@ class Session:
     ema: Ema | None
     log: RunLog
     val_sets: dict[str, PairedImages]
+    metrics: dict[str, MetricFunction]
     num_samples: int
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     start: int = 0
@@ -138,6 +140,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
         ema=ema,
         log=RunLog(None, name=options.name),
         val_sets=val_sets,
+        metrics=build_metrics(options.val.metrics),
         num_samples=num_samples,
     )
     if state_path is not None:

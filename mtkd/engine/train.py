@@ -23,7 +23,7 @@ from torch import Tensor
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
-from mtkd.engine.evaluate import build_metrics, evaluate, save_to, val_predict
+from mtkd.engine.evaluate import evaluate, save_to, val_predict
 from mtkd.engine.session import Session, describe, prepare, save, save_weights
 from mtkd.engine.trace import LossTrace
 
@@ -159,13 +159,12 @@ def _validate(session: Session, done: int) -> None:
         return
     student = session.ema.net if session.ema is not None else session.method.student
     net = session.method.predictor(student).eval()
-    metrics = build_metrics(options.val.metrics)
     for name, images in session.val_sets.items():
         save = partial(_save_visualization, session, done) if options.val.save_img else None
         result = evaluate(
             val_predict(net, options),
             images,
-            metrics,
+            session.metrics,
             dataset=name,
             device=fabric.device,
             autocast=fabric.autocast,

@@ -69,6 +69,17 @@ def test_weights_are_found_in_the_cache_of_torch_hub(alexnet: Path, monkeypatch:
     assert lpips(sr, gt) == lpips(sr, gt, weights=alexnet)
 
 
+def test_the_zoos_converted_file_gives_the_same(alexnet: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(torch.load(alexnet), tmp_path / "alexnet.safetensors", metadata={"mtkd": "{}"})
+    sr, gt = _photo("astronaut"), _photo("coffee")
+    assert lpips(sr, gt, weights=tmp_path / "alexnet.safetensors") == lpips(sr, gt, weights=alexnet)
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(MtkdError, match="broken.safetensors cannot be read"):
+        lpips(sr, gt, weights=tmp_path / "broken.safetensors")
+
+
 def test_without_weights_it_says_where_they_go_and_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     def downloads(*args: object, **kwargs: object) -> None:
         raise AssertionError("a download was tried")

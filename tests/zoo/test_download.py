@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
 import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +24,6 @@ from zoo.official import run_edsr
 from mtkd.contracts import MtkdError
 from mtkd.zoo import Entry, Source, build, download, ensure, keymaps, read_checkpoint, resolve
 
-ROOT = Path(__file__).parents[2]
 Publish = Callable[..., Entry]
 FILE = "edsr_tiny.pt"
 
@@ -56,6 +55,19 @@ def test_a_name_becomes_a_checked_and_converted_file(
         "check": "full hash",
     }
     assert left_over(weights_dir) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX")
+def test_files_are_as_readable_as_the_umask_lets_them_be(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes
+) -> None:
+    item = publish(Source(host.serve(FILE, body), FILE, sha256(body)))
+    before = os.umask(0o027)
+    try:
+        path = ensure(item, weights_dir=weights_dir)
+    finally:
+        os.umask(before)
+    assert [file.stat().st_mode & 0o777 for file in (path, path.with_suffix(".json"))] == [0o640, 0o640]
 
 
 def test_what_is_there_is_not_fetched_again(host: Host, publish: Publish, weights_dir: Path, body: bytes) -> None:
@@ -375,33 +387,30 @@ def test_a_file_put_into_the_folder_by_hand_needs_no_network(
     assert record(weights_dir)["source"]["sha256"] == sha256(body)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from mtkd.zoo import Entry, Source, ensure
-url, file, sha256, folder = sys.argv[1:]
-args = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
-item = Entry("edsr_tiny_x2", "EDSR", args, 2, "DIV2K", 1, (Source(url, file, sha256),), "none", "none")
-print("ready", flush=True)
-sys.stdin.readline()
-print(ensure(item, weights_dir=Path(folder)))
-"""
+def fetch_in_child(item: Entry, folder: Path, start: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    start.wait(60)
+    try:
+        answers.put(str(ensure(item, weights_dir=folder)))
+    except BaseException as error:
+        answers.put(repr(error))
 
 
-def test_two_processes_that_want_the_same_file_fetch_it_once(host: Host, weights_dir: Path, body: bytes) -> None:
-    url = host.serve(FILE, body)
-    command = [sys.executable, "-c", SCRIPT, url, FILE, sha256(body), str(weights_dir)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    both = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starting torch anew takes too long")
+def test_two_processes_that_want_the_same_file_fetch_it_once(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes
+) -> None:
+    item = publish(Source(host.serve(FILE, body), FILE, sha256(body)))
+    processes = multiprocessing.get_context("fork")
+    start, answers = processes.Barrier(2), processes.Queue()
+    both = [processes.Process(target=fetch_in_child, args=(item, weights_dir, start, answers)) for _ in range(2)]
     for process in both:
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        process.start()
+    expected = str(weights_dir / "edsr_tiny_x2.safetensors")
+    assert [answers.get(timeout=120) for _ in both] == [expected] * 2
     for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in both:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert out.strip() == str(weights_dir / "edsr_tiny_x2.safetensors")
+        process.join(timeout=60)
+    assert [process.exitcode for process in both] == [0, 0]
     assert len(host.requests) == 1
     assert left_over(weights_dir) == []
 

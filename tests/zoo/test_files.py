@@ -26,7 +26,9 @@ def first(path: Path, **options: object) -> float:
     return read_checkpoint(path, **options).state["w"][0].item()
 
 
-@pytest.mark.parametrize("key", ["params_ema", "params", "state_dict", "model"])
+@pytest.mark.parametrize(
+    "key", ["params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net"]
+)
 def test_wrapped_state_dicts_are_found(tmp_path: Path, key: str) -> None:
     assert first(saved(tmp_path / "a.pth", {key: B, "epoch": 3})) == 1
 
