@@ -93,5 +93,9 @@ def test_recipe_trains_on_real_photographs(recipe: Path, tmp_path: Path) -> None
     rows = [json.loads(line) for line in (weights.parents[1] / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert set(rows[0]["losses"]) >= {*options.train.terms, "l_total"}
+    deployable = weights.with_name("deployable.pth")
+    assert deployable.exists() == (options.model_type in ("CSD", "PISRTeacher"))
+    if deployable.exists():
+        assert zoo.build(str(deployable))(torch.rand(1, 3, 5, 7)).shape == (1, 3, 20, 28)
     saved = torch.load(weights, weights_only=True)["params"]
     assert all(value.isfinite().all() for value in saved.values())

@@ -126,6 +126,10 @@ class Method(nn.Module):
         """The network a user deploys, made from `student` (the trained one or its EMA copy)."""
         return student
 
+    def deployable_arch(self, arch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Catalog type and arguments, {"type", "args"}, of `deployable(student)`; `arch` is the student's."""
+        return arch
+
     def predictor(self, student: nn.Module) -> nn.Module:
         """The lq -> sr network that validation runs; `student` is the trained one or its EMA copy."""
         return self.deployable(student)

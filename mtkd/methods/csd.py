@@ -101,5 +101,9 @@ class CSD(Method):
         """The narrow network, standing alone."""
         return extract(student, self.options.width)
 
+    def deployable_arch(self, arch: Mapping[str, Any]) -> Mapping[str, Any]:
+        width = self.deployable(self.student).conv_first.out_channels
+        return {"type": arch["type"], "args": {**arch["args"], "num_feat": width}}
+
     def metadata(self) -> dict[str, Any]:
         return {"width": self.options.width}

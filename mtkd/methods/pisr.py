@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,10 @@ class PISRTeacher(Method):
     def deployable(self, student: nn.Module) -> nn.Module:
         """The decoder: the encoder needs what nobody has at test time."""
         return student.decoder  # pyright: ignore[reportReturnType]
+
+    def deployable_arch(self, arch: Mapping[str, Any]) -> Mapping[str, Any]:
+        decoder = dict(arch["args"].get("decoder") or {"type": "FSRCNN"})
+        return {"type": decoder.pop("type"), "args": {"upscale": arch["args"]["upscale"], **decoder}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def run(method: Method, steps: range, optimizers: dict[str, torch.optim.Optimize
         out = method(batch(seed=step), step)
         total = sum(out.losses.values()) + sum(out.critic.values())
         total.backward()
-        totals.append(float(total))
+        totals.append(total.item())
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from mtkd.config import OptionError, load_options
 from mtkd.contracts import Batch, MtkdError
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.output_kd import OutputKD
@@ -77,3 +80,12 @@ def test_a_stored_target_replaces_the_teacher() -> None:
 def test_without_the_target_term_no_teacher_runs() -> None:
     method = OutputKD(edsr(), {}, TASK, MethodConfig(terms={"pixel": {}}))
     assert list(method(batch(), 0).losses) == ["pixel"]
+
+
+def test_option_files_may_name_several_teachers_only_with_a_choice() -> None:
+    recipe = Path(__file__).parents[2] / "options" / "train" / "OutputKD" / "random_edsr_m_x4.yml"
+    assert load_options(recipe).method == {"several": "random"}
+    with pytest.raises(OptionError, match="imitates one image, and there are 3 teachers"):
+        load_options(recipe, force=["method:several=error"])
+    with pytest.raises(OptionError, match="several"):
+        load_options(recipe, force=["method:several=median"])
