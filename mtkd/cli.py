@@ -1,4 +1,4 @@
-"""The command line: `mtkd train | test | check | upscale | teach | demo | list | zoo`.
+"""The command line: `mtkd train | test | check | config | upscale | teach | demo | list | zoo`.
 
 Each command imports what it needs when it runs, so that `mtkd --help` answers at once. Errors a user can mend are one
 paragraph on stderr and exit code 1; a traceback means a bug.
@@ -7,10 +7,12 @@ paragraph on stderr and exit code 1; a traceback means a bug.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mtkd.contracts import MtkdError
 
@@ -19,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = parser().parse_args(argv)
     try:
+        if getattr(args, "imports", ()):
+            from mtkd import catalog
+
+            catalog.import_modules(args.imports)
         return args.run(args)
     except MtkdError as error:
         print(f"mtkd: {error}", file=sys.stderr)
@@ -48,13 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _option_file(train)
     train.add_argument("--auto_resume", action="store_true", help="continue from the run's newest training state")
     train.add_argument("--debug", action="store_true", help="validate and save every 8 iterations, print every one")
-    train.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm"),
-        default="none",
-        help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd train ... --launcher pytorch`",
-    )
-    train.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
+    _launcher(train)
     train.set_defaults(run=_train)
 
     test = _command(
@@ -64,17 +64,31 @@ def parser() -> argparse.ArgumentParser:
         "mtkd test -opt options/test/EDSR_M_x4.yml",
     )
     _option_file(test)
+    _launcher(test)
     test.set_defaults(run=_test)
 
     check = _command(
         commands,
         "check",
         "validate option files without training",
-        "mtkd check options/ my_run.yml --paths",
+        "mtkd check options/ my_run.yml --data",
     )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="option files, or folders of them")
-    check.add_argument("--paths", action="store_true", help="also check that data folders and weights exist")
+    check.add_argument("--data", action="store_true", help="also check weights, data folders, pairs and image sizes")
+    _imports(check)
     check.set_defaults(run=_check)
+
+    config = _command(
+        commands, "config", "the grammar of option files, and what differs between two of them", "mtkd config diff A B"
+    )
+    actions = config.add_subparsers(required=True, metavar="ACTION")
+    schema = _command(actions, "schema", "print the JSON schema for editors", "mtkd config schema > schema.json")
+    schema.set_defaults(run=_config_schema)
+    diff = _command(actions, "diff", "compare two option files, defaults included", "mtkd config diff A.yml B.yml")
+    diff.add_argument("first", type=Path, metavar="A")
+    diff.add_argument("second", type=Path, metavar="B")
+    _imports(diff)
+    diff.set_defaults(run=_config_diff)
 
     upscale = _command(
         commands,
@@ -143,6 +157,28 @@ def _option_file(command: argparse.ArgumentParser) -> None:
         metavar="a:b=c",
         help="change values of the option file, e.g. train:optim_g:lr=1e-4 scale=2",
     )
+    _imports(command)
+
+
+def _imports(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=(),
+        metavar="MODULE",
+        help="modules of your own to import first, which register archs, losses or metrics in BasicSR's registries",
+    )
+
+
+def _launcher(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd train ... --launcher pytorch`",
+    )
+    command.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
 
 
 def _command_line() -> str:
@@ -168,6 +204,9 @@ def _train(args: argparse.Namespace) -> int:
 def _test(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":
+        # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
+        return 0
     options = load_options(args.opt, force=args.force_yml)
     from mtkd.engine.report import test
 
@@ -176,7 +215,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from mtkd.config import OptionError, check_paths, load_options
+    from mtkd.config import OptionError, load_options
 
     files: list[Path] = []
     for given in args.files:
@@ -188,7 +227,11 @@ def _check(args: argparse.Namespace) -> int:
     for file in files:
         try:
             options = load_options(file)
-            problems = check_paths(options) if args.paths else []
+            problems: list[Any] = []
+            if args.data:
+                from mtkd.engine.check import check_data
+
+                problems = check_data(options)
         except OptionError as error:
             problems = error.problems
         if problems:
@@ -200,6 +243,24 @@ def _check(args: argparse.Namespace) -> int:
             print(f"ok   {file}")
     print(f"{len(files) - broken} of {len(files)} option files are valid.")
     return 1 if broken else 0
+
+
+def _config_schema(args: argparse.Namespace) -> int:
+    import json
+
+    from mtkd.config.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def _config_diff(args: argparse.Namespace) -> int:
+    from mtkd.config import load_options
+    from mtkd.config.diff import diff
+
+    lines = diff(load_options(args.first), load_options(args.second))
+    print("\n".join(lines) if lines else "The two describe the same run.")
+    return 1 if lines else 0
 
 
 def _upscale(args: argparse.Namespace) -> int:

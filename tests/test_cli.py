@@ -30,7 +30,7 @@ def weights(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["train", "test", "check", "upscale", "teach", "demo", "list", "zoo"])
+@pytest.mark.parametrize("command", ["train", "test", "check", "config", "upscale", "teach", "demo", "list", "zoo"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -90,7 +90,7 @@ def test_check_reports_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["check", str(folder)]) == 1
     out = capsys.readouterr().out
     assert "FAIL" in out and "total_iter" in out and "ok " in out and "1 of 2" in out
-    assert main(["check", str(folder / "good.yml"), "--paths"]) == 0
+    assert main(["check", str(folder / "good.yml"), "--data"]) == 0
 
 
 def test_errors_are_one_paragraph_and_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
@@ -133,6 +133,53 @@ def evaluate(
             if np.isnan(value):
                 raise MtkdError(f"{dataset}/{image_name}: {name} is not a number; the network's output is not finite.")
     return Evaluation(dataset, tuple(names), values)
+
+
+def evaluate_sharded(
+    predict: Predict,
+    images: ImageSet,
+    metrics: Mapping[str, MetricFunction],
+    *,
+    save: Callable[[str, np.ndarray], None] | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """`evaluate` by all ranks of a distributed run together: each takes every n-th image, all get the whole result.
+
+    `save` is called on rank 0 alone. Without a distributed run this is `evaluate`.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return evaluate(predict, images, metrics, save=save, **settings)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    share = _Share(images, range(rank, len(images), world))
+    kept: list[tuple[str, np.ndarray]] = []
+    part = Evaluation(settings["dataset"], (), {name: () for name in metrics})
+    if len(share):
+        keep = None if save is None else lambda name, image: kept.append((name, image))
+        part = evaluate(predict, share, metrics, save=keep, **settings)
+    parts: list[Any] = [None] * world
+    distributed.all_gather_object(parts, part)
+    if save is not None:
+        shots: list[Any] | None = [None] * world if rank == 0 else None
+        distributed.gather_object(kept, shots, dst=0)
+        for name, image in (pair for shot in shots or [] for pair in shot):
+            save(name, image)
+    order = sorted((index, owner) for owner in range(world) for index in range(owner, len(images), world))
+    names = tuple(parts[owner].images[index // world] for index, owner in order)
+    values = {m: tuple(parts[owner].values[m][index // world] for index, owner in order) for m in metrics}
+    return Evaluation(part.dataset, names, values)
+
+
+class _Share:
+    """Some images of a set."""
+
+    def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images[self.indices[index]]
 
 
 def save_to(folder: Path, suffix: str) -> Callable[[str, np.ndarray], None]:

@@ -27,7 +27,7 @@ class LossTrace:
         self._rows.append(torch.stack(list(values.values())))
 
     def check(self, done: int) -> None:
-        """Stop the run if a value since the last check is not finite.
+        """Stop the run, on all ranks, if a value since the last check is not finite on any.
 
         Raises:
             MtkdError: naming the first such iteration and its terms.
@@ -38,6 +38,12 @@ class LossTrace:
         table = torch.stack(rows)
         self._checked = len(self._rows)
         bad = (~torch.isfinite(table)).any(dim=1).nonzero()
+        if self._fabric.world_size > 1:
+            # A rank alone cannot know: averaging has put another's NaN into its weights too.
+            anywhere = self._fabric.all_reduce((~torch.isfinite(table)).any().float(), reduce_op="sum")
+            assert isinstance(anywhere, Tensor)
+            if len(bad) == 0 and anywhere.item() > 0:
+                raise MtkdError(f"A loss term of another process is not finite by iteration {done:,d}; see its error.")
         if len(bad) == 0:
             return
         first = int(bad[0])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import mtkd.basicsr
 from mtkd.cli import main
 from mtkd.config import load_options
 from mtkd.data.images import read_image, write_image
@@ -82,7 +83,12 @@ def train_small(file: Path, network: str, *more: str) -> int:
     ],
 )
 def test_a_training_file_of_basicsr_trains(
-    file: str, network: str, scale: int, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: str,
+    network: str,
+    scale: int,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_data(place, scale)
     followed: list[dict[str, Any]] = []
@@ -120,7 +126,6 @@ def test_a_training_file_of_basicsr_trains(
 def test_a_test_file_of_basicsr_measures_the_same_numbers_as_basicsr(
     file: str, network: str, scale: int, key: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import mtkd.basicsr
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
     make_data(place, scale)
@@ -172,7 +177,12 @@ def test_auto_resume_finds_the_newest_state_under_the_runs_own_root(
 
 def test_debug_makes_a_run_of_its_own(place: Path) -> None:
     make_data(place, 4)
-    force = [*small("SRVGGNetCompact"), "datasets:train:gt_size=32", "datasets:train:batch_size_per_gpu=1", "train:total_iter=1"]
+    force = [
+        *small("SRVGGNetCompact"),
+        "datasets:train:gt_size=32",
+        "datasets:train:batch_size_per_gpu=1",
+        "train:total_iter=1",
+    ]
     assert main(["train", "-opt", str(FILES / "train_srvgg_x4.yml"), "--debug", "--force_yml", *force]) == 0
     (run,) = (place / "experiments").iterdir()
     assert run.name.startswith("debug_")

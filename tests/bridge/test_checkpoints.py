@@ -17,7 +17,9 @@ from tests.engine.runs import STUDENT, make_images, run_options
 TRAIN: dict[str, Any] = {
     "ema_decay": 0.9,
     "optim_g": {"type": "Adam", "lr": 1e-3, "weight_decay": 0, "betas": [0.9, 0.99]},
-    "scheduler": {"type": "MultiStepRestartLR", "milestones": [3, 6], "gamma": 0.5, "restarts": [0], "restart_weights": [1]},
+    "scheduler": {
+        "type": "MultiStepRestartLR", "milestones": [3, 6], "gamma": 0.5, "restarts": [0], "restart_weights": [1],
+    },
     "total_iter": 8,
     "pixel_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"},
 }  # fmt: skip
@@ -38,7 +40,8 @@ def basicsr_model(root: Path) -> Any:
         (root / folder).mkdir(parents=True, exist_ok=True)
     network = {"num_in_ch": 3, "num_out_ch": 3, **STUDENT}
     options = {
-        "name": "theirs", "num_gpu": 0, "dist": False, "is_train": True, "scale": 2, "network_g": network, "train": TRAIN,
+        "name": "theirs", "num_gpu": 0, "dist": False, "is_train": True, "scale": 2, "network_g": network,
+        "train": TRAIN,
         "path": {"models": str(root / "models"), "training_states": str(root / "training_states")},
     }  # fmt: skip
     torch.manual_seed(11)

@@ -1,0 +1,44 @@
+"""What differs between two option files, with every default written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtkd.config.schema import Options
+
+_ABSENT = object()
+
+
+def diff(first: Options, second: Options) -> list[str]:
+    """One line per key whose value differs: `- KEY: VALUE` of the first, `+ KEY: VALUE` of the second.
+
+    Both are compared as they run, defaults filled in; the order of keys does not count, the order of teachers does.
+    """
+    one, two = _flat(first), _flat(second)
+    lines = []
+    for key in [*one, *(key for key in two if key not in one)]:
+        before, after = one.get(key, _ABSENT), two.get(key, _ABSENT)
+        if before != after or type(before) is not type(after):
+            lines += [f"- {key}: {_text(before)}"] if before is not _ABSENT else []
+            lines += [f"+ {key}: {_text(after)}"] if after is not _ABSENT else []
+    return lines
+
+
+def _flat(options: Options) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else name)
+        elif value is not None and value != {}:
+            values[key] = list(value) if isinstance(value, tuple) else value
+
+    walk(options.model_dump(), "")
+    if len(options.teachers) > 1:
+        values["teachers (in order)"] = list(options.teachers)
+    return values
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

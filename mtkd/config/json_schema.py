@@ -1,0 +1,222 @@
+"""The grammar of option files as a JSON schema, for editors and for the page docs/options.md.
+
+The schema is looser than the reader: arguments of networks, losses and metrics are the reader's to check, against the
+signatures of what is named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtkd import catalog
+from mtkd.config.schema import (
+    SCHEDULERS,
+    TAKEN_OVER,
+    CurriculumOptions,
+    EvalSetOptions,
+    Head,
+    LoggerOptions,
+    PathOptions,
+    Section,
+    TileOptions,
+    TrainOptions,
+    TrainSetOptions,
+    ValOptions,
+    WandbOptions,
+)
+
+_DATA_KEYS = (
+    "io_backend", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
+    "dataset_enlarge_ratio", "use_shuffle", "color", "mean", "std",
+)  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of training and test files."""
+    network = _named("arch", "network of the catalog or of BasicSR's registry, with its constructor's arguments")
+    teacher = {
+        "type": "object",
+        "properties": {
+            "network": network,
+            "pretrain": _text("weights: a file or `zoo:NAME`"),
+            "param_key": {"type": ["string", "null"], "default": "auto", "description": "entry that holds the weights"},
+        },
+        "required": ["network", "pretrain"],
+        "additionalProperties": False,
+    }
+    top = _section(Head)
+    top["properties"] |= {
+        "datasets": {
+            "type": "object",
+            "properties": {"train": _section(TrainSetOptions, _DATA_KEYS)},
+            "patternProperties": {"^(val|test)(_.*)?$": _section(EvalSetOptions, _DATA_KEYS)},
+            "additionalProperties": False,
+        },
+        "network_g": network,
+        "teachers": {"type": "object", "additionalProperties": teacher},
+        "fusion": {"anyOf": [{"const": "mean"}, teacher, {"type": "null"}]},
+        "target_store": _nullable("store of teacher images made by `mtkd teach`"),
+        "method": {"type": ["object", "null"], "description": "options of the method; see docs/methods.md"},
+        "path": _section(PathOptions, ("ignore_resume_networks",)),
+        "train": _train(),
+        "val": _val(),
+        "logger": _logger(),
+        **_taken_over("dist_params", "find_unused_parameters"),
+    }
+    top["required"] = [*top.get("required", []), "datasets", "network_g"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mtkd option file", **top}
+
+
+def _section(model: type[Section], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Schema of one section; keys that the reader fills are left out, keys without effect are added."""
+    made = model.model_json_schema()
+    properties = {key: value for key, value in made["properties"].items() if key not in model.internal}
+    for value in properties.values():
+        value.pop("title", None)
+    return {
+        "type": "object",
+        "properties": properties | _taken_over(*ignored),
+        "required": [key for key in made.get("required", []) if key in properties],
+        "additionalProperties": False,
+    }
+
+
+def _taken_over(*keys: str) -> dict[str, Any]:
+    return {key: {"description": f"ignored: {TAKEN_OVER[key]}"} for key in keys}
+
+
+def _text(about: str) -> dict[str, Any]:
+    return {"type": "string", "description": about}
+
+
+def _nullable(about: str) -> dict[str, Any]:
+    return {"type": ["string", "null"], "description": about}
+
+
+def _named(kind: catalog.Kind, about: str) -> dict[str, Any]:
+    known: dict[str, Any] = {"type": "string", "anyOf": [{"enum": catalog.names(kind)}, {"type": "string"}]}
+    return {"type": "object", "description": about, "properties": {"type": known}, "required": ["type"]}
+
+
+def _train() -> dict[str, Any]:
+    schema = _section(TrainOptions)
+    optimizer = {
+        "type": "object",
+        "description": "an optimizer of torch.optim with its arguments",
+        "properties": {"type": {"type": "string"}, "lr": {"type": "number", "exclusiveMinimum": 0}},
+        "required": ["type", "lr"],
+    }
+    arguments: dict[str, Any] = {}
+    for model in SCHEDULERS.values():
+        arguments |= _section(model)["properties"]
+    weight = {
+        "anyOf": [{"type": "number"}, {"type": "array"}, {"type": "null"}],
+        "description": "a number, or a schedule [[iteration, weight], ...]",
+    }
+    term = {
+        "type": ["object", "null"],
+        "description": "a loss term of the method, `~` switches it off; see docs/methods.md",
+        "properties": {"loss_weight": weight},
+    }
+    schema["properties"] |= {
+        "optim_g": optimizer,
+        "optim_d": {**optimizer, "type": ["object", "null"], "description": "the same, for a critic"},
+        "scheduler": {
+            "type": "object",
+            "description": "learning rate, stepped per iteration",
+            "properties": {"type": {"enum": list(SCHEDULERS)}, **arguments},
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        "curriculum": {**_section(CurriculumOptions), "type": ["object", "null"]},
+    }
+    return schema | {"patternProperties": {"_opt$": term}}
+
+
+def _val() -> dict[str, Any]:
+    schema = _section(ValOptions, ("pbar",))
+    metric = _named("metric", "a metric with its arguments; `better: higher` or `lower`")
+    metric["properties"]["better"] = {"enum": ["higher", "lower"]}
+    schema["properties"] |= {
+        "metrics": {"type": ["object", "null"], "additionalProperties": metric},
+        "tile": {**_section(TileOptions), "type": ["object", "null"]},
+    }
+    return schema
+
+
+def _logger() -> dict[str, Any]:
+    schema = _section(LoggerOptions)
+    wandb = {**_section(WandbOptions), "type": ["object", "null"]}
+    wandb["properties"]["project"] = _nullable("`~` switches wandb off")
+    schema["properties"]["wandb"] = wandb
+    return schema
+
+
+INTRODUCTION = """\
+# Option files
+
+Made from the schema by `python -m mtkd.config.json_schema > docs/options.md`; edit the schema, not this page.
+
+One file is one run. The keys are BasicSR's, further ones are ours. `mtkd check FILE` finds every problem of a file at
+once, `mtkd config diff A B` shows what differs between two, `mtkd config schema > options.schema.json` writes a schema
+for editors; with `# yaml-language-server: $schema=options.schema.json` as its first line a file is checked as you type.
+
+A key marked "ignored" belongs to BasicSR and has no effect here; the log says so in one line. A key that stands in
+no table below is an error. `type: X` takes further keys: the arguments of X.
+"""
+
+
+def page() -> str:
+    """The page docs/options.md."""
+    schema = json_schema()
+    sections: list[tuple[str, dict[str, Any]]] = [("", schema)]
+    lines = [INTRODUCTION]
+    while sections:
+        name, section = sections.pop(0)
+        lines += [f"## `{name}`" if name else "## Top level", "", "| key | value | default | |", "|---|---|---|---|"]
+        required = section.get("required", [])
+        named = [*section.get("properties", {}).items()]
+        named += [(_pattern(key), value) for key, value in section.get("patternProperties", {}).items()]
+        if isinstance(section.get("additionalProperties"), dict):
+            named.append(("NAME", section["additionalProperties"]))
+        for key, value in named:
+            default = "required" if key in required else _value(value["default"]) if "default" in value else ""
+            about = value.get("description", "").replace("\n", " ").replace("|", "\\|")
+            lines.append(f"| `{key}` | {_kind(value)} | {default} | {about} |")
+            if _is_section(value):
+                sections.append((f"{name}.{key}" if name else key, value))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _is_section(value: dict[str, Any]) -> bool:
+    return bool(
+        value.get("properties") or value.get("patternProperties") or isinstance(value.get("additionalProperties"), dict)
+    ) and value.get("properties", {}).keys() not in ({"type"}, {"loss_weight"}, {"type", "lr"})
+
+
+def _pattern(pattern: str) -> str:
+    return {"_opt$": "NAME_opt", "^(val|test)(_.*)?$": "val, val_2, test_1, ..."}[pattern]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "`~`"
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
+
+
+def _kind(value: dict[str, Any]) -> str:
+    if "enum" in value:
+        return " or ".join(f"`{item}`" for item in value["enum"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "anyOf" in value:
+        return " or ".join(dict.fromkeys(_kind(item) for item in value["anyOf"]))
+    words = {"object": "mapping", "array": "list", "null": "`~`", "string": "text", "boolean": "`true` or `false`"}
+    words |= {"integer": "whole number"}
+    kinds = value.get("type", [])
+    return " or ".join(words.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,32 @@
+"""`mtkd check --data`: everything about files that a run would trip over, found without starting one."""
+
+from __future__ import annotations
+
+from mtkd.config import Options, Problem, check_paths
+from mtkd.contracts import MtkdError
+from mtkd.data.paired import PairedImages
+
+
+def check_data(options: Options) -> list[Problem]:
+    """Missing files and folders, and for data sets that are there unpaired, unreadable and wrongly sized images.
+
+    Only image headers are read. A `zoo:` name is not looked up.
+    """
+    problems = check_paths(options)
+    missing = {problem.key.rpartition(".")[0] for problem in problems}
+    for key, given in {"train": options.datasets.train, **options.datasets.evaluation}.items():
+        where = f"datasets.{key}"
+        if given is None or where in missing:
+            continue
+        try:
+            PairedImages(
+                dataroot_gt=given.dataroot_gt,
+                dataroot_lq=given.dataroot_lq,
+                scale=options.scale,
+                meta_info_file=given.meta_info_file,
+                filename_tmpl=given.filename_tmpl,
+                min_gt_size=getattr(given, "gt_size", None),
+            )
+        except MtkdError as error:
+            problems.append(Problem(options.file, None, where, str(error)))
+    return problems

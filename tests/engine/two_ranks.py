@@ -1,0 +1,94 @@
+"""One rank of a distributed run on the CPU; `test_distributed.py` starts two of these with torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtkd.config import Options
+from mtkd.contracts import MtkdError
+from mtkd.engine import train as train_module
+from mtkd.engine.train import prepare, train
+from tests.engine.runs import run_options
+
+SGD = {"type": "SGD", "lr": 1.0}
+GRADIENT = {"optim_g": SGD, "scheduler": {"type": "MultiStepLR", "milestones": [1000]}, "ema_decay": 0.0}
+CRITIC = {"optim_d": SGD, "holistic_opt": {}, "critic_opt": {}, "penalty_opt": {}}
+
+
+def plain(folder: Path, images: Path) -> Options:
+    return run_options(folder / "plain", images=images, train=GRADIENT)
+
+
+def critic(folder: Path, images: Path, teachers: dict[str, Any]) -> Options:
+    return run_options(
+        folder / "critic",
+        images=images,
+        model_type="StructuredKD",
+        teachers={"edsr": teachers["edsr"]},
+        method={"critic_feat": 4},
+        train={**GRADIENT, **CRITIC},
+    )
+
+
+def whole_run(folder: Path, images: Path, name: str = "whole", **train: Any) -> Options:
+    sets = {
+        "train": {
+            "name": "t", "type": "PairedImageDataset", "dataroot_gt": str(images), "gt_size": 16,
+            "batch_size_per_gpu": 1,
+        },
+        "val": {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(images)},
+    }  # fmt: skip
+    psnr = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+    val = {"val_freq": 4, "save_img": True, "metrics": {"psnr": psnr}}
+    return run_options(folder, images=images, name=name, datasets=sets, val=val, train={"total_iter": 4, **train})
+
+
+def update(options: Options, launcher: str) -> dict[str, torch.Tensor]:
+    """What one iteration with SGD at rate 1 takes off the parameters: the gradient that the optimizer saw."""
+    session = prepare(options, launcher=launcher)
+    before = {name: p.detach().clone() for name, p in session.method.named_parameters()}
+    train_module._iterate(session, 0, session.batches())
+    session.log.close()
+    return {name: before[name] - p.detach() for name, p in session.method.named_parameters()}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    rank, images = int(os.environ["RANK"]), folder / "images"
+    teachers = json.loads((folder / "teachers.json").read_text())
+    for name, options in (("plain", plain(folder, images)), ("critic", critic(folder, images, teachers))):
+        torch.save(update(options, "pytorch"), folder / f"{name}_{rank}.pt")
+
+    train(whole_run(folder, images), launcher="pytorch")
+
+    real = train_module._iterate
+
+    def asked(session: Any, step: int, batches: Any) -> Any:
+        if rank == 1 and step == 1:
+            os.kill(os.getpid(), 15)
+        return real(session, step, batches)
+
+    train_module._iterate = asked
+    train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
+
+    def dies(session: Any, step: int, batches: Any) -> Any:
+        if rank == 1 and step == 1:
+            raise MtkdError("the disk of rank 1 is gone")
+        return real(session, step, batches)
+
+    train_module._iterate = dies
+    try:
+        train(whole_run(folder, images, "dead", total_iter=50), launcher="pytorch")
+    except MtkdError as error:
+        print(f"mtkd: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
