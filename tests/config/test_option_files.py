@@ -44,8 +44,8 @@ def test_the_file_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=ids)
 def test_the_file_opens_with_what_it_is_and_its_command(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = [line for line in lines[:4] if line.startswith("# ")]
-    assert 2 <= len(comment) <= 3 and not lines[len(comment)].startswith("#")
+    comment = [line for line in lines[:6] if line.startswith("# ")]
+    assert 2 <= len(comment) <= 5 and not lines[len(comment)].startswith("#")
     verb = "test" if ids(path).startswith("test/") else "train"
     assert re.search(rf"mtkd (teach|{verb}) -opt options/{re.escape(ids(path))}\b", comment[-1])
     for named in re.findall(r"options/\S+\.yml", "\n".join(comment)):
@@ -96,7 +96,8 @@ def siblings() -> list[list[Path]]:
 
 @pytest.mark.parametrize("family", siblings(), ids=lambda family: SCALE.sub("S", ids(family[0])))
 def test_siblings_differ_only_by_the_scale(family: list[Path]) -> None:
-    assert len(family) == 3
+    # Recipes of the compared methods come at x4 alone.
+    assert len(family) in (1, 3)
     plain, gt_sizes, lq_sizes = [], [], []
     for path in family:
         found = SCALE.search(path.name)
@@ -107,7 +108,7 @@ def test_siblings_differ_only_by_the_scale(family: list[Path]) -> None:
             gt_sizes.append(size)
             lq_sizes.append(size // scale)
         plain.append(without_scale(data, scale))
-    assert plain[0] == plain[1] == plain[2]
+    assert all(other == plain[0] for other in plain)
     # One size of lq crops, or one of gt crops, of which x3 takes the nearest that 3 divides.
     assert len(set(lq_sizes)) <= 1 or max(gt_sizes) - min(gt_sizes) <= 1
 
