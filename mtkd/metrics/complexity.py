@@ -54,12 +54,18 @@ def complexity(
             raise MtkdError(f"{type(net).__name__} has no `scale`: give complexity() lq_hw=(height, width) or scale.")
         lq_hw = published_lq_size(scale)
     modes = [(module, module.training) for module in net.modules()]
+    # SwinIR and its kin move a plain tensor to the device of their input, and from meta it never comes back.
+    plain = [
+        (vars(m), name, value) for m in net.modules() for name, value in vars(m).items() if isinstance(value, Tensor)
+    ]
     net.eval()
     try:
         macs = _macs(net, torch.Size((1, channels, *lq_hw)))
     finally:
         for module, training in modes:
             module.training = training
+        for attributes, name, value in plain:
+            attributes[name] = value
     return Complexity(params=sum(p.numel() for p in net.parameters()), macs=macs)
 
 

@@ -26,6 +26,29 @@ Files lie in the platform's cache folder, in `$MTKD_HOME/weights`, or in `--weig
 file listed below elsewhere and put it, under its name, into that folder. A file with the wrong hash is set aside and
 never used.
 
+The same names work for weights among the options of a method or a metric: `vgg: zoo:vgg19` of CSD, `weights:
+zoo:alexnet` of LPIPS.
+
+## Any other checkpoint
+
+With `pip install 'mtkd[spandrel]'` every RGB super-resolution checkpoint that
+[spandrel](https://github.com/chaiNNer-org/spandrel) knows (HAT, DAT, SPAN, CRAFT, Real-ESRGAN, ...) is a teacher or is
+tested; the weights say which network it is:
+
+```yaml
+teachers:
+  hat:
+    network: {type: spandrel}
+    pretrain: experiments/pretrained_models/HAT_SRx4.pth
+```
+
+and for a test `network_g: {type: spandrel}` with `path.pretrain_network_g`. The scale must be that of the option file.
+Taps are called `model.` and the module's name in its authors' code. `mtkd zoo convert IN OUT --to safetensors --arch
+spandrel` makes a file for `mtkd upscale --weights`.
+
+`python benchmarks/published_weights.py FILE...` measures weights on Set5 and Set14 beside their published scores; what
+was measured is in `benchmarks/results/published_weights.json`.
+
 ## Networks
 
 Scores are as published, for the protocol named at the head of the column, and were not measured by this project. The
@@ -40,8 +63,7 @@ NOT_LISTED = """\
 ## Not listed, and why
 
 - `eugenesiow/edsr` and `eugenesiow/edsr-base` on Hugging Face: trained anew, and their code skips the mean shifts that
-are in
-  the file, so in an official EDSR they compute something else without any error.
+  are in the file, so in an official EDSR they compute something else without any error.
 - `eugenesiow/rcan-bam`: far below RCAN (x4 Set5 30.80 dB).
 - OpenMMLab's EDSR: trained anew, in another naming.
 """
@@ -51,9 +73,8 @@ def page() -> str:
     """The whole page."""
     lines = [INTRODUCTION]
     lines += [
-        "| name | network | scale | trained on | parameters | size | Set5 PSNR-Y / SSIM-Y | DIV2K100 PSNR-Y | Set5 "
-        "PSNR-RGB "
-        "| DIV2K100 PSNR-RGB | hash |",
+        "| name | network | scale | trained on | parameters | size | Set5 PSNR-Y / SSIM-Y | DIV2K100 PSNR-Y "
+        "| Set5 PSNR-RGB | DIV2K100 PSNR-RGB | hash |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for item in ENTRIES.values():

@@ -89,6 +89,25 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+class Shifted(nn.Module):
+    """Keeps its mean as BasicSR's SwinIR does: a plain tensor that follows the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mean = nn.Conv2d(3, 3, 3, padding=1), torch.full((1, 3, 1, 1), 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean.type_as(x)
+        return self.conv(x - self.mean)
+
+
+def test_a_tensor_that_is_no_buffer_is_left_as_it_was() -> None:
+    net, x = Shifted(), torch.rand(1, 3, 4, 4)
+    expected = net(x)
+    complexity(net, (4, 4))
+    assert torch.equal(net(x), expected)
+
+
 def test_the_published_sizes_give_1280x720_or_nearly_so() -> None:
     assert [published_lq_size(scale) for scale in (2, 3, 4, 8)] == [(360, 640), (240, 424), (180, 320), (90, 160)]
 

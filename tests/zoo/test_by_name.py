@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 from zoo.conftest import Host, sha256
 from zoo.official import run_edsr
@@ -72,11 +71,8 @@ def test_mtkd_test_needs_no_further_step(
         gt = read_image(path)
         lq = bicubic_lq(gt, 2)
         gt = gt[: 2 * lq.shape[0], : 2 * lq.shape[1]]
-        lq_tensor, gt_tensor = (
-            torch.from_numpy(a).permute(2, 0, 1)[None].float() / 255 for a in (lq.copy(), gt.copy())
-        )
-        sr = run_edsr(state, lq_tensor, blocks=1, scale=2, res_scale=1)
-        scores.append(psnr(sr, gt_tensor, crop_border=2, test_y_channel=True).item())
+        sr = run_edsr(state, to_tensor(lq), blocks=1, scale=2, res_scale=1)
+        scores.append(psnr(sr, to_tensor(gt), crop_border=2, test_y_channel=True).item())
     assert row["psnr"] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
 
 
