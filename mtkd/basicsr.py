@@ -168,9 +168,10 @@ def _enter(kind: Kind, name: str, what: Any) -> list[str]:
     if long in registry:
         return [long, name] if registered(kind, name) is registered(kind, long) else [long]
     free = registered(kind, name) is None
-    registry.register(what, suffix=SUFFIX)
+    # Not `register`, which takes the name from `__name__`: ours is the catalog's.
+    registry._do_register(long, what)
     if free:
-        registry.register(what)
+        registry._do_register(name, what)
     return [long, name] if free else [long]
 
 

@@ -102,7 +102,8 @@ def get(kind: Kind, name: str) -> Any:
     if found is not None:
         return found
     theirs = _names_in_basicsr(kind)
-    near = difflib.get_close_matches(name, list(dict.fromkeys([*TABLES[kind], *theirs])), n=3, cutoff=0.5)
+    near = [m for pool in (TABLES[kind], theirs) for m in difflib.get_close_matches(name, pool, n=3, cutoff=0.5)]
+    near = list(dict.fromkeys(near))[:3]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     also = f"; BasicSR's registry adds {', '.join(n for n in theirs if n not in TABLES[kind])}" if theirs else ""
     raise MtkdError(

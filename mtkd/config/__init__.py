@@ -2,8 +2,9 @@
 
 The grammar is BasicSR's: one file is one run, field names are BasicSR's keys, `train.X_opt` configures the loss term X
 of the method, `~` switches something off. On top come `teachers`, `fusion`, `target_store` and `method`. A key that is
-unknown, misspelt, of the wrong type, or without effect in this file is an error, and all errors are reported at once.
-BasicSR keys whose work our engine does by itself (`schema.TAKEN_OVER`) are accepted and noted in `Options.notices`.
+unknown, misspelt or of the wrong type is an error, and all errors are reported at once. BasicSR keys whose work our
+engine does by itself (`schema.TAKEN_OVER`), or that have no effect in this kind of file, are noted in
+`Options.notices`; keys of ours without effect are errors, because the run would not be what its file says.
 
 Names are looked up while reading: networks, losses, metrics and methods exist in the catalog, and their arguments are
 checked against the signatures found there.

@@ -69,7 +69,7 @@ def json_schema() -> dict[str, Any]:
 
 def _section(model: type[Section], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
     """Schema of one section; keys that the reader fills are left out, keys without effect are added."""
-    made = model.model_json_schema()
+    made = _in_json_words(model.model_json_schema())
     properties = {key: value for key, value in made["properties"].items() if key not in model.internal}
     for value in properties.values():
         value.pop("title", None)
@@ -79,6 +79,18 @@ def _section(model: type[Section], ignored: tuple[str, ...] = ()) -> dict[str, A
         "required": [key for key in made.get("required", []) if key in properties],
         "additionalProperties": False,
     }
+
+
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def _in_json_words(schema: Any) -> Any:
+    """pydantic leaves limits that stand behind a validator in its own words."""
+    if isinstance(schema, list):
+        return [_in_json_words(item) for item in schema]
+    if isinstance(schema, dict):
+        return {_LIMITS.get(key, key): _in_json_words(value) for key, value in schema.items()}
+    return schema
 
 
 def _taken_over(*keys: str) -> dict[str, Any]:

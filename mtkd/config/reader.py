@@ -230,7 +230,8 @@ class _Reader:
 
     def unknown(self, path: KeyPath, valid: Sequence[str], kind: str = "unknown key") -> None:
         name = str(path[-1])
-        if near := messages.near(name, valid):
+        ignored = TAKEN_OVER if path[0] == "datasets" else _TAKEN_OVER_ELSEWHERE
+        if near := messages.near(name, [*valid, *ignored]):
             message = f"{kind}. Did you mean {near}?"
         elif (homes := _HOMES.get(name)) and key_text(path) not in homes:
             message = f"{kind} here; it belongs at {' or '.join(homes)}."
@@ -247,6 +248,10 @@ class _Reader:
         else:
             return True
         return False
+
+    def ignore(self, path: KeyPath, why: str) -> None:
+        """Note a key of BasicSR's that has no effect in this kind of file."""
+        self.notices.append(f"{key_text(path)} ignored: {why}.")
 
     def take_over(self, path: KeyPath) -> None:
         self.taken_over.setdefault(str(path[-1]), []).append(key_text(path))
@@ -273,14 +278,16 @@ class _Reader:
             del given["ignore_resume_networks"]
         if not self.is_train:
             if given.get("resume_state") is not None:
-                self.problem(("path", "resume_state"), "has no effect in a test file.")
+                self.ignore(("path", "resume_state"), "a test file resumes nothing")
+                del given["resume_state"]
             if given.get("pretrain_network_g") is None:
                 self.problem(("path", "pretrain_network_g"), "required in a test file: the weights to test.")
         return self.section(PathOptions, given, ("path",)) or PathOptions()
 
     def logger(self, data: Any) -> LoggerOptions:
         if data is not None and not self.is_train:
-            self.problem(("logger",), "has no effect in a test file.")
+            self.ignore(("logger",), "testing writes a table, a CSV and a JSON")
+            return LoggerOptions()
         given = dict(self.mapping(data, ("logger",)))
         if isinstance(given.get("wandb"), dict) and given["wandb"].get("project", "") is None:
             # BasicSR's files switch wandb off by `project: ~`.
@@ -299,9 +306,11 @@ class _Reader:
             if sets and given.get("val_freq") is None:
                 self.problem(("val", "val_freq"), f"required, and missing: datasets.{sets[0]} would never be used.")
             if given.get("suffix") is not None:
-                self.problem(("val", "suffix"), "has no effect in training; images carry the iteration there.")
+                self.ignore(("val", "suffix"), "images of a training carry the iteration")
+                del given["suffix"]
         elif given.get("val_freq") is not None:
-            self.problem(("val", "val_freq"), "has no effect in a test file.")
+            self.ignore(("val", "val_freq"), "a test file is measured once")
+            del given["val_freq"]
         metrics = self.mapping(given.get("metrics"), ("val", "metrics"))
         given["metrics"] = {name: self.metric(value, ("val", "metrics", name)) for name, value in metrics.items()}
         return self.section(ValOptions, given, ("val",)) or ValOptions()
@@ -352,7 +361,7 @@ class _Reader:
             elif key in TAKEN_OVER and key not in _TAKEN_OVER_ELSEWHERE:
                 self.take_over((*path, key))
             elif model is EvalSetOptions and key not in _keys(model) and key in _keys(TrainSetOptions):
-                self.problem((*path, key), "has no effect here: whole images are evaluated, one at a time.")
+                self.ignore((*path, key), "whole images are evaluated, one at a time")
             else:
                 given[key] = value
         return self.section(model, given, path)

@@ -301,10 +301,7 @@ def test_a_crop_other_than_the_scale_is_noted() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("datasets.val.gt_size", 32),
-        ("datasets.val.batch_size_per_gpu", 1),
         ("datasets.test_1", {"name": "x", "type": "PairedImageDataset", "dataroot_gt": "x"}),
-        ("val.suffix", "x"),
         ("teachers.one", TEACHER),
         ("fusion", "mean"),
         ("target_store", "store"),
@@ -320,19 +317,28 @@ def test_a_val_section_without_a_val_set_is_an_error() -> None:
     assert only_problem(train, drop=("datasets.val",)).key == "val"
 
 
+def test_a_train_section_in_a_test_file_is_an_error() -> None:
+    assert only_problem(evaluation, {"train": {"total_iter": 3}}).key == "train"
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("make", "key", "value"),
     [
-        ("val.val_freq", 5),
-        ("logger", {"print_freq": 3}),
-        ("path.resume_state", "x.state"),
-        ("train", {"total_iter": 3}),
-        ("datasets.test_1.gt_size", 32),
-        ("datasets.test_1.use_hflip", True),
+        (train, "datasets.val.gt_size", 32),
+        (train, "datasets.val.batch_size_per_gpu", 1),
+        (train, "val.suffix", "x"),
+        (evaluation, "val.val_freq", 5),
+        (evaluation, "logger", {"print_freq": 3}),
+        (evaluation, "path.resume_state", "x.state"),
+        (evaluation, "datasets.test_1.gt_size", 32),
+        (evaluation, "datasets.test_1.use_hflip", True),
     ],
 )
-def test_a_training_key_in_a_test_file_is_an_error(key: str, value: Any) -> None:
-    assert only_problem(evaluation, {key: value}).key == key
+def test_a_key_of_basicsr_without_effect_in_this_kind_of_file_is_noted(make: Any, key: str, value: Any) -> None:
+    options = make({key: value})
+    (notice,) = options.notices
+    assert notice.startswith(f"{key} ignored: ")
+    assert options.model_dump() == make().model_dump()
 
 
 def test_testing_random_weights_is_an_error() -> None:
