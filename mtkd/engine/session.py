@@ -64,6 +64,13 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     """Build and check everything of a run; the run folder is the last thing touched."""
     if options.train is None or options.datasets.train is None:
         raise MtkdError("Training needs the sections `train` and `datasets.train` in the option file.")
+    if options.logger.wandb is not None:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise MtkdError(
+                "logger.wandb.project is set and wandb is not installed: `pip install wandb`, or ~."
+            ) from error
     folder = RunFolder(Path(options.path.experiments_root) / options.name)
     state_path = _state_to_resume(options, folder, auto_resume)
     folder.check_new(resuming=auto_resume or state_path is not None)
@@ -105,6 +112,9 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     device = fabric.device
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=memory_format)
+    for buffer in method.buffers():
+        # DDP's broadcast refuses a lone (1, C, 1, 1) buffer with the strides of channels_last.
+        buffer.data = buffer.detach().clone(memory_format=torch.contiguous_format)
     if options.compile:
         student.compile()
     ema = Ema(student, options.train.ema_decay) if options.train.ema_decay else None
@@ -180,6 +190,22 @@ def save_weights(session: Session, step: int | str) -> None:
     facts = build.network_facts(session.options) | build.plain(session.method.metadata())
     ema = session.ema.net if session.ema is not None else None
     checkpoint.save_weights(session.folder.model(step), session.method.student, ema, facts)
+
+
+def save_deployable(session: Session) -> Path | None:
+    """Write `models/deployable.pth` when a user deploys another network than was trained (CSD's narrow one), from EMA
+    weights when there are any; None when the student itself is deployed.
+    """
+    method = session.method
+    student = session.ema.net if session.ema is not None else method.student
+    net = method.deployable(student)
+    if net is student or not session.fabric.is_global_zero:
+        return None
+    facts = build.network_facts(session.options)
+    facts["arch"] = build.plain(dict(method.deployable_arch(facts["arch"])))
+    path = session.folder.models / "deployable.pth"
+    checkpoint.save_weights(path, net, None, facts)
+    return path
 
 
 def save(session: Session, done: int) -> None:
@@ -285,6 +311,11 @@ def _fabric(options: Options, launcher: str) -> Fabric:
     if options.precision == "fp16" and not gpus:
         raise MtkdError("`precision: fp16` needs a CUDA device; use bf16 or fp32 on the CPU.")
     if launcher == "none":
+        if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise MtkdError(
+                "torchrun started several processes, and this one was not told: add `--launcher pytorch`, or every "
+                "process would train by itself and write the same files."
+            )
         if options.num_gpu != "auto" and gpus > 1:
             raise MtkdError(
                 f"num_gpu is {gpus}, and one process drives one device. Start them with `torchrun --nproc_per_node "

@@ -11,20 +11,19 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
-from mtkd.engine.evaluate import evaluate, save_to, val_predict
-from mtkd.engine.session import Session, describe, prepare, save, save_weights
+from mtkd.engine.evaluate import evaluate_sharded, save_to, val_predict
+from mtkd.engine.session import Session, describe, prepare, save, save_deployable, save_weights
 from mtkd.engine.trace import LossTrace
 
 
@@ -80,7 +79,8 @@ def _loop(session: Session, stop: StopRequest) -> None:
         values = _iterate(session, step, batches)
         trace.add(values)
         done = step + 1
-        last = done == total_steps or stop.asked
+        stopping = stop.agreed()
+        last = done == total_steps or stopping
         if done % logger.print_freq == 0 or last:
             means = trace.read(done)
             now = time.perf_counter()
@@ -99,11 +99,15 @@ def _loop(session: Session, stop: StopRequest) -> None:
             trace.check(done)
             _validate(session, done)
             session.method.train()
-        if stop.asked and done < total_steps:
+        if stopping and done < total_steps:
             log.say(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
     save_weights(session, checkpoint.LATEST)
-    log.say(f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}")
+    deployable = save_deployable(session)
+    log.say(
+        f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}"
+        + (f"; the network to deploy: {deployable}" if deployable else "")
+    )
 
 
 def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
@@ -153,15 +157,13 @@ def _save_visualization(session: Session, done: int, image: str, sr: np.ndarray)
 
 
 def _validate(session: Session, done: int) -> None:
+    """Measure every validation set, each rank a share of its images; all ranks know the results."""
     options, fabric = session.options, session.fabric
-    if not fabric.is_global_zero:
-        fabric.barrier()
-        return
     student = session.ema.net if session.ema is not None else session.method.student
     net = session.method.predictor(student).eval()
     for name, images in session.val_sets.items():
         save = partial(_save_visualization, session, done) if options.val.save_img else None
-        result = evaluate(
+        result = evaluate_sharded(
             val_predict(net, options),
             images,
             session.metrics,
@@ -176,15 +178,25 @@ def _validate(session: Session, done: int) -> None:
             higher = options.val.metrics[metric]["better"] == "higher"
             if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
                 best[metric] = {"val": value, "iter": done}
-        session.log.validation(step=done, dataset=name, values=means, best=session.best[name])
+        session.log.validation(step=done, dataset=name, values=means, best=session.best[name] if means else {})
     fabric.barrier()
 
 
-@dataclass
 class StopRequest:
-    """Whether someone asked the run to stop."""
+    """Whether someone asked the run to stop; asking one rank asks all, and they agree on the iteration."""
 
-    asked: bool = False
+    def __init__(self) -> None:
+        self.asked = False
+        self._group = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked, the same answer on all; every rank calls it once per iteration."""
+        if self._group is not None:
+            # On the CPU, so that the device need not be waited for.
+            flag = torch.tensor([int(self.asked)])
+            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
+            self.asked = bool(flag.item())
+        return self.asked
 
 
 @contextmanager
