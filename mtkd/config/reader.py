@@ -302,7 +302,7 @@ class _Reader:
         sets = [key for key in self.sets if key != "train"]
         if self.is_train:
             if given and not sets:
-                self.problem(("val",), "has no effect without a data set to validate on (datasets.val).")
+                self.ignore(("val",), "there is no data set to validate on (datasets.val)")
             if sets and given.get("val_freq") is None:
                 self.problem(("val", "val_freq"), f"required, and missing: datasets.{sets[0]} would never be used.")
             if given.get("suffix") is not None:

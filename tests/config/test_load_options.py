@@ -313,8 +313,10 @@ def test_a_key_without_effect_in_training_is_an_error(key: str, value: Any) -> N
     assert only_problem(train, {key: value}).key.startswith(key.split(".one")[0])
 
 
-def test_a_val_section_without_a_val_set_is_an_error() -> None:
-    assert only_problem(train, drop=("datasets.val",)).key == "val"
+def test_a_val_section_without_a_val_set_is_noted_and_still_checked() -> None:
+    (notice,) = train(drop=("datasets.val",)).notices
+    assert notice.startswith("val ignored: ")
+    assert only_problem(train, {"val.val_frq": 3}, drop=("datasets.val",)).key == "val.val_frq"
 
 
 def test_a_train_section_in_a_test_file_is_an_error() -> None:
