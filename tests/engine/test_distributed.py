@@ -120,6 +120,13 @@ def test_a_stop_asked_of_one_rank_stops_all_at_one_iteration_with_everything_sav
     assert "Stopped at iteration 2" in ended.output
 
 
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_anything_is_saved(ended: Ended) -> None:
+    assert "became nan at iteration 4" in (ended.folder / "nan_1.txt").read_text()
+    assert "of another process" in (ended.folder / "nan_0.txt").read_text()
+    states = [path.name for path in (ended.folder / "experiments/nan/training_states").iterdir()]
+    assert states == ["2.state"]
+
+
 def test_a_rank_that_dies_ends_the_run_with_its_error(ended: Ended) -> None:
     assert ended.code != 0
     assert "the disk of rank 1 is gone" in ended.output

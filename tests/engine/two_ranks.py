@@ -77,6 +77,16 @@ def main(folder: Path) -> None:
     train_module._iterate = asked
     train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
 
+    def poisoned(session: Any, step: int, batches: Any) -> Any:
+        values = real(session, step, batches)
+        return {name: value * float("nan") for name, value in values.items()} if rank == 1 and step == 3 else values
+
+    train_module._iterate = poisoned
+    try:
+        train(whole_run(folder, images, "nan", total_iter=50), launcher="pytorch")
+    except MtkdError as error:
+        (folder / f"nan_{rank}.txt").write_text(str(error))
+
     def dies(session: Any, step: int, batches: Any) -> Any:
         if rank == 1 and step == 1:
             raise MtkdError("the disk of rank 1 is gone")
