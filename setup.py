@@ -49,6 +49,7 @@ setup(
         "setuptools<81",  # at run time: pytorch-wavelets imports pkg_resources, which setuptools 81 dropped
         "einops",
         "lightning-fabric>=2.4",
+        "lmdb",
         "lpips>=0.1.4",
         "pydantic>=2",
         "pyyaml",

@@ -26,7 +26,7 @@ from mtkd.config.schema import (
 )
 
 _DATA_KEYS = (
-    "io_backend", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
+    "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
     "dataset_enlarge_ratio", "use_shuffle", "color", "mean", "std",
 )  # fmt: skip
 
@@ -48,8 +48,8 @@ def json_schema() -> dict[str, Any]:
     top["properties"] |= {
         "datasets": {
             "type": "object",
-            "properties": {"train": _section(TrainSetOptions, _DATA_KEYS)},
-            "patternProperties": {"^(val|test)(_.*)?$": _section(EvalSetOptions, _DATA_KEYS)},
+            "properties": {"train": _data_set(TrainSetOptions)},
+            "patternProperties": {"^(val|test)(_.*)?$": _data_set(EvalSetOptions)},
             "additionalProperties": False,
         },
         "network_g": network,
@@ -79,6 +79,16 @@ def _section(model: type[Section], ignored: tuple[str, ...] = ()) -> dict[str, A
         "required": [key for key in made.get("required", []) if key in properties],
         "additionalProperties": False,
     }
+
+
+def _data_set(model: type[Section]) -> dict[str, Any]:
+    schema = _section(model, _DATA_KEYS)
+    schema["properties"]["io_backend"] = {
+        "type": ["object", "null"],
+        "description": "`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders",
+        "properties": {"type": {"enum": ["disk", "lmdb"]}},
+    }
+    return schema
 
 
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}

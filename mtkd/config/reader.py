@@ -353,7 +353,7 @@ class _Reader:
         given = {}
         for key, value in data.items():
             if key == "io_backend":
-                self.io_backend(value, (*path, key))
+                given[key] = self.io_backend(value, (*path, key))
             elif key == "color" and value not in (None, "rgb"):
                 self.problem((*path, key), f"{value!r} is not supported yet; images are RGB.")
             elif key in ("mean", "std") and value is not None:
@@ -366,17 +366,24 @@ class _Reader:
                 given[key] = value
         return self.section(model, given, path)
 
-    def io_backend(self, value: Any, path: KeyPath) -> None:
+    def io_backend(self, value: Any, path: KeyPath) -> dict[str, str] | None:
+        """`{type: lmdb}`; None for files, or after reporting what is wrong."""
+        if value is None:
+            return None
         backend = value.get("type") if isinstance(value, dict) else value
-        if backend == "disk":
-            self.take_over(path)
+        if backend in ("disk", "lmdb"):
             for key in value if isinstance(value, dict) else ():
                 if key != "type":
                     self.unknown((*path, key), ["type"])
-        elif backend in ("lmdb", "memcached"):
-            self.problem((*path, "type"), f"{backend} is not supported yet; give a folder of images and `type: disk`.")
+        if backend == "lmdb":
+            return {"type": "lmdb"}
+        if backend == "disk":
+            self.take_over(path)
+        elif backend == "memcached":
+            self.problem((*path, "type"), "memcached is not supported; give folders and `type: disk`, or `type: lmdb`.")
         else:
-            self.problem(path, f"must be {{type: disk}}, found {shown(value)}.")
+            self.problem(path, f"must be {{type: disk}} or {{type: lmdb}}, found {shown(value)}.")
+        return None
 
     # What has a name in the catalog.
 

@@ -166,6 +166,8 @@ class _SetOptions(Section):
     """None: lq is made from gt by MATLAB's bicubic."""
     meta_info_file: UserPath | None = None
     filename_tmpl: str = "{}"
+    io_backend: dict[str, str] | None = None
+    """`{type: lmdb}`, or None for folders of image files."""
 
     @model_validator(mode="after")
     def _template(self) -> _SetOptions:

@@ -30,12 +30,22 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         MtkdError: the file is missing, damaged or truncated, no image, or deeper than 8 bits. A 16-bit image is
             refused because nobody agrees on how to bring it to the 8 bits that PSNR tables are made of.
     """
-    import cv2
-
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise MtkdError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return decode_image(data, path)
+
+
+def decode_image(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """`read_image` of the bytes of a file; `path` stands in messages.
+
+    Raises:
+        MtkdError: as `read_image`.
+    """
+    import cv2
+
+    data = np.frombuffer(encoded, dtype=np.uint8)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
     except cv2.error:

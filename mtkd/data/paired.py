@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import list_images, read_image, read_size
 from mtkd.data.resize import bicubic_lq
+from mtkd.data.sources import FolderImages, ImageSource, LmdbImages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +46,8 @@ class PairedImages(Sequence[PairedImage]):
         meta_info_file: text file whose lines begin with the file name of a gt image (BasicSR's form,
             `0001_s001.png (480,480,3)`); only those images are used, in that order. None: all images of the folder.
         filename_tmpl: lq name made from the gt name, both without suffix, such as '{}x4'.
-        io_backend: `{type: disk}` or None. Other back ends are an error.
+        io_backend: None or `{type: disk}` for folders of image files; `{type: lmdb}` for BasicSR's lmdb folders, whose
+            lq and gt have the same keys, so that filename_tmpl is not used (as in BasicSR). Others are an error.
         min_gt_size: both sides of each gt (after the cut) must be at least this long: the training crop.
 
     Raises:
@@ -71,14 +72,19 @@ class PairedImages(Sequence[PairedImage]):
                 f"filename_tmpl {filename_tmpl!r} must hold {{}} once: the place of the gt name, such as '{{}}x4'."
             )
         backend = (io_backend or {}).get("type", "disk")
-        if backend != "disk":
+        if backend not in ("disk", "lmdb"):
             raise MtkdError(
-                f"io_backend.type is {backend!r}, and only 'disk' is supported: images are decoded once into a store, "
-                "which makes lmdb and memcached unnecessary. Point dataroot_gt and dataroot_lq at folders of images."
+                f"io_backend.type is {backend!r}, and must be 'disk' or 'lmdb': images are decoded once into a store, "
+                "which makes memcached unnecessary."
             )
         self.scale = scale
         self.dataroot_gt = Path(dataroot_gt).expanduser()
         self.dataroot_lq = None if dataroot_lq is None else Path(dataroot_lq).expanduser()
+        source = LmdbImages if backend == "lmdb" else FolderImages
+        self._gt: ImageSource = source(self.dataroot_gt)
+        self._lq: ImageSource | None = None if self.dataroot_lq is None else source(self.dataroot_lq)
+        if backend == "lmdb":
+            filename_tmpl = "{}"
         self.names: list[str] = []
         self.gt_paths: list[Path] = []
         self.lq_paths: list[Path] | None = None if dataroot_lq is None else []
@@ -115,8 +121,11 @@ class PairedImages(Sequence[PairedImage]):
         """
         name = self.names[i]
         height, width = self.sizes[i]
-        gt = read_image(self.gt_paths[i])[:height, :width]
-        lq = bicubic_lq(gt, self.scale) if self.lq_paths is None else read_image(self.lq_paths[i])
+        gt = self._gt.read(self.gt_paths[i])[:height, :width]
+        if self._lq is None or self.lq_paths is None:
+            lq = bicubic_lq(gt, self.scale)
+        else:
+            lq = self._lq.read(self.lq_paths[i])
         if gt.shape[:2] != (height, width) or lq.shape[:2] != (height // self.scale, width // self.scale):
             raise MtkdError(
                 f"{self.gt_paths[i]} or its lq image decodes to another size than its header says, or it changed since "
@@ -124,9 +133,20 @@ class PairedImages(Sequence[PairedImage]):
             )
         return PairedImage(name, lq, np.ascontiguousarray(gt))
 
+    def stamps(self) -> list[list[Any]]:
+        """What changes when an image does: absolute path, size and modification time, all of gt, then all of lq.
+
+        Raises:
+            OSError: a file has gone.
+        """
+        stamps = [self._gt.stamp(path) for path in self.gt_paths]
+        if self._lq is not None:
+            stamps += [self._lq.stamp(path) for path in self.lq_paths or []]
+        return stamps
+
     def _gt_paths(self, meta_info_file: str | Path | None, problems: list[str]) -> list[Path]:
         if meta_info_file is None:
-            paths = list_images(self.dataroot_gt)
+            paths = self._gt.paths()
         else:
             meta = Path(meta_info_file).expanduser()
             try:
@@ -136,8 +156,8 @@ class PairedImages(Sequence[PairedImage]):
             paths = [self.dataroot_gt / line.split()[0] for line in lines if line.strip()]
             if not paths:
                 raise MtkdError(f"meta_info_file {meta} names no image: each line begins with a file name.")
-            problems += [f"{path}: named in {meta}, does not exist" for path in paths if not path.is_file()]
-            paths = [path for path in paths if path.is_file()]
+            problems += [f"{path}: named in {meta}, does not exist" for path in paths if not self._gt.has(path)]
+            paths = [path for path in paths if self._gt.has(path)]
         seen: dict[str, Path] = {}
         for path in paths:
             if path.stem in seen:
@@ -148,10 +168,10 @@ class PairedImages(Sequence[PairedImage]):
     def _lq_paths(
         self, gt_paths: list[Path], filename_tmpl: str, all_used: bool, problems: list[str]
     ) -> dict[Path, Path] | None:
-        if self.dataroot_lq is None:
+        if self._lq is None:
             return None
         by_stem: dict[str, list[Path]] = {}
-        for path in list_images(self.dataroot_lq):
+        for path in self._lq.paths():
             by_stem.setdefault(path.stem, []).append(path)
         partners: dict[Path, Path] = {}
         for gt_path in gt_paths:
@@ -177,8 +197,11 @@ class PairedImages(Sequence[PairedImage]):
         self, gt_path: Path, lq_path: Path | None, min_gt_size: int | None, problems: list[str]
     ) -> tuple[int, int] | None:
         try:
-            gt_h, gt_w = read_size(gt_path)
-            lq_h, lq_w = (gt_h // self.scale, gt_w // self.scale) if lq_path is None else read_size(lq_path)
+            gt_h, gt_w = self._gt.size(gt_path)
+            if self._lq is None or lq_path is None:
+                lq_h, lq_w = gt_h // self.scale, gt_w // self.scale
+            else:
+                lq_h, lq_w = self._lq.size(lq_path)
         except MtkdError as error:
             problems.append(str(error))
             return None

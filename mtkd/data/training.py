@@ -78,14 +78,11 @@ def open_training_set(
 
 
 def _facts(pairs: PairedImages) -> dict[str, Any]:
-    paths = [*pairs.gt_paths, *(pairs.lq_paths or [])]
-    stats = [path.stat() for path in paths]
-    files = [[str(p.resolve()), s.st_size, s.st_mtime_ns] for p, s in zip(paths, stats, strict=True)]
     return {
         "rule": _RULE,
         "scale": pairs.scale,
         "lq": "bicubic" if pairs.lq_paths is None else "files",
-        "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+        "files": hashlib.sha256(json.dumps(pairs.stamps()).encode()).hexdigest(),
         "sizes": hashlib.sha256(json.dumps(pairs.sizes).encode()).hexdigest(),
     }
 

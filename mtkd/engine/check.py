@@ -25,6 +25,7 @@ def check_data(options: Options) -> list[Problem]:
                 scale=options.scale,
                 meta_info_file=given.meta_info_file,
                 filename_tmpl=given.filename_tmpl,
+                io_backend=given.io_backend,
                 min_gt_size=getattr(given, "gt_size", None),
             )
         except MtkdError as error:

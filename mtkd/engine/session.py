@@ -186,6 +186,7 @@ def build_image_set(given: Any, scale: int) -> PairedImages:
 def save_weights(session: Session, step: int | str) -> None:
     """Write the weights file of iteration `step` (or "latest"); rank 0 only."""
     if not session.fabric.is_global_zero:
+        io_backend=given.io_backend,
         return
     facts = build.network_facts(session.options) | build.plain(session.method.metadata())
     ema = session.ema.net if session.ema is not None else None

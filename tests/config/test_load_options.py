@@ -357,9 +357,11 @@ def test_the_kind_of_file_can_be_demanded(basicsr_file: Path) -> None:
     assert "a test file is wanted" in only_problem(load_options, basicsr_file, kind="test").message
 
 
-@pytest.mark.parametrize("backend", ["lmdb", "memcached"])
-def test_other_storage_than_files_is_not_supported_yet(backend: str) -> None:
-    assert "not supported yet" in only_problem(train, {"datasets.train.io_backend": {"type": backend}}).message
+def test_lmdb_is_kept_and_memcached_is_refused() -> None:
+    options = train({"datasets.train.io_backend": {"type": "lmdb"}, "datasets.val.io_backend": {"type": "lmdb"}})
+    assert options.datasets.train is not None
+    assert options.datasets.train.io_backend == options.datasets.evaluation["val"].io_backend == {"type": "lmdb"}
+    assert "not supported" in only_problem(train, {"datasets.train.io_backend": {"type": "memcached"}}).message
 
 
 def test_basicsrs_colour_and_normalisation_keys_are_refused_unless_off() -> None:

@@ -1,0 +1,153 @@
+"""Where image files lie: a folder, or a BasicSR lmdb. Both answer the same four questions about them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
+
+from mtkd.contracts import MtkdError
+from mtkd.data.images import decode_image, list_images, read_image, read_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_META_LINE = re.compile(r"(?P<name>\S.*?)\s+\((?P<height>\d+),\s*(?P<width>\d+)(,\s*\d+)?\)(\s+\d+)?\s*")
+
+
+class ImageSource(Protocol):
+    """Images with the paths `root / NAME.png`."""
+
+    root: Path
+
+    def paths(self) -> list[Path]:
+        """All images, sorted by name."""
+        ...
+
+    def has(self, path: Path) -> bool:
+        """There is an image at `path`."""
+        ...
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """Height and width without decoding."""
+        ...
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB, see `read_image`."""
+        ...
+
+    def stamp(self, path: Path) -> list[Any]:
+        """What changes when the image at `path` does: its absolute path, a size and a modification time."""
+        ...
+
+
+class FolderImages:
+    """Image files directly in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def paths(self) -> list[Path]:
+        return list_images(self.root)
+
+    def has(self, path: Path) -> bool:
+        return path.is_file()
+
+    def size(self, path: Path) -> tuple[int, int]:
+        return read_size(path)
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        return read_image(path)
+
+    def stamp(self, path: Path) -> list[Any]:
+        facts = path.stat()
+        return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
+class LmdbImages:
+    """A folder NAME.lmdb made by BasicSR's `make_lmdb_from_imgs` or `LmdbMaker`.
+
+    Its `meta_info.txt` has a line `NAME.png (height,width,channels) LEVEL` for every image; NAME is the key of the
+    encoded file in the data base. Sizes are taken from that text.
+
+    Raises:
+        MtkdError: the folder is no such lmdb, lmdb is not installed, or a line has another form.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        if root.suffix != ".lmdb" or not (root / "data.mdb").is_file():
+            raise MtkdError(
+                f"{root} is no lmdb: with `io_backend: {{type: lmdb}}` each data root is a folder whose name ends in "
+                ".lmdb and that holds data.mdb and meta_info.txt. For a folder of images write `type: disk`."
+            )
+        meta = root / "meta_info.txt"
+        try:
+            lines = [line for line in meta.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise MtkdError(f"{meta} cannot be read: {error}. Make the lmdb again.") from error
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        for number, line in enumerate(lines, start=1):
+            found = _META_LINE.fullmatch(line)
+            if found is None:
+                raise MtkdError(f"{meta}:{number}: {line!r} is not of the form `NAME.png (height,width,channels) 1`.")
+            self._sizes[root / found["name"]] = (int(found["height"]), int(found["width"]))
+        if not self._sizes:
+            raise MtkdError(f"{meta} names no image. Make the lmdb again.")
+        self._environment = _open(root)
+
+    def paths(self) -> list[Path]:
+        return sorted(self._sizes, key=self._key)
+
+    def has(self, path: Path) -> bool:
+        return path in self._sizes
+
+    def size(self, path: Path) -> tuple[int, int]:
+        return self._sizes[path]
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        with self._environment.handle.begin() as transaction:
+            data = transaction.get(self._key(path).encode())
+        if data is None:
+            raise MtkdError(f"{self.root} has no image with key {self._key(path)!r}, which its meta_info.txt names.")
+        return decode_image(data, path)
+
+    def stamp(self, path: Path) -> list[Any]:
+        facts = (self.root / "data.mdb").stat()
+        return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).with_suffix("").as_posix()
+
+
+class _Environment:
+    """An open data base, closed with its last user."""
+
+    def __init__(self, root: Path) -> None:
+        try:
+            import lmdb
+        except ImportError as error:
+            raise MtkdError("`io_backend: {type: lmdb}` needs the package lmdb: `pip install lmdb`.") from error
+        try:
+            self.handle = lmdb.open(str(root), readonly=True, lock=False, readahead=False, max_spare_txns=32)
+        except lmdb.Error as error:
+            raise MtkdError(f"{root} cannot be opened: {error}. Make the lmdb again.") from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            self.handle.close()
+
+
+_OPEN: WeakValueDictionary[str, _Environment] = WeakValueDictionary()
+"""By real path: lmdb refuses to open one data base twice in a process, and two sets may share one."""
+
+
+def _open(root: Path) -> _Environment:
+    where = os.path.realpath(root)
+    found = _OPEN.get(where)
+    if found is None:
+        found = _OPEN[where] = _Environment(root)
+    return found
