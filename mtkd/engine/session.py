@@ -180,13 +180,13 @@ def build_image_set(given: Any, scale: int) -> PairedImages:
         scale=scale,
         meta_info_file=given.meta_info_file,
         filename_tmpl=given.filename_tmpl,
+        io_backend=given.io_backend,
     )
 
 
 def save_weights(session: Session, step: int | str) -> None:
     """Write the weights file of iteration `step` (or "latest"); rank 0 only."""
     if not session.fabric.is_global_zero:
-        io_backend=given.io_backend,
         return
     facts = build.network_facts(session.options) | build.plain(session.method.metadata())
     ema = session.ema.net if session.ema is not None else None
