@@ -49,7 +49,6 @@ def main() -> None:
     photographs = gather(args.images, args.work / "photographs")
     out = ROOT / "datasets/demo/teachers"
     results = ROOT / "benchmarks/results/demo_teachers.json"
-    record = json.loads(results.read_text()) if results.exists() else {}
     for name in args.only:
         began = time.perf_counter()
         options = load_options(
@@ -64,6 +63,8 @@ def main() -> None:
             images = PairedImages(dataroot_gt=str(folder), scale=2)
             label = "/".join(folder.resolve().parts[-2:])
             scores[label] = evaluate(net, images, build_metrics(METRICS), dataset=label).means()
+        # Read again: another call may have recorded its teacher meanwhile.
+        record = json.loads(results.read_text()) if results.exists() else {}
         record[name] = {
             "parameters": sum(p.numel() for p in net.parameters()),
             "iterations": options.train.total_iter if options.train else None,

@@ -100,13 +100,14 @@ def parser() -> argparse.ArgumentParser:
     upscale.add_argument("output", type=Path, metavar="OUT", help="the image to write, or the folder to fill")
     source = upscale.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help="a checkpoint written by mtkd, or zoo:NAME")
-    source.add_argument("-opt", metavar="FILE", help="an option file: its network_g and path.pretrain_network_g")
+    source.add_argument("-opt", metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g")
     upscale.add_argument("--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: when large)")
     upscale.add_argument("--tile_pad", type=int, default=16, metavar="N", help="context around each tile (16)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     upscale.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     upscale.add_argument("--overwrite", action="store_true", help="replace images that exist in OUT")
+    _changes(upscale)
     upscale.set_defaults(run=_upscale)
 
     teach = _command(
@@ -150,6 +151,10 @@ def _command(commands: argparse._SubParsersAction, name: str, about: str, exampl
 
 def _option_file(command: argparse.ArgumentParser) -> None:
     command.add_argument("-opt", required=True, type=Path, metavar="FILE", help="option file (YAML, BasicSR's grammar)")
+    _changes(command)
+
+
+def _changes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force_yml",
         nargs="+",
@@ -188,7 +193,7 @@ def _command_line() -> str:
 def _train(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
-    options = load_options(args.opt, force=args.force_yml, debug=args.debug)
+    options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")
     from mtkd.engine.train import train
 
     train(
@@ -207,7 +212,7 @@ def _test(args: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":
         # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
         return 0
-    options = load_options(args.opt, force=args.force_yml)
+    options = load_options(args.opt, force=args.force_yml, kind="test")
     from mtkd.engine.report import test
 
     test(options, command=_command_line())
@@ -270,7 +275,7 @@ def _upscale(args: argparse.Namespace) -> int:
         from mtkd.config import load_options
         from mtkd.engine.report import output_network
 
-        net = output_network(load_options(args.opt))
+        net = output_network(load_options(args.opt, force=args.force_yml, kind="test"))
     else:
         from mtkd import zoo
 
@@ -293,7 +298,7 @@ def _upscale(args: argparse.Namespace) -> int:
 def _teach(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
-    options = load_options(args.opt, force=args.force_yml)
+    options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FOLDER.")
     from mtkd.engine.teach import teach

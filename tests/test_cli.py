@@ -106,3 +106,12 @@ def test_list_names_everything(what: str, capsys: pytest.CaptureFixture[str]) ->
     assert {"archs": "SwinIR", "methods": "train.target_opt", "losses": "WaveletLoss", "metrics": "calculate_ssim"}.get(
         what, "PairedImageDataset"
     ) in out
+
+
+def test_a_training_file_is_not_tested_with_its_start_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.yml"
+    file.write_text(resolved_yaml(run_options(tmp_path)))
+    assert main(["test", "-opt", str(file)]) == 1
+    assert "training file" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from mtkd import catalog, zoo
@@ -13,6 +14,13 @@ from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
     from mtkd.config import NetworkOptions, Options
+
+
+def set_backends(options: Options) -> None:
+    """Tell torch what `tf32` and `deterministic` say; every command that runs a network does so first."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    torch.backends.cudnn.benchmark = not options.deterministic
+    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:

@@ -109,6 +109,7 @@ def evaluate(
         MtkdError: sr and gt differ in size, or sr is not finite; the image is named.
     """
     names: list[str] = []
+    finite: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in metrics}
     for index in progress(range(len(images))):
         image = images[index]
@@ -122,16 +123,20 @@ def evaluate(
                 f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
             )
         names.append(image.name)
+        # Infinite pixels would pass for white or black in the metrics, which clamp.
+        finite.append(sr.isfinite().all())
         for name, metric in metrics.items():
             columns[name].append(metric(sr, gt).reshape(()))
         if save is not None:
             save(image.name, to_image(sr))
     # Read once at the end: a value per image would make the device wait for each.
     values = {name: tuple(torch.stack(column).double().cpu().tolist()) for name, column in columns.items()}
-    for name, column in values.items():
-        for image_name, value in zip(names, column, strict=True):
-            if np.isnan(value):
-                raise MtkdError(f"{dataset}/{image_name}: {name} is not a number; the network's output is not finite.")
+    if finite and not torch.stack(finite).all():
+        broken = [name for name, good in zip(names, torch.stack(finite).tolist(), strict=True) if not good]
+        raise MtkdError(
+            f"{dataset}/{broken[0]}: the network's output is not finite ({len(broken)} of {len(names)} images). In "
+            "fp16 values above 65504 overflow: use bf16 or fp32."
+        )
     return Evaluation(dataset, tuple(names), values)
 
 

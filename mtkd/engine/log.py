@@ -22,6 +22,7 @@ class RunLog:
         folder: run folder for `train_NAME_TIME.log` and `metrics.jsonl`; None to print only.
         name: the run's name.
         total_steps: iterations of the whole run, for the progress bar and the ETA.
+        start: iteration it goes on from; TensorBoard forgets what it was told after it.
         rank: global rank.
         tensorboard: folder for TensorBoard events, or None.
         wandb: BasicSR's `logger.wandb` mapping (`project`, `resume_id`), or None.
@@ -34,6 +35,7 @@ class RunLog:
         *,
         name: str,
         total_steps: int = 0,
+        start: int = 0,
         rank: int = 0,
         tensorboard: Path | None = None,
         wandb: Mapping[str, Any] | None = None,
@@ -53,7 +55,7 @@ class RunLog:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(tensorboard))
+            self._writer = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
         if wandb is not None:
             import wandb as wandb_package
 

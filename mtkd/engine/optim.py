@@ -23,7 +23,7 @@ LearningRate = Callable[[int], float]
 def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Optimizer `options["type"]` of `torch.optim` over `parameters`, the rest of `options` as its arguments.
 
-    The fused implementation is used where torch has one for the parameters' device.
+    Adam, AdamW and SGD on CUDA use torch's fused implementation, unless `options` ask for another one.
     """
     arguments = dict(options)
     name = arguments.pop("type")
@@ -31,13 +31,20 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
     if cls is None or not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
         raise MtkdError(f"torch.optim has no optimizer {name!r}; use Adam, AdamW, SGD or another of torch.optim.")
     on_gpu = bool(parameters) and parameters[0].is_cuda
-    if on_gpu and "fused" in inspect.signature(cls).parameters:
+    if (
+        on_gpu
+        and name in ("Adam", "AdamW", "SGD")
+        and not (arguments.get("foreach") or arguments.get("differentiable"))
+    ):
         arguments.setdefault("fused", True)
     return cls(parameters, **arguments)
 
 
 def learning_rate(base: float, scheduler: Mapping[str, Any] | None, warmup_iter: int = -1) -> LearningRate:
     """Learning rate over iterations, equal to BasicSR's schedulers stepped once per iteration.
+
+    One deviation: after a warm-up, BasicSR's MultiStepLR goes on from the last rate of the warm-up, which is below
+    `lr`; here it goes on from `lr`.
 
     Args:
         base: the optimizer's `lr`.

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtkd import catalog
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.engine import build
 from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, save_to, val_predict, write_results
 from mtkd.engine.log import environment
 from mtkd.engine.session import build_image_set
+from mtkd.methods.base import Method
 from mtkd.metrics.complexity import complexity
 
 
@@ -31,8 +33,10 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     if not options.datasets.evaluation or not options.val.metrics:
         raise MtkdError("Testing needs `network_g`, `val.metrics` and at least one test set, `datasets.test_1`.")
     images = {
-        given.name or key: build_image_set(given, options.scale) for key, given in options.datasets.evaluation.items()
+        given.name or key: build_image_set(given, options.scale, phase="test")
+        for key, given in options.datasets.evaluation.items()
     }
+    build.set_backends(options)
     net = output_network(options)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
     net.to(device)
@@ -126,11 +130,17 @@ def output_network(options: Options) -> nn.Module:
             "are never used silently."
         )
     student = build.build_network(options.network_g, options.scale)
-    build.load_weights(
+    facts = build.load_weights(
         student,
         options.path.pretrain_network_g,
         key=options.path.param_key_g,
         strict=options.path.strict_load_g,
     )
+    cls = catalog.get("method", options.model_type)
+    if cls.predictor is Method.predictor and cls.deployable is Method.deployable:
+        # The student is all there is to it: no teacher is needed to run it.
+        return student.eval()
     task = Task(scale=options.scale, num_samples=1, total_steps=1)
-    return build.build_method(options, student, build.build_teachers(options), task).predictor(student).eval()
+    method = build.build_method(options, student, build.build_teachers(options), task)
+    method.check_metadata(facts)
+    return method.predictor(student).eval()

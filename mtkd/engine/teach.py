@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mtkd import zoo
-from mtkd.config import Options
+from mtkd.config import ItemTrainSetOptions, Options
 from mtkd.contracts import MtkdError
 from mtkd.data.store import ImageStore, StoreWriter
 from mtkd.data.training import TrainingSet, open_training_set
@@ -30,6 +30,11 @@ def open_training_images(options: Options, progress: Callable[[int, int], None] 
     """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
     if options.datasets.train is None:
         raise MtkdError("The option file has no `datasets.train` section.")
+    if isinstance(options.datasets.train, ItemTrainSetOptions):
+        raise MtkdError(
+            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops; targets are made for "
+            "the whole images of a PairedImageDataset."
+        )
     return open_training_set(
         options.datasets.train.model_dump(),
         scale=options.scale,
@@ -46,13 +51,10 @@ def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
     marks: dict[str, Any] = {"scale": options.scale, "images": images.lq.digest()}
     if not options.teachers:
         return marks
-    marks["teachers"] = [
-        {"name": name, "network": _network(teacher.network), "sha256": _file_hash(teacher.pretrain)}
-        for name, teacher in options.teachers.items()
-    ]
+    marks["teachers"] = [{"name": name, **_weights(teacher)} for name, teacher in options.teachers.items()]
     marks["fusion"] = options.fusion
     if options.fusion is not None and options.fusion != "mean":
-        marks["fusion"] = {"network": _network(options.fusion.network), "sha256": _file_hash(options.fusion.pretrain)}
+        marks["fusion"] = _weights(options.fusion)
     return marks
 
 
@@ -79,6 +81,7 @@ def teach(
     """
     if path.exists():
         raise MtkdError(f"{path} already exists; remove it, or name another target_store.")
+    build.set_backends(options)
     images = open_training_images(options)
     facts = {"fingerprint": fingerprint(options, images), "x8": ensemble_x8}
     teachers = build.build_teachers(options)
@@ -133,8 +136,9 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     return store
 
 
-def _network(options: Any) -> dict[str, Any]:
-    return {"type": options.type, "args": build.plain(options.args)}
+def _weights(options: Any) -> dict[str, Any]:
+    network = {"type": options.network.type, "args": build.plain(options.network.args)}
+    return {"network": network, "sha256": _file_hash(options.pretrain), "param_key": options.param_key}
 
 
 def _file_hash(source: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 
@@ -50,11 +50,29 @@ class LossTrace:
         row = dict(zip(self._names, table[first].tolist(), strict=True))
         guilty = [name for name, value in row.items() if not np.isfinite(value) and name != "l_total"] or ["l_total"]
         raise MtkdError(
-            f"Loss term {guilty[0]!r} became {row[guilty[0]]} at iteration {done - len(rows) + first + 1:,d} "
+            f"{guilty[0]!r} became {row[guilty[0]]} at iteration {done - len(rows) + first + 1:,d} "
             f"({', '.join(f'{name}: {value:.4g}' for name, value in row.items())}). The last good checkpoint is kept; "
             "nothing was saved after it. Lower the learning rate, give the term a warm-up (`loss_weight: [[0, 0.0], "
             "[5000, 1.0]]`), set train.clip_grad_norm, or train in fp32, then continue with --auto_resume."
         )
+
+    def check_weights(self, done: int, parameters: Iterable[nn.Parameter]) -> None:
+        """Stop the run, on all ranks, before a parameter that is not finite is saved or validated.
+
+        A loss that was finite can leave weights that are not: the gradient of a square root at 0 is infinite.
+
+        Raises:
+            MtkdError: naming the iteration.
+        """
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all()
+        if self._fabric.world_size > 1:
+            finite = self._fabric.all_reduce(finite.float(), reduce_op="sum") == self._fabric.world_size
+        if not finite:
+            raise MtkdError(
+                f"The weights are not finite after iteration {done:,d}, though its losses are: a gradient was not. "
+                "The last good checkpoint is kept; nothing was saved after it. Set train.clip_grad_norm, lower the "
+                "learning rate, or train in fp32, then continue with --auto_resume."
+            )
 
     def read(self, done: int) -> dict[str, float]:
         """Means since the last reading, over all ranks; checks them first."""

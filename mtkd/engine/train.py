@@ -65,11 +65,14 @@ def train(
 def _loop(session: Session, stop: StopRequest) -> None:
     options, fabric, log = session.options, session.fabric, session.log
     assert options.train is not None and options.datasets.train is not None
-    settings, logger, total_steps = options.train, options.logger, options.train.total_iter
+    logger, total_steps = options.logger, options.train.total_iter
     if session.start >= total_steps:
         log.say(f"{options.name} is finished: {session.start:,d} of {total_steps:,d} iterations.")
+        if not session.folder.model(checkpoint.LATEST).exists():
+            # Killed between its last checkpoint and its end.
+            _validate(session, total_steps)
+            _finish(session)
         return
-    per_step = options.datasets.train.batch_size_per_gpu * fabric.world_size * settings.accumulate
     trace = LossTrace(fabric)
     log.start_clock(session.start)
     printed_at, printed_step = time.perf_counter(), session.start
@@ -86,25 +89,36 @@ def _loop(session: Session, stop: StopRequest) -> None:
             now = time.perf_counter()
             log.losses(
                 step=done,
-                epoch=done * per_step // session.num_samples,
+                epoch=session.epoch(done),
                 rate=session.rates["main"](step),
                 values=means,
                 seconds=(now - printed_at) / (done - printed_step),
             )
             printed_at, printed_step = now, done
-        if done % logger.save_checkpoint_freq == 0 or last:
+        validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
+        saving = done % logger.save_checkpoint_freq == 0 or last
+        if validating or saving:
+            began = time.perf_counter()
             trace.check(done)
-            save(session, done)
-        if session.val_sets and (done % (options.val.val_freq or total_steps) == 0 or done == total_steps):
-            trace.check(done)
-            _validate(session, done)
-            session.method.train()
+            trace.check_weights(done, session.method.parameters())
+            # Validation first, so that the state knows its result.
+            if validating:
+                _validate(session, done)
+                session.method.train()
+            if saving:
+                save(session, done)
+            # The pause is no iteration's time.
+            printed_at += time.perf_counter() - began
         if stopping and done < total_steps:
             log.say(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
+    _finish(session)
+
+
+def _finish(session: Session) -> None:
     save_weights(session, checkpoint.LATEST)
     deployable = save_deployable(session)
-    log.say(
+    session.log.say(
         f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")
     )
@@ -131,12 +145,23 @@ def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str,
             values[name] = values[name] + share if name in values else share
     for optimizer in session.optimizers.values():
         if settings.clip_grad_norm:
-            fabric.clip_gradients(session.wrapped, optimizer, max_norm=settings.clip_grad_norm)  # pyright: ignore[reportArgumentType]
+            _clip(session, optimizer.optimizer, settings.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if session.ema is not None:
         session.ema.update()
     return values
+
+
+def _clip(session: Session, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    """Bound the norm of one optimizer's gradients. Fabric's own refuses fused optimizers in fp16, and asks the device
+    whether the norm is finite, which would wait for it.
+    """
+    scaler = getattr(session.fabric._precision, "scaler", None)
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def weighted_total(out: Step, terms: Mapping[str, TermOptions], step: int) -> Tensor:

@@ -65,7 +65,12 @@ def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
         found = [Path(path) for path in list_images(source)]
         if not found:
             raise MtkdError(f"The folder {source} holds no images.")
-        return [(path, destination / f"{path.stem}.png") for path in found]
+        pairs = [(path, destination / f"{path.stem}.png") for path in found]
+        first: dict[Path, Path] = {}
+        for path, out in pairs:
+            if first.setdefault(out, path) != path:
+                raise MtkdError(f"{first[out]} and {path} would both become {out}; rename one of them.")
+        return pairs
     if not source.exists():
         raise MtkdError(f"There is no image or folder {source}.")
     return [(source, destination / f"{source.stem}.png" if destination.is_dir() else destination)]

@@ -43,7 +43,8 @@ class AT(FeatureMethod):
     ) -> None:
         super().__init__(student, teachers, task, cfg)
         self.distance = partial(attention_loss, form=self.options.form)
-        self.taps.check("attention", self.distance)
+        if "attention" in self.active:
+            self.taps.check("attention", self.distance)
 
     def forward(self, batch: Batch, step: int) -> Step:
         sr, students, teachers = self.features(batch.lq)

@@ -135,8 +135,15 @@ class Method(nn.Module):
         return self.deployable(student)
 
     def metadata(self) -> dict[str, Any]:
-        """Plain facts stored with the student's weights and checked when they are loaded (the order of members)."""
+        """Plain facts stored with the student's weights, for `check_metadata` (the order of members)."""
         return {}
+
+    def check_metadata(self, facts: Mapping[str, Any]) -> None:
+        """Refuse weights that were trained for something else; `facts` is what their file stores, {} for foreign ones.
+
+        Raises:
+            MtkdError: what differs, and what to do.
+        """
 
     def target(self, batch: Batch) -> Tensor:
         """The teacher image of `batch`, shaped as gt: the stored one, or the single teacher's answer, no gradient."""

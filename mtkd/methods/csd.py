@@ -107,3 +107,11 @@ class CSD(Method):
 
     def metadata(self) -> dict[str, Any]:
         return {"width": self.options.width}
+
+    def check_metadata(self, facts: Mapping[str, Any]) -> None:
+        if facts.get("width", self.options.width) != self.options.width:
+            raise MtkdError(
+                f"These weights were trained with method.width {facts['width']}, and the option file says "
+                f"{self.options.width}: a slice of another width was never trained and scores far below bicubic. Give "
+                "the width of the file."
+            )

@@ -35,7 +35,13 @@ class MTKDFusion(Method):
         return Step(fused, self.image_losses(fused, {"pixel": batch.gt}))
 
     def predictor(self, student: nn.Module) -> nn.Module:
-        return FusedTeacher(self.ensemble, student)
+        # The bare networks, so that parameters and multiply-adds of the whole can be counted.
+        members = {name: teacher.net for name, teacher in self.teachers.items()}
+        return FusedTeacher(Ensemble(members), student)
 
     def metadata(self) -> dict[str, Any]:
         return {"members": list(self.ensemble.names)}
+
+    def check_metadata(self, facts: Mapping[str, Any]) -> None:
+        if "members" in facts:
+            self.ensemble.check_order(facts["members"])

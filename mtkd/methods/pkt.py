@@ -48,7 +48,8 @@ class PKT(FeatureMethod):
     ) -> None:
         super().__init__(student, teachers, task, cfg)
         self.divergence = partial(pkt_loss, grid=self.options.grid, reduction=self.options.reduction)
-        self.taps.check("similarity", self.divergence)
+        if "similarity" in self.active:
+            self.taps.check("similarity", self.divergence)
 
     def forward(self, batch: Batch, step: int) -> Step:
         sr, students, teachers = self.features(batch.lq)

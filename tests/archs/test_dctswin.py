@@ -418,3 +418,16 @@ def _reflect(array: np.ndarray, multiple: int) -> np.ndarray:
     pads = [(0, 0), (0, 0), *((0, -side % multiple) for side in array.shape[-2:])]
     # numpy repeats a side of one under "reflect", and reflects back and forth where a side is short.
     return np.pad(array, pads, mode="reflect")
+
+
+def test_contrast_strengthens_what_teachers_disagree_on_and_keeps_the_start() -> None:
+    images = torch.rand(1, 6, 12, 12)
+    net = DCTSwin(upscale=2, num_teachers=2, embed_dim=8, depths=(2,), num_heads=(2,), num_feat=4, contrast=8.0).eval()
+    mean = images.view(1, 2, 3, 12, 12).mean(dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), mean)
+        seen: list[torch.Tensor] = []
+        net.conv_first.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+        net(images)
+    pixels = torch.nn.functional.pixel_shuffle(seen[0], 2)[..., :12, :12].reshape(1, 2, 3, 12, 12)
+    torch.testing.assert_close(pixels - mean[:, None], 8 * (images.view(1, 2, 3, 12, 12) - mean[:, None]))

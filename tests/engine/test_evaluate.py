@@ -58,13 +58,14 @@ def test_wrong_scale_and_broken_output_name_the_image(tmp_path: Path) -> None:
     images = PairedImages(dataroot_gt=make_images(tmp_path / "gt"), scale=2)
     with pytest.raises(MtkdError, match="photos/astronaut"):
         evaluate(lambda lq: lq, images, build_metrics(METRICS), dataset="photos")
-    with pytest.raises(MtkdError, match="not finite"):
-        evaluate(
-            lambda lq: torch.full((1, 3, lq.shape[2] * 2, lq.shape[3] * 2), float("nan")),
-            images,
-            build_metrics(METRICS),
-            dataset="photos",
-        )
+    for value in ("nan", "inf"):
+        with pytest.raises(MtkdError, match="astronaut: the network's output is not finite"):
+            evaluate(
+                lambda lq, value=value: torch.full((1, 3, lq.shape[2] * 2, lq.shape[3] * 2), float(value)),
+                images,
+                build_metrics(METRICS),
+                dataset="photos",
+            )
 
 
 def test_results_are_written_per_image_and_as_means(tmp_path: Path) -> None:
@@ -112,6 +113,13 @@ def test_upscale_writes_images_and_never_replaces_them(tmp_path: Path) -> None:
         upscale(net, source, tmp_path / "out")
     assert upscale(net, source / "coffee.png", tmp_path / "one.png", tile_size=16, tile_pad=8) == 1
     assert np.abs(read_image(tmp_path / "one.png").astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_upscale_refuses_two_images_that_would_become_one(tmp_path: Path) -> None:
+    for suffix in ("png", "bmp"):
+        write_image(tmp_path / f"in.{suffix}", photo("coffee", (8, 8)))
+    with pytest.raises(MtkdError, match="both become"):
+        upscale(small_net(), tmp_path, tmp_path / "out")
 
 
 def test_upscale_with_nothing_to_read(tmp_path: Path) -> None:

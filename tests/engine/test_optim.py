@@ -56,6 +56,18 @@ def test_rates_equal_basicsrs(schedule: dict) -> None:
     assert [ours(step) for step in range(20)] == pytest.approx(rates_of_basicsr(schedule, 2e-4, -1, 20), rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_warm_up_is_basicsrs_except_that_multistep_reaches_the_base_rate() -> None:
+    cosine = SCHEDULES[2]
+    ours = learning_rate(2e-4, cosine, warmup_iter=6)
+    assert [ours(step) for step in range(20)] == pytest.approx(rates_of_basicsr(cosine, 2e-4, 6, 20), rel=1e-12)
+    steps = SCHEDULES[0]
+    theirs = rates_of_basicsr(steps, 1.0, 4, 8)
+    ours = learning_rate(1.0, steps, warmup_iter=4)
+    assert theirs[:3] == pytest.approx([ours(step) for step in range(3)])
+    assert theirs[3] == pytest.approx(0.75) and ours(3) == pytest.approx(1.0)
+
+
 def test_warm_up_is_linear_and_ends_at_the_schedule() -> None:
     rate = learning_rate(1.0, {"type": "MultiStepLR", "milestones": [8], "gamma": 0.1}, warmup_iter=4)
     assert [rate(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])

@@ -276,3 +276,135 @@ def test_curriculum_grows_the_crops_and_resumes_exactly(tmp_path: Path) -> None:
     assert same_weights(straight, train(run_options(tmp_path / "b", images=images, train=curriculum), auto_resume=True))
     with pytest.raises(MtkdError, match=r"curriculum.gt_size.*32 must be"):
         run_options(tmp_path, images=images, train={"curriculum": {"gt_size": [[0, 32]]}})
+
+
+def test_bf16_does_not_round_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(tmp_path / "images")
+    session = train_module.prepare(run_options(tmp_path, images=images, precision="bf16"))
+    seen = []
+    real = type(session.method).forward
+
+    def forward(self, batch, step):
+        seen.append(batch)
+        return real(self, batch, step)
+
+    monkeypatch.setattr(type(session.method), "forward", forward)
+    train_module._iterate(session, 0, session.batches())
+    expected = session.sampler.batch(0)
+    assert torch.equal(seen[0].gt, expected.gt) and torch.equal(seen[0].lq, expected.lq)
+    session.log.close()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = train_module._iterate
+
+    def poisoned(session, step, batches):
+        values = real(session, step, batches)
+        if step == 3:
+            with torch.no_grad():
+                session.method.student.conv_last.bias[0] = float("inf")
+        return values
+
+    monkeypatch.setattr(train_module, "_iterate", poisoned)
+    with pytest.raises(MtkdError, match="not finite after iteration 4"):
+        train(run_options(tmp_path))
+    assert [p.name for p in (tmp_path / "experiments/tiny/models").iterdir()] == ["net_g_2.pth"]
+
+
+def test_a_run_killed_at_its_very_end_is_finished_by_resuming(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    latest = train(run_options(tmp_path, images=images))
+    latest.unlink()
+    assert train(run_options(tmp_path, images=images), auto_resume=True) == latest
+    assert same_weights(latest, latest.with_name("net_g_8.pth"))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_without_repeating_lines(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    train(run_options(tmp_path, images=images))
+    root = tmp_path / "experiments/tiny"
+    for folder in ("models", "training_states"):
+        for file in (root / folder).iterdir():
+            file.unlink()
+    train(run_options(tmp_path, images=images), auto_resume=True)
+    assert [json.loads(row)["step"] for row in (root / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6, 8]
+
+
+def test_a_state_knows_the_validation_of_its_iteration(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    plain = run_options(tmp_path, images=images).datasets.model_dump(exclude_none=True)
+    sets = {**plain, "val": {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(images)}}
+    train(run_options(tmp_path, images=images, datasets=sets, val=VAL))
+    state = content(tmp_path / "experiments/tiny/training_states/4.state")
+    assert state["best"]["val"]["psnr"]["iter"] == 4
+    assert state["epoch"] == 2
+
+
+def test_resuming_takes_the_option_files_optimizer_settings_and_refuses_another_seed(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    train(run_options(tmp_path, images=images, train={"total_iter": 4}))
+    changed = {"optim_g": {"type": "Adam", "lr": 1e-3, "weight_decay": 0.5}}
+    session = train_module.prepare(run_options(tmp_path, images=images, train=changed), auto_resume=True)
+    assert session.optimizers["main"].param_groups[0]["weight_decay"] == 0.5
+    assert session.optimizers["main"].state_dict()["state"], "the moments must come from the state"
+    session.log.close()
+    with pytest.raises(MtkdError, match="manual_seed 3"):
+        train(run_options(tmp_path, images=images, manual_seed=4), auto_resume=True)
+
+
+def test_resuming_an_older_state_never_overwrites_later_checkpoints(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    train(run_options(tmp_path, images=images))
+    old = {"experiments_root": str(tmp_path / "experiments")}
+    old["resume_state"] = str(tmp_path / "experiments/tiny/training_states/4.state")
+    with pytest.raises(MtkdError, match="later checkpoints"):
+        train(run_options(tmp_path, images=images, path=old))
+    train(run_options(tmp_path, images=images, path=old, name="branch"))
+    assert same_weights(
+        tmp_path / "experiments/tiny/models/net_g_8.pth", tmp_path / "experiments/branch/models/net_g_8.pth"
+    )
+
+
+def test_the_order_of_teachers_is_checked_wherever_a_fusion_network_is_loaded(tmp_path: Path) -> None:
+    from mtkd.config import make_options
+    from mtkd.engine.report import output_network
+
+    images = make_images(tmp_path / "images")
+    teachers = make_teachers(tmp_path / "teachers")
+    swapped = dict(reversed(teachers.items()))
+    given = {"images": images, "model_type": "MTKDFusion", "network_g": FUSION}
+    weights = train(run_options(tmp_path, **given, teachers=teachers, train={"total_iter": 2}))
+    with pytest.raises(MtkdError, match="edsr, rcan"):
+        train(run_options(tmp_path, **given, teachers=swapped), auto_resume=True)
+    paths = {"experiments_root": str(tmp_path / "experiments"), "pretrain_network_g": str(weights)}
+    with pytest.raises(MtkdError, match="edsr, rcan"):
+        train(run_options(tmp_path, **given, name="other", teachers=swapped, path=paths))
+    test = {
+        "name": "t",
+        "scale": 2,
+        "model_type": "MTKDFusion",
+        "network_g": FUSION,
+        "datasets": {"test_1": {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(images)}},
+        "path": {"pretrain_network_g": str(weights)},
+    }
+    with pytest.raises(MtkdError, match="edsr, rcan"):
+        output_network(make_options({**test, "teachers": swapped}))
+    net = output_network(make_options({**test, "teachers": teachers}))
+    assert sum(p.numel() for p in net.parameters()) > sum(p.numel() for p in net.fusion.parameters())
+
+
+def test_a_student_is_tested_under_its_methods_name_without_teachers(tmp_path: Path) -> None:
+    from mtkd.config import make_options
+    from mtkd.engine.report import output_network
+
+    images = make_images(tmp_path / "images")
+    weights = train(run_options(tmp_path, images=images))
+    test = {
+        "name": "t",
+        "scale": 2,
+        "network_g": STUDENT,
+        "datasets": {"test_1": {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(images)}},
+        "path": {"pretrain_network_g": str(weights)},
+    }
+    for method in ("FAKD", "SRKD", "FitNet", "AT", "PKT", "CRD", "DUKD", "StructuredKD", "MTKD", "OnlineTeacher"):
+        assert isinstance(output_network(make_options({**test, "model_type": method})), EDSR)
