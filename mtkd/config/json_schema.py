@@ -31,6 +31,9 @@ _DATA_KEYS = (
 )  # fmt: skip
 
 
+_DATA_TYPE = "`PairedImageDataset`, or a class of BasicSR's registry or your own (`my.module:MyClass`) with its keys"
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of training and test files."""
     network = _named("arch", "network of the catalog or of BasicSR's registry, with its constructor's arguments")
@@ -88,7 +91,12 @@ def _data_set(model: type[Section]) -> dict[str, Any]:
         "description": "`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders",
         "properties": {"type": {"enum": ["disk", "lmdb"]}},
     }
-    return schema
+    # A class from outside has keys of its own.
+    ours = {"required": schema.pop("required"), "propertyNames": {"enum": list(schema["properties"])}}
+    del schema["additionalProperties"]
+    schema["properties"]["type"] = {"type": "string", "description": _DATA_TYPE}
+    is_ours = {"properties": {"type": {"enum": list(catalog.DATASETS)}}}
+    return schema | {"required": ["name", "type"], "if": is_ours, "then": ours}
 
 
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -196,7 +204,7 @@ def page() -> str:
     while sections:
         name, section = sections.pop(0)
         lines += [f"## `{name}`" if name else "## Top level", "", "| key | value | default | |", "|---|---|---|---|"]
-        required = section.get("required", [])
+        required = [*section.get("required", []), *section.get("then", {}).get("required", [])]
         named = [*section.get("properties", {}).items()]
         named += [(_pattern(key), value) for key, value in section.get("patternProperties", {}).items()]
         if isinstance(section.get("additionalProperties"), dict):

@@ -25,6 +25,8 @@ from mtkd.config.schema import (
     EvalSetOptions,
     FusionOptions,
     Head,
+    ItemSetOptions,
+    ItemTrainSetOptions,
     LoggerOptions,
     NetworkOptions,
     OptimOptions,
@@ -57,6 +59,11 @@ _LOWER_IS_BETTER = ("calculate_lpips", "calculate_niqe")
 _OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Rprop", "Adagrad", "Adadelta")
 _TAKEN_OVER_AT_TOP = ("dist_params", "find_unused_parameters")
 _TAKEN_OVER_ELSEWHERE = (*_TAKEN_OVER_AT_TOP, "ignore_resume_networks", "pbar")
+_LOADER_KEYS = (
+    "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
+    "dataset_enlarge_ratio", "use_shuffle", "batch_size_per_gpu",
+)  # fmt: skip
+"""What BasicSR's loader, not its data sets, reads of a data set's section."""
 _NO_NETWORK = NetworkOptions(type="")
 """Stands where a network could not be read; the problem is reported, so that it never leaves the reader."""
 
@@ -323,7 +330,7 @@ class _Reader:
             return DatasetsOptions()
         found = self.mapping(data, ("datasets",))
         train = None
-        evaluation: dict[str, EvalSetOptions] = {}
+        evaluation: dict[str, EvalSetOptions | ItemSetOptions] = {}
         if not found:
             self.problem(("datasets",), "names no data set.")
         elif self.is_train and "train" not in found:
@@ -336,20 +343,41 @@ class _Reader:
                 self.unknown(path, ["train", "val", "val_2", "test_1"], "not a kind of data set")
             elif phase == "train":
                 train = self.data_set(TrainSetOptions, found[key], path)
+                if isinstance(train, ItemTrainSetOptions) and self.data.get("target_store") is not None:
+                    self.problem(
+                        ("target_store",),
+                        "holds one target an image of a PairedImageDataset; a data set "
+                        f"that makes its own crops ({train.type}) needs the teachers themselves.",
+                    )
             elif phase == "test" and self.is_train:
                 self.problem(path, "has no effect in training: validation runs on `val`, `val_2`, ...")
             elif one := self.data_set(EvalSetOptions, found[key], path):
                 if one.name in [other.name for other in evaluation.values()]:
                     self.problem((*path, "name"), f"{one.name!r} names two data sets; their results would mix.")
                 evaluation[key] = one
-        if train and self.scale and train.gt_size % self.scale:
+        if isinstance(train, TrainSetOptions) and self.scale and train.gt_size % self.scale:
             message = f"must be a multiple of the scale {self.scale}, found {train.gt_size}."
             self.problem(("datasets", "train", "gt_size"), message)
         return DatasetsOptions(train=train, evaluation=evaluation)
 
-    def data_set(self, model: type[DataSet], data: Any, path: KeyPath) -> DataSet | None:
+    def item_set(self, data: dict[str, Any], path: KeyPath) -> ItemSetOptions | None:
+        """A data set of a class from outside: our keys are checked, the rest is the class's."""
+        if self.lookup("dataset", data["type"], (*path, "type")) is None and self.check:
+            return None
+        model = ItemTrainSetOptions if path[-1] == "train" else ItemSetOptions
+        for key in data:
+            if key in _LOADER_KEYS and key not in _keys(model):
+                self.ignore((*path, key), "mtkd draws the batches and needs no such setting")
+        given: dict[str, Any] = {key: data[key] for key in data if key in _keys(model)}
+        rest = {key: value for key, value in data.items() if key not in given and key not in _LOADER_KEYS}
+        found = self.section(model, given, path)
+        return found and found.model_copy(update={"args": rest})
+
+    def data_set(self, model: type[DataSet], data: Any, path: KeyPath) -> DataSet | ItemSetOptions | None:
         if not isinstance(data, dict):
             return self.section(model, data, path)
+        if isinstance(data.get("type"), str) and data["type"] not in catalog.DATASETS:
+            return self.item_set(data, path)
         given = {}
         for key, value in data.items():
             if key == "io_backend":
@@ -561,6 +589,9 @@ class _Reader:
     def curriculum(self, values: dict[str, Any]) -> None:
         train, images = values["train"], values["datasets"].train if values["datasets"] else None
         if train is None or images is None or train.curriculum is None:
+            return
+        if isinstance(images, ItemTrainSetOptions):
+            self.problem(("train", "curriculum"), f"has no effect: {images.type} makes its own crops.")
             return
         for index, (_, side) in enumerate(train.curriculum.gt_size):
             if side > images.gt_size or (self.scale and side % self.scale):

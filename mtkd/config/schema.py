@@ -192,6 +192,27 @@ class EvalSetOptions(_SetOptions):
     """`datasets.val`, `val_2`, `test_1`, ...: whole images, one at a time."""
 
 
+class ItemSetOptions(Section):
+    """A data set of a class from outside, `type`: what the engine needs of it, and the class's own keys in `args`."""
+
+    internal: ClassVar[frozenset[str]] = frozenset({"args"})
+    name: str
+    type: str
+    args: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        plain = handler(self)
+        return {**plain.pop("args"), **plain}
+
+
+class ItemTrainSetOptions(ItemSetOptions):
+    """The same in training; `num_worker_per_gpu` processes read items ahead."""
+
+    batch_size_per_gpu: Count
+    num_worker_per_gpu: Int = Field(default=0, ge=0)
+
+
 class DatasetsOptions(Section):
     """`datasets`.
 
@@ -200,8 +221,8 @@ class DatasetsOptions(Section):
         evaluation: the val and test sets by their key (`val`, `test_1`), in BasicSR's order (sorted by key).
     """
 
-    train: TrainSetOptions | None = None
-    evaluation: dict[str, EvalSetOptions] = {}
+    train: TrainSetOptions | ItemTrainSetOptions | None = None
+    evaluation: dict[str, EvalSetOptions | ItemSetOptions] = {}
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
@@ -377,12 +398,12 @@ class Options(Head):
         return self.train is not None
 
     @property
-    def val_sets(self) -> dict[str, EvalSetOptions]:
+    def val_sets(self) -> dict[str, EvalSetOptions | ItemSetOptions]:
         """What a training run validates on, by key; empty in a test file."""
         return self.datasets.evaluation if self.is_train else {}
 
     @property
-    def test_sets(self) -> dict[str, EvalSetOptions]:
+    def test_sets(self) -> dict[str, EvalSetOptions | ItemSetOptions]:
         """What a test file evaluates, by key; empty in a training file."""
         return {} if self.is_train else self.datasets.evaluation
 
@@ -436,7 +457,7 @@ def check_paths(options: Options) -> list[Problem]:
     wanted: list[tuple[KeyPath, str | None, bool]] = []
     sets = {"train": options.datasets.train, **options.datasets.evaluation}
     for key, data in sets.items():
-        if data is not None:
+        if isinstance(data, TrainSetOptions | EvalSetOptions):
             wanted.append((("datasets", key, "dataroot_gt"), data.dataroot_gt, True))
             wanted.append((("datasets", key, "dataroot_lq"), data.dataroot_lq, True))
             wanted.append((("datasets", key, "meta_info_file"), data.meta_info_file, False))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -97,7 +96,7 @@ class CropSampler:
         self._pixels = [store.flat.to(home).view(-1, 3) for store in stores]
         self._first_pixel = [np.array(store.offsets, dtype=np.int64) // 3 for store in stores]
         self._factors = [1, scale, scale][: len(stores)]
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._order = PassOrder(seed, self._length)
 
     def __len__(self) -> int:
         """Number of images, which is the number of samples in one pass."""
@@ -165,8 +164,8 @@ class CropSampler:
     def _draw(self, k: int, lq_side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image indices (B,), and per store (first pixel, row step, column step): (stores, 3, B), in pixels."""
         position = (k * self.world_size + self.rank) * self.batch_size + np.arange(self.batch_size)
-        index = np.array([self._order(p // self._length)[p % self._length] for p in position.tolist()], dtype=np.int64)
-        chance = self._random(_CROPS, k, self.rank).random((5, self.batch_size))
+        index = np.array([self._order(p) for p in position.tolist()], dtype=np.int64)
+        chance = _random(self.seed, _CROPS, k, self.rank).random((5, self.batch_size))
         hflip = (chance[0] < 0.5) & self.use_hflip
         vflip = (chance[1] < 0.5) & self.use_rot
         transpose = (chance[2] < 0.5) & self.use_rot
@@ -205,14 +204,6 @@ class CropSampler:
             return numbers.pin_memory().to(self.device, non_blocking=True)
         return numbers.to(self.device)
 
-    def _permutation(self, data_pass: int) -> NDArray[np.int64]:
-        # Sorting doubles instead of Generator.permutation, whose algorithm numpy may change between versions.
-        return np.argsort(self._random(_PERMUTATION, data_pass).random(self._length), kind="stable")
-
-    def _random(self, *key: int) -> np.random.Generator:
-        sequence = np.random.SeedSequence(self.seed % 2**64, spawn_key=key)
-        return np.random.Generator(np.random.Philox(sequence))
-
     def _check_gt_size(self, gt_size: int) -> None:
         if gt_size < self.scale or gt_size % self.scale:
             raise MtkdError(f"gt_size {gt_size} must be a positive multiple of the scale {self.scale}.")
@@ -221,6 +212,29 @@ class CropSampler:
                 f"gt_size {gt_size} is larger than the smallest training image, whose shorter side is "
                 f"{self._smallest_gt} pixels. Use a smaller gt_size or leave such images out (meta_info_file)."
             )
+
+
+class PassOrder:
+    """Which image stands at a position of the whole training: a fresh permutation in each pass, all from `seed`."""
+
+    def __init__(self, seed: int, length: int) -> None:
+        self.seed, self.length = seed, length
+        self._passes: dict[int, NDArray[np.int64]] = {}
+
+    def __call__(self, position: int) -> int:
+        """Index of the image at `position`, from 0."""
+        data_pass, place = divmod(position, self.length)
+        if data_pass not in self._passes:
+            # A batch may straddle two passes.
+            self._passes = {key: self._passes[key] for key in (data_pass - 1,) if key in self._passes}
+            # Sorting doubles instead of Generator.permutation, whose algorithm numpy may change between versions.
+            chance = _random(self.seed, _PERMUTATION, data_pass).random(self.length)
+            self._passes[data_pass] = np.argsort(chance, kind="stable")
+        return int(self._passes[data_pass][place])
+
+
+def _random(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed % 2**64, spawn_key=key)))
 
 
 def choose_residence(nbytes: int, device: torch.device | str) -> Residence:

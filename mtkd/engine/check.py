@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from mtkd.config import Options, Problem, check_paths
+from mtkd.config import ItemSetOptions, Options, Problem, check_paths
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
+from mtkd.engine.session import open_items
 
 
 def check_data(options: Options) -> list[Problem]:
     """Missing files and folders, and for data sets that are there unpaired, unreadable and wrongly sized images.
 
-    Only image headers are read. A `zoo:` name is not looked up.
+    Only image headers are read; of a data set from outside, the first item. A `zoo:` name is not looked up.
     """
     problems = check_paths(options)
     missing = {problem.key.rpartition(".")[0] for problem in problems}
@@ -19,15 +20,18 @@ def check_data(options: Options) -> list[Problem]:
         if given is None or where in missing:
             continue
         try:
-            PairedImages(
-                dataroot_gt=given.dataroot_gt,
-                dataroot_lq=given.dataroot_lq,
-                scale=options.scale,
-                meta_info_file=given.meta_info_file,
-                filename_tmpl=given.filename_tmpl,
-                io_backend=given.io_backend,
-                min_gt_size=getattr(given, "gt_size", None),
-            )
+            if isinstance(given, ItemSetOptions):
+                open_items(given, options.scale, phase=key.split("_")[0])
+            else:
+                PairedImages(
+                    dataroot_gt=given.dataroot_gt,
+                    dataroot_lq=given.dataroot_lq,
+                    scale=options.scale,
+                    meta_info_file=given.meta_info_file,
+                    filename_tmpl=given.filename_tmpl,
+                    io_backend=given.io_backend,
+                    min_gt_size=getattr(given, "gt_size", None),
+                )
         except MtkdError as error:
             problems.append(Problem(options.file, None, where, str(error)))
     return problems

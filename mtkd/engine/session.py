@@ -15,9 +15,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from mtkd import zoo
-from mtkd.config import Options, resolved_yaml
+from mtkd import catalog, zoo
+from mtkd.config import ItemSetOptions, ItemTrainSetOptions, Options, resolved_yaml
 from mtkd.contracts import Batch, MtkdError, Task
+from mtkd.data.items import ItemImages, Items, ItemSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.engine import build, checkpoint, teach
@@ -43,10 +44,10 @@ class Session:
     wrapped: nn.Module
     optimizers: dict[str, Any]
     rates: dict[str, LearningRate]
-    sampler: CropSampler
+    sampler: CropSampler | ItemSampler
     ema: Ema | None
     log: RunLog
-    val_sets: dict[str, PairedImages]
+    val_sets: dict[str, PairedImages | ItemImages]
     metrics: dict[str, MetricFunction]
     num_samples: int
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,9 +83,13 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(options.tf32)
     torch.use_deterministic_algorithms(bool(options.deterministic), warn_only=True)
     train_set = options.datasets.train
-    images = teach.open_training_images(options)
-    num_samples = len(images.gt)
-    targets = teach.open_targets(options, images) if options.target_store else None
+    images = items = targets = None
+    if isinstance(train_set, ItemTrainSetOptions):
+        items = open_items(train_set, options.scale, phase="train", seed=seed)
+    else:
+        images = teach.open_training_images(options)
+        targets = teach.open_targets(options, images) if options.target_store else None
+    num_samples = len(items if images is None else images.gt)  # pyright: ignore[reportArgumentType]
     total_steps = options.train.total_iter
     task = Task(scale=options.scale, num_samples=num_samples, total_steps=total_steps)
 
@@ -121,21 +126,30 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     optimizers, rates = _optimizers(options, method)
     wrapped, *ready = fabric.setup(method, *optimizers.values())
     optimizers = dict(zip(optimizers, ready, strict=True))
-    sampler = CropSampler(
-        lq=images.lq,
-        gt=images.gt,
-        target=targets,
-        scale=options.scale,
-        gt_size=train_set.gt_size,
-        batch_size=train_set.batch_size_per_gpu,
-        use_hflip=train_set.use_hflip,
-        use_rot=train_set.use_rot,
-        seed=seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        device=device,
-        residence=train_set.residence,
-    )
+    place: dict[str, Any] = {
+        "batch_size": train_set.batch_size_per_gpu,
+        "rank": fabric.global_rank,
+        "world_size": fabric.world_size,
+        "device": device,
+        "memory_format": memory_format,
+    }
+    if isinstance(train_set, ItemTrainSetOptions):
+        assert items is not None
+        sampler = ItemSampler(items, workers=train_set.num_worker_per_gpu, **place)
+    else:
+        assert images is not None
+        sampler = CropSampler(
+            lq=images.lq,
+            gt=images.gt,
+            target=targets,
+            scale=options.scale,
+            gt_size=train_set.gt_size,
+            use_hflip=train_set.use_hflip,
+            use_rot=train_set.use_rot,
+            seed=seed,
+            residence=train_set.residence,
+            **place,
+        )
     val_sets = {name: build_image_set(given, options.scale) for name, given in options.datasets.evaluation.items()}
     session = Session(
         options=options,
@@ -172,8 +186,15 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     return session
 
 
-def build_image_set(given: Any, scale: int) -> PairedImages:
+def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> Items:
+    """The data set of a class from outside that a section of the option file describes."""
+    return Items(catalog.get("dataset", given.type), given.model_dump(), phase=phase, scale=scale, seed=seed)
+
+
+def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImages | ItemImages:
     """Validation or test images from their section of the option file."""
+    if isinstance(given, ItemSetOptions):
+        return ItemImages(open_items(given, scale, phase=phase))
     return PairedImages(
         dataroot_gt=given.dataroot_gt,
         dataroot_lq=given.dataroot_lq,

@@ -24,6 +24,7 @@ KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "null": 
 def faults(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
     """What a JSON schema validator says, for the words that the schema uses."""
     known = {"type", "properties", "patternProperties", "additionalProperties", "required", "anyOf", "enum", "const"}
+    known |= {"if", "then", "propertyNames"}
     notes = {"description", "default", "title", "$schema", "items", "format"}
     limits = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems"}
     assert not schema.keys() - known - notes - limits, f"this test does not know {schema.keys()}"
@@ -46,9 +47,12 @@ def faults(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
         found.append(f"{where}: {value!r}")
     if "anyOf" in schema and all(faults(value, option, where) for option in schema["anyOf"]):
         found.append(f"{where}: {value!r} fits none")
+    if "if" in schema and not faults(value, schema["if"], where):
+        found += faults(value, schema["then"], where)
     if "minimum" in schema and value < schema["minimum"]:
         found.append(f"{where}: {value!r} too small")
     if isinstance(value, dict):
+        found += [f"{where}: {key} unknown" for key in value if faults(key, schema.get("propertyNames", {}))]
         found += [f"{where}: {key} missing" for key in schema.get("required", []) if key not in value]
         for key, inner in value.items():
             pattern = next((s for p, s in schema.get("patternProperties", {}).items() if re.search(p, key)), None)
@@ -86,6 +90,13 @@ def test_the_schema_sees_what_is_wrong(schema: dict[str, Any], key: str, value: 
     base = yaml_loader.parse(BASICSR_EDSR).data
     assert not faults(base, schema) and not faults(TEST, schema)
     assert faults(changed(base, {key: value}), schema)
+
+
+def test_the_schema_leaves_the_keys_of_a_class_from_outside_to_it(schema: dict[str, Any]) -> None:
+    base = yaml_loader.parse(BASICSR_EDSR).data
+    own = {"name": "x", "type": "my.module:Mine", "batch_size_per_gpu": 2, "anything": 3}
+    assert not faults(changed(base, {"datasets.train": own}), schema)
+    assert faults(changed(base, {"datasets.train": {**own, "type": "PairedImageDataset"}}), schema)
 
 
 def test_every_ignored_key_is_in_the_schema(schema: dict[str, Any]) -> None:
