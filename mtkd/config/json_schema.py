@@ -188,8 +188,9 @@ INTRODUCTION = """\
 Made from the schema by `python -m mtkd.config.json_schema > docs/options.md`; edit the schema, not this page.
 
 One file is one run. The keys are BasicSR's, further ones are ours. `mtkd check FILE` finds every problem of a file at
-once, `mtkd config diff A B` shows what differs between two, `mtkd config schema > options.schema.json` writes a schema
-for editors; with `# yaml-language-server: $schema=options.schema.json` as its first line a file is checked as you type.
+once, `mtkd config diff A B` shows what differs between two. `options/schema.json`, made by `mtkd config schema`, is for
+editors: a file whose first line is `# yaml-language-server: $schema=PATH/schema.json` is checked and completed as you
+type. The files under `options/` begin so.
 
 A key marked "ignored" belongs to BasicSR and has no effect here; the log says so in one line. A key that stands in
 no table below is an error. `type: X` takes further keys: the arguments of X.

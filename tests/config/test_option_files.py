@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from mtkd import catalog, yaml_loader
 from mtkd.config import load_options
+from mtkd.config.json_schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "options").rglob("*.yml"))
@@ -43,7 +45,7 @@ def test_the_file_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=ids)
 def test_the_file_opens_with_what_it_is_and_its_command(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
     comment = [line for line in lines[:6] if line.startswith("# ")]
     assert 2 <= len(comment) <= 5 and not lines[len(comment)].startswith("#")
     verb = "test" if ids(path).startswith("test/") else "train"
@@ -51,6 +53,18 @@ def test_the_file_opens_with_what_it_is_and_its_command(path: Path) -> None:
     for named in re.findall(r"options/\S+\.yml", "\n".join(comment)):
         assert (ROOT / named).is_file(), f"{named} is named and missing"
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_the_first_line_tells_editors_the_schema(path: Path) -> None:
+    key, _, schema = path.read_text(encoding="utf-8").splitlines()[0].partition("=")
+    assert key == "# yaml-language-server: $schema"
+    assert (path.parent / schema).resolve() == ROOT / "options/schema.json"
+
+
+def test_the_schema_is_up_to_date() -> None:
+    found = json.loads((ROOT / "options/schema.json").read_text(encoding="utf-8"))
+    assert found == json.loads(json.dumps(json_schema())), "run: mtkd config schema > options/schema.json"
 
 
 def test_no_two_runs_share_a_folder() -> None:
