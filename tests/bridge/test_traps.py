@@ -200,3 +200,56 @@ def test_every_default_is_written_beside_the_run(tmp_path: Path) -> None:
     assert load_options(tmp_path / "resolved.yml").model_dump() == options.model_dump()
     with pytest.raises(OptionError):
         make_options({**options.model_dump(), "typo": 1})
+
+
+def test_the_baseline_without_teacher_begins_with_the_same_weights_on_the_same_batches(tmp_path: Path) -> None:
+    images, teachers = make_images(tmp_path / "images"), make_teachers(tmp_path / "teachers")
+    taught = {"model_type": "OutputKD", "teachers": {"edsr": teachers["edsr"]}}
+    alone = prepare(run_options(tmp_path / "a", images=images))
+    helped = prepare(run_options(tmp_path / "b", images=images, **taught))
+    one, two = alone.method.student.state_dict(), helped.method.student.state_dict()
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(alone.sampler.batch(3).lq, helped.sampler.batch(3).lq)
+    alone.log.close(), helped.log.close()
+
+
+def test_the_table_of_the_demo_has_a_row_without_teacher_that_differs_in_nothing_else() -> None:
+    from mtkd.demo import STUDENTS
+
+    options = {name: load_options(ROOT / f"options/demo/{name}.yml") for name in STUDENTS}
+    baseline = options["scratch"]
+    assert baseline.train is not None and not baseline.teachers and len(options) > 1
+    for one in options.values():
+        assert one.train is not None
+        assert one.datasets.train == baseline.datasets.train and one.network_g == baseline.network_g
+        assert one.manual_seed == baseline.manual_seed and one.path.pretrain_network_g is None
+        assert one.train.total_iter == baseline.train.total_iter and one.train.optim_g == baseline.train.optim_g
+
+
+def test_weights_whose_host_has_gone_are_on_another_one_with_their_hash() -> None:
+    from mtkd.zoo.table import ENTRIES
+
+    gone = [e for e in ENTRIES.values() if any("cv.snu.ac.kr" in source.url for source in e.sources)]
+    assert gone
+    for entry in gone:
+        others = [source for source in entry.sources if "cv.snu.ac.kr" not in source.url]
+        assert any(source.sha256 for source in others), entry.name
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "precision=bf16", "precision=fp16", "train:clip_grad_norm=1", "train:accumulate=2", "train:ema_decay=0.99",
+        "channels_last=false", "compile=true", "tf32=false", "train:optim_g:type=AdamW", "val:tile:tile_size=64",
+    ],
+)  # fmt: skip
+def test_what_later_frameworks_added_is_an_option(item: str) -> None:
+    assert load_options(FILE, force=[item]).model_dump() != load_options(FILE).model_dump()
+
+
+def test_a_step_with_all_of_it_on_the_cpu_is_finite(tmp_path: Path) -> None:
+    settings = {"total_iter": 1, "clip_grad_norm": 0.5, "accumulate": 2, "ema_decay": 0.9}
+    latest = train(run_options(tmp_path, precision="bf16", channels_last=True, train=settings))
+    saved = torch.load(latest, weights_only=True)
+    assert saved.keys() >= {"params", "params_ema"}
+    assert all(value.isfinite().all() for value in saved["params"].values())
