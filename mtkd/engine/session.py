@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import nn
 
 from mtkd import catalog, zoo
@@ -28,8 +29,6 @@ from mtkd.engine.evaluate import MetricFunction, build_metrics
 from mtkd.engine.log import RunLog, environment, trim_metrics
 from mtkd.engine.optim import LearningRate, build_optimizer, learning_rate
 from mtkd.methods.base import Method
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass
@@ -52,6 +51,12 @@ class Session:
     num_samples: int
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     start: int = 0
+
+    def epoch(self, done: int) -> int:
+        """Passes over the training images that `done` iterations have begun, on all ranks together."""
+        assert self.options.train is not None and self.options.datasets.train is not None
+        batch = self.options.datasets.train.batch_size_per_gpu * self.options.train.accumulate
+        return done * batch * self.fabric.world_size // self.num_samples
 
     def batches(self) -> Iterator[Batch]:
         """Training batches from iteration `start` on, `train.accumulate` for each iteration."""
@@ -80,8 +85,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
 
     fabric = _fabric(options, launcher)
     fabric.launch()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(options.tf32)
-    torch.use_deterministic_algorithms(bool(options.deterministic), warn_only=True)
+    build.set_backends(options)
     train_set = options.datasets.train
     images = items = targets = None
     if isinstance(train_set, ItemTrainSetOptions):
@@ -107,12 +111,13 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     if method.teacher_use == "image" and targets is None and not method.takes_several_teachers(options.method):
         method.require_teachers(exactly=1)
     if state_path is None and options.path.pretrain_network_g:
-        build.load_weights(
+        facts = build.load_weights(
             student,
             options.path.pretrain_network_g,
             key=options.path.param_key_g,
             strict=options.path.strict_load_g,
         )
+        method.check_metadata(facts)
 
     device = fabric.device
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -171,14 +176,14 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
         _restore(session, state, state_path)
     if fabric.is_global_zero:
         folder.make()
-        if state_path is not None:
-            trim_metrics(folder.metrics, session.start)
+        trim_metrics(folder.metrics, session.start)
     fabric.barrier()
     logger = options.logger
     session.log = RunLog(
         folder.root,
         name=options.name,
         total_steps=total_steps,
+        start=session.start,
         rank=fabric.global_rank,
         tensorboard=folder.root.parent.parent / "tb_logger" / options.name if logger.use_tb_logger else None,
         wandb=logger.wandb.model_dump() if logger.wandb else None,
@@ -236,7 +241,7 @@ def save(session: Session, done: int) -> None:
         save_weights(session, done)
         own = {key: value for key, value in session.method.state_dict().items() if not key.startswith("student.")}
         state = {
-            "epoch": 0,
+            "epoch": session.epoch(done),
             "iter": done,
             "optimizers": [optimizer.state_dict() for optimizer in session.optimizers.values()],
             "schedulers": [],
@@ -253,7 +258,7 @@ def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
     assert session.options.train is not None
     done = int(state["iter"])
     weights = path.parent.parent / "models" / f"net_g_{done}.pth"
-    build.load_weights(session.method.student, str(weights), key="params")
+    session.method.check_metadata(build.load_weights(session.method.student, str(weights), key="params"))
     if session.ema is not None:
         build.load_weights(session.ema.net, str(weights), key="params_ema")
     own = state.get("method", {})
@@ -271,7 +276,16 @@ def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
     if "method" not in state:
         # Written by BasicSR, whose SRModel has one optimizer, over the network's parameters in their own order.
         state["optimizers"][0] = _in_our_order(state["optimizers"][0], session.method.student, weights)
+    if state.get("seed", session.seed) != session.seed:
+        raise MtkdError(
+            f"{path} was trained with manual_seed {state['seed']}, and the option file says {session.seed}: the "
+            "batches would not go on where they stopped. Give the old seed, or start a new run from these weights with "
+            "path.pretrain_network_g."
+        )
     for optimizer, saved in zip(session.optimizers.values(), state["optimizers"], strict=True):
+        # A state brings its moments; weight decay, betas and the kernel are the option file's and this device's.
+        for old, new in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+            old.update({key: value for key, value in new.items() if key not in ("params", "initial_lr")})
         optimizer.load_state_dict(saved)
     if state.get("precision"):
         session.fabric._precision.load_state_dict(state["precision"])
@@ -305,7 +319,16 @@ def _state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> 
         found = folder.newest_state()
         if found is not None:
             return found
-    return Path(options.path.resume_state) if options.path.resume_state else None
+    if not options.path.resume_state:
+        return None
+    state = Path(options.path.resume_state)
+    newest = folder.newest_state()
+    if newest is not None and state.stem.isdigit() and int(newest.stem) > int(state.stem):
+        raise MtkdError(
+            f"{folder.root} holds later checkpoints ({newest.name}) than path.resume_state, {state.name}; going on "
+            "from there would overwrite them. Give this run another `name`, or resume the newest with --auto_resume."
+        )
+    return state
 
 
 def _optimizers(options: Options, method: Method) -> tuple[dict[str, torch.optim.Optimizer], dict[str, LearningRate]]:
@@ -319,6 +342,11 @@ def _optimizers(options: Options, method: Method) -> tuple[dict[str, torch.optim
         optimizers[name] = build_optimizer(parameters, given.model_dump())
         scheduler = options.train.scheduler.model_dump() if options.train.scheduler else None
         rates[name] = learning_rate(given.lr, scheduler, options.train.warmup_iter)
+    if options.precision == "fp16" and len(optimizers) > 1:
+        raise MtkdError(
+            f"{options.model_type} trains {len(optimizers)} groups of parameters with an optimizer each, and one fp16 "
+            "loss scale cannot serve them all. Use `precision: bf16`."
+        )
     return optimizers, rates
 
 
@@ -343,7 +371,7 @@ def _fabric(options: Options, launcher: str) -> Fabric:
                 f"num_gpu is {gpus}, and one process drives one device. Start them with `torchrun --nproc_per_node "
                 f"{gpus} -m mtkd train -opt FILE --launcher pytorch`."
             )
-        return Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[options.precision])  # pyright: ignore[reportArgumentType]
+        return Fabric(accelerator=accelerator, devices=1, plugins=_precision(options, accelerator))
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
     world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
     return Fabric(
@@ -351,8 +379,23 @@ def _fabric(options: Options, launcher: str) -> Fabric:
         devices=local,
         num_nodes=max(world // local, 1),
         strategy="ddp",
-        precision=PRECISIONS[options.precision],  # pyright: ignore[reportArgumentType]
+        plugins=_precision(options, accelerator),
     )
+
+
+class _Autocast(MixedPrecision):
+    """Fabric's mixed precision without its rounding of what enters: gt and targets are not the network's to round,
+    and autocast narrows what it should by itself.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def _precision(options: Options, accelerator: str) -> Precision:
+    if options.precision == "fp32":
+        return Precision()
+    return _Autocast("bf16-mixed" if options.precision == "bf16" else "16-mixed", accelerator)
 
 
 def describe(session: Session, option_text: str | None, command: str | None) -> None:
