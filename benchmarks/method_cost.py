@@ -225,8 +225,8 @@ def table(record: dict[str, Any]) -> str:
     size, facts = record["size"], record["environment"]
     lines = [
         f"Measured on {facts['device']} ({record['threads']} CPU threads), torch {facts['versions']['torch']}, commit "
-        f"{facts['commit']}, with `{record['command']}`: x2, batch {size['batch']} of {size['lq']}x{size['lq']} lq, student "
-        f"EDSR {size['student_feat']}x{size['student_block']}, teacher EDSR {size['teacher_feat']}x"
+        f"{facts['commit']}, with `{record['command']}`: x2, batch {size['batch']} of {size['lq']}x{size['lq']} lq, "
+        f"student EDSR {size['student_feat']}x{size['student_block']}, teacher EDSR {size['teacher_feat']}x"
         f"{size['teacher_block']} (MTKD: beside an RCAN and a SwinIR of that order, and a DCTSwin; CSD splits the "
         "teacher). Time is the median over rounds, with the lowest and highest round; memory is the growth of the "
         "process's peak.",

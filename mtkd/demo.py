@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from mtkd import zoo
 from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
-from mtkd.data.paired import PairedImages
 from mtkd.data.resize import imresize
 from mtkd.engine import build
 from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, to_image, to_tensor, write_results
@@ -167,7 +166,7 @@ def crops(path: Path, networks: dict[str, Callable[[Tensor], Tensor]], options: 
     """Draw the same crop of every network's output side by side, gt last."""
     from matplotlib.figure import Figure
 
-    images: PairedImages = build_image_set(options.datasets.evaluation["val"], options.scale)
+    images = build_image_set(options.datasets.evaluation["val"], options.scale)
     places = [place for place in CROPS if place[0] in images.names]
     figure = Figure(figsize=(2 * (len(networks) + 1), 2.3 * len(places)), layout="constrained")
     grid = figure.subplots(len(places), len(networks) + 1, squeeze=False)
