@@ -63,8 +63,8 @@ class DCTSwin(nn.Module):
             colour outside the network and divides the output by 255 there, as if `img_range` were 255 at the end only.
 
         contrast: factor on what sets each teacher's image apart from their mean, on the way in; 1 is the published
-            form. Teachers agree on nearly everything, so what the network has to judge is far fainter than what it sees; a
-            larger factor makes short trainings possible. Nothing is lost: the map is linear and invertible.
+            form. Teachers agree on nearly everything, so what the network has to judge is far fainter than what it
+            sees; a larger factor makes short trainings possible. Nothing is lost: the map is linear and invertible.
 
     Attributes:
         scale: `upscale`.
