@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mtkd import zoo
+from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
 from mtkd.data.resize import imresize
 from mtkd.engine import build
-from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, to_image, to_tensor, write_results
+from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, write_results
 from mtkd.engine.log import environment
 from mtkd.engine.report import free_folder
 from mtkd.engine.session import build_image_set
@@ -39,7 +39,7 @@ STUDENTS = {
     "mtkd_paper": "student, MTKD (the paper's loss)",
     "mtkd_ours": "student, MTKD (our recipe)",
 }
-QUICK = ("train:total_iter=8", "logger:print_freq=4", "logger:save_checkpoint_freq=8", "val:val_freq=8")
+QUICK = ("train:total_iter=8", "logger:print_freq=4", "logger:save_checkpoint_freq=8")
 CROPS = (("kodim05", 390, 210), ("kodim08", 290, 650), ("kodim19", 455, 200))
 """(image, top, left) of the crops shown side by side, in gt pixels."""
 CROP_SIZE = 96
@@ -63,7 +63,6 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
     force = [
         f"datasets:train:dataroot_gt={photographs()}",
         f"datasets:train:meta_info_file={ROOT / 'datasets/demo/train_photographs.txt'}",
-        f"datasets:val:dataroot_gt={ROOT / 'datasets/demo/test'}",
         f"path:experiments_root={folder}",
         *(QUICK if quick else ()),
     ]
@@ -75,26 +74,28 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
     def options(name: str, *more: str) -> Options:
         return load_options(ROOT / "options" / "demo" / f"{name}.yml", force=[*force, *more])
 
+    validation = f"datasets:val:dataroot_gt={ROOT / 'datasets/demo/test'}"
+
     print("1. Train the fusion network on the three teachers' images.")
     fusion_weights = train(options("fusion", *teachers))
     print("2. Let the fused teacher answer every training image once.")
     store = folder / "targets.safetensors"
     fused = [*teachers, f"fusion:pretrain={fusion_weights}", f"target_store={store}"]
-    stage2 = options("mtkd_paper", *fused)
+    stage2 = options("mtkd_paper", validation, *fused)
     teach(stage2, store)
     weights: dict[str, Path] = {}
     for number, (name, about) in enumerate(STUDENTS.items(), start=3):
         print(f"{number}. Train the {about}.")
-        weights[name] = train(options(name, *(() if name == "scratch" else fused)))
+        weights[name] = train(options(name, validation, *(() if name == "scratch" else fused)))
 
     print("7. Measure everything on photographs that nobody was trained on.")
-    rows, networks, evaluations = measure(stage2, weights)
+    rows, shown, evaluations = measure(stage2, weights)
     facts = {"environment": environment(), "seconds": round(time.perf_counter() - began, 1), "table": rows}
     write_results(folder, evaluations, facts)
     text = markdown(rows)
     (folder / "table.md").write_text(text, encoding="utf-8")
     curves(folder, list(STUDENTS))
-    crops(folder / "crops.png", networks, stage2)
+    crops(folder / "crops.png", shown)
     _show(rows, f"x2, {len(evaluations[0][1].images)} Kodak photographs, PSNR and SSIM on Y, {facts['seconds']:.0f} s")
     print(f"Table, numbers with hardware and versions, curves and crops: {folder}")
     return rows
@@ -110,25 +111,45 @@ def photographs() -> Path:
 
 def measure(
     options: Options, weights: dict[str, Path]
-) -> tuple[list[dict[str, Any]], dict[str, Callable[[Tensor], Tensor]], list[tuple[str, Evaluation]]]:
-    """Rows of the table, the networks behind them by name, and their evaluations, all on the demo's test images."""
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]], list[tuple[str, Evaluation]]]:
+    """Rows of the table, the images of every network by name, and the evaluations, on the demo's test images."""
     images = build_image_set(options.datasets.evaluation["val"], options.scale)
     metrics = build_metrics(options.val.metrics)
-    # `fusion: mean` and the single teachers are the same option file with another `fusion`.
-    members = build.build_teachers(options.model_copy(update={"fusion": None}))
-    (mean,) = build.build_teachers(options.model_copy(update={"fusion": "mean"})).values()
     (fused,) = build.build_teachers(options).values()
+    members = {name: Remembered(net) for name, net in fused.ensemble.members.items()}
+    ensemble = Ensemble(members)
     networks: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": partial(bicubic, scale=options.scale)}
-    networks |= {f"teacher {name}": net.eval() for name, net in members.items()}
-    networks |= {"mean of the teachers": mean.eval(), "fused teachers (DCTSwin)": fused.eval()}
+    networks |= {f"teacher {name}": net for name, net in members.items()}
+    networks["mean of the teachers"] = FusedTeacher(ensemble, MeanFusion(len(members))).eval()
+    networks["fused teachers (DCTSwin)"] = FusedTeacher(ensemble, fused.fusion).eval()
     networks |= {STUDENTS[name]: zoo.build(str(path)).eval() for name, path in weights.items()}
     rows, evaluations = [], []
+    shown: dict[str, dict[str, np.ndarray]] = {}
     for name, net in networks.items():
-        result = evaluate(net, images, metrics, dataset="Kodak")
+        shown[name] = {}
+        result = evaluate(net, images, metrics, dataset="Kodak", save=shown[name].__setitem__)
         evaluations.append((name, result))
         parameters = sum(p.numel() for p in net.parameters()) if isinstance(net, nn.Module) else 0
         rows.append({"network": name, "parameters": parameters, **result.means()})
-    return rows, networks, evaluations
+    shown["ground truth"] = {image.name: image.gt for image in images}
+    return rows, shown, evaluations
+
+
+class Remembered(nn.Module):
+    """A network that answers the same image only once: the table asks each teacher alone, in the mean and fused."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.eval()
+        self.scale = net.scale
+        self._answers: dict[bytes, Tensor] = {}
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """`net(lq)`, computed or remembered."""
+        key = lq.numpy().tobytes()
+        if key not in self._answers:
+            self._answers[key] = self.net(lq)
+        return self._answers[key]
 
 
 def bicubic(lq: Tensor, *, scale: int) -> Tensor:
@@ -162,24 +183,17 @@ def curves(folder: Path, names: Sequence[str]) -> None:
     figure.savefig(folder / "curves.png", dpi=120)
 
 
-def crops(path: Path, networks: dict[str, Callable[[Tensor], Tensor]], options: Options) -> None:
-    """Draw the same crop of every network's output side by side, gt last."""
+def crops(path: Path, shown: dict[str, dict[str, np.ndarray]]) -> None:
+    """Draw the same crop of every network's image side by side, the ground truth last."""
     from matplotlib.figure import Figure
 
-    images = build_image_set(options.datasets.evaluation["val"], options.scale)
-    places = [place for place in CROPS if place[0] in images.names]
-    figure = Figure(figsize=(2 * (len(networks) + 1), 2.3 * len(places)), layout="constrained")
-    grid = figure.subplots(len(places), len(networks) + 1, squeeze=False)
-    for line, (name, top, left) in zip(grid, places, strict=True):
-        image = images[images.names.index(name)]
-        lq = to_tensor(image.lq)
-        with torch.no_grad():
-            shown: dict[str, np.ndarray] = {label: to_image(net(lq)) for label, net in networks.items()}
-        shown["ground truth"] = image.gt
-        for axes, (label, sr) in zip(line, shown.items(), strict=True):
-            axes.imshow(sr[top : top + CROP_SIZE, left : left + CROP_SIZE], interpolation="nearest")
+    figure = Figure(figsize=(2 * len(shown), 2.3 * len(CROPS)), layout="constrained")
+    grid = figure.subplots(len(CROPS), len(shown), squeeze=False)
+    for line, (image, top, left) in zip(grid, CROPS, strict=True):
+        for axes, (label, images) in zip(line, shown.items(), strict=True):
+            axes.imshow(images[image][top : top + CROP_SIZE, left : left + CROP_SIZE], interpolation="nearest")
             axes.set_axis_off()
-            if line is grid[0]:
+            if image == CROPS[0][0]:
                 axes.set_title(label.replace(" (", "\n(").replace(", ", ",\n"), fontsize=8)
     figure.savefig(path, dpi=130)
 
