@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import resource
 import shlex
 import statistics
 import sys
@@ -188,9 +187,17 @@ def peak_memory(name: str, device: str, threads: int, answer: Any) -> None:
         step(), step()
         answer.put(torch.cuda.max_memory_allocated() - before)
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Linux: 5 resets the high-water mark, which getrusage would inherit from the parent.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
         step(), step()
-        answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        answer.put(resident("VmHWM") - before)
+
+
+def resident(field: str) -> int:
+    """Bytes of `field`, VmRSS (now) or VmHWM (peak), of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def measure(device: str, rounds: int, threads: int) -> dict[str, dict[str, float]]:
