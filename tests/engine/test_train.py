@@ -111,7 +111,8 @@ def test_resume_after_kill_at_any_moment_is_bit_exact(tmp_path: Path) -> None:
     file.write_text(resolved_yaml(options))
     command = [sys.executable, "-m", "mtkd", "train", "-opt", str(file), "--auto_resume"]
     states = tmp_path / "b/experiments/tiny/training_states"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    # Sums over threads depend on their number, so both runs need the same.
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         deadline = time.monotonic() + 200
         while not (states / "7.state").exists() and time.monotonic() < deadline:
