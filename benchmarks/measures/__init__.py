@@ -1,0 +1,1 @@
+"""The questions of `benchmarks/speed.py`, one file each."""
