@@ -52,6 +52,12 @@ def _gpus(value: Any) -> Any:
     return number
 
 
+def _compile_mode(value: Any) -> Any:
+    if not isinstance(value, bool) and value not in ("reduce-overhead", "max-autotune"):
+        raise ValueError(f"must be true, false, 'reduce-overhead' or 'max-autotune', found {shown(value)}.")
+    return value
+
+
 def _run_name(value: str) -> str:
     if not value or value.startswith(".") or any(sign in value for sign in "/\\\n"):
         raise ValueError(f"names a folder, so it cannot be empty, start with a dot or hold a slash; found {value!r}.")
@@ -60,6 +66,7 @@ def _run_name(value: str) -> str:
 
 Int = Annotated[int, BeforeValidator(whole)]
 Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+Precision = Literal["fp32", "bf16", "fp16"]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
@@ -365,9 +372,16 @@ class Head(Section):
     model_type: str = "SRModel"
     scale: Count
     num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = "auto"
-    manual_seed: Int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    manual_seed: Int | None = Field(default=None, description="`~`: drawn at random, and kept with the run")
+    precision: Precision = "fp32"
+    teacher_precision: Precision | None = Field(
+        default=None, description="autocast of frozen teachers that run on line; `~`: as `precision`"
+    )
+    compile: Annotated[bool | Literal["reduce-overhead", "max-autotune"], BeforeValidator(_compile_mode)] = Field(
+        default=False,
+        description="torch.compile of student and teachers; the named modes record CUDA graphs. What cannot be "
+        "compiled runs uncompiled, and the log says so",
+    )
     channels_last: bool = True
     tf32: bool = True
     deterministic: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -81,10 +82,12 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     state_path = _state_to_resume(options, folder, auto_resume)
     folder.check_new(resuming=auto_resume or state_path is not None)
     state = checkpoint.load_state(state_path) if state_path else {}
-    seed = options.manual_seed
 
     fabric = _fabric(options, launcher)
     fabric.launch()
+    seed = fabric.broadcast(_seed(options, state))
+    options = options.model_copy(update={"manual_seed": seed})
+    assert options.train is not None and options.datasets.train is not None
     build.set_backends(options)
     train_set = options.datasets.train
     images = items = targets = None
@@ -103,6 +106,8 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     # Teachers draw initial weights before theirs are loaded; the student's and the method's must not depend on them.
     torch.manual_seed(seed + 1)
     method = build.build_method(options, student, teachers, task)
+    for teacher in method.teachers.values():
+        teacher.precision = options.teacher_precision  # pyright: ignore[reportAttributeAccessIssue]
     if not method.active:
         raise MtkdError(
             f"No loss is active for {options.model_type}: give at least one of "
@@ -125,8 +130,6 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     for buffer in method.buffers():
         # DDP's broadcast refuses a lone (1, C, 1, 1) buffer with the strides of channels_last.
         buffer.data = buffer.detach().clone(memory_format=torch.contiguous_format)
-    if options.compile:
-        student.compile()
     ema = Ema(student, options.train.ema_decay) if options.train.ema_decay else None
     optimizers, rates = _optimizers(options, method)
     wrapped, *ready = fabric.setup(method, *optimizers.values())
@@ -291,6 +294,14 @@ def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
         session.fabric._precision.load_state_dict(state["precision"])
     session.best = state.get("best", {})
     session.start = done
+
+
+def _seed(options: Options, state: dict[str, Any]) -> int:
+    """The file's seed, else that of the run being resumed, else one drawn from BasicSR's range."""
+    if options.manual_seed is not None:
+        return options.manual_seed
+    # Not torch's generator, which is seeded alike in every new process.
+    return state.get("seed", random.SystemRandom().randint(1, 10000))
 
 
 def _in_our_order(saved: dict[str, Any], student: nn.Module, weights: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
+from mtkd.engine.compiling import compile_networks
 from mtkd.engine.evaluate import evaluate_sharded, save_to, val_predict
 from mtkd.engine.session import Session, describe, prepare, save, save_deployable, save_weights
 from mtkd.engine.trace import LossTrace
@@ -51,6 +52,8 @@ def train(
     try:
         describe(session, option_text, command)
         with _stop_requests() as stop:
+            if options.compile:
+                _compile(session)
             _loop(session, stop)
         return session.folder.model(checkpoint.LATEST)
     except torch.OutOfMemoryError as error:
@@ -115,6 +118,25 @@ def _loop(session: Session, stop: StopRequest) -> None:
     _finish(session)
 
 
+def _compile(session: Session) -> None:
+    """Compile student and teachers in place, tried on the first batch; the trial leaves no trace in the training."""
+    method, mode = session.method.train(), session.options.compile
+    kept = {name: value.clone() for name, value in method.state_dict().items()}
+
+    def trial() -> None:
+        _backward(session, next(session.batches()), session.start, last=False)
+
+    compile_networks(
+        [method.student, *(teacher.net for teacher in method.teachers.values())],
+        trial,
+        mode="default" if mode is True else mode,  # pyright: ignore[reportArgumentType]
+        say=session.log.say,
+    )
+    method.load_state_dict(kept)
+    for optimizer in session.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+
+
 def _finish(session: Session) -> None:
     save_weights(session, checkpoint.LATEST)
     deployable = save_deployable(session)
@@ -134,12 +156,7 @@ def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str,
             group["lr"] = session.rates[name](step)
     values: dict[str, Tensor] = {}
     for micro in range(settings.accumulate):
-        batch = next(batches)
-        last = micro == settings.accumulate - 1
-        with fabric.no_backward_sync(session.wrapped, enabled=not last):  # pyright: ignore[reportArgumentType]
-            out: Step = session.wrapped(batch, step)
-            total = weighted_total(out, settings.terms, step)
-            fabric.backward(total / settings.accumulate)
+        out, total = _backward(session, next(batches), step, last=micro == settings.accumulate - 1)
         for name, value in [*out.losses.items(), *out.critic.items(), ("l_total", total), *out.logs.items()]:
             share = value.detach().float() / settings.accumulate
             values[name] = values[name] + share if name in values else share
@@ -151,6 +168,19 @@ def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str,
     if session.ema is not None:
         session.ema.update()
     return values
+
+
+def _backward(session: Session, batch: Batch, step: int, *, last: bool) -> tuple[Step, Tensor]:
+    """Forward and backward of one batch; `last` of the optimizer step's, when ranks average their gradients."""
+    settings, fabric = session.options.train, session.fabric
+    assert settings is not None
+    if session.options.compile:
+        torch.compiler.cudagraph_mark_step_begin()
+    with fabric.no_backward_sync(session.wrapped, enabled=not last):  # pyright: ignore[reportArgumentType]
+        out: Step = session.wrapped(batch, step)
+        total = weighted_total(out, settings.terms, step)
+        fabric.backward(total / settings.accumulate)
+    return out, total
 
 
 def _clip(session: Session, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -184,19 +214,22 @@ def _save_visualization(session: Session, done: int, image: str, sr: np.ndarray)
 def _validate(session: Session, done: int) -> None:
     """Measure every validation set, each rank a share of its images; all ranks know the results."""
     options, fabric = session.options, session.fabric
+    # Images come in many sizes, and a network compiled for training patches would be compiled anew for each.
+    stance = "force_eager" if options.compile else "default"
     student = session.ema.net if session.ema is not None else session.method.student
     net = session.method.predictor(student).eval()
     for name, images in session.val_sets.items():
         save = partial(_save_visualization, session, done) if options.val.save_img else None
-        result = evaluate_sharded(
-            val_predict(net, options),
-            images,
-            session.metrics,
-            dataset=name,
-            device=fabric.device,
-            autocast=fabric.autocast,
-            save=save,
-        )
+        with torch.compiler.set_stance(stance):
+            result = evaluate_sharded(
+                val_predict(net, options),
+                images,
+                session.metrics,
+                dataset=name,
+                device=fabric.device,
+                autocast=fabric.autocast,
+                save=save,
+            )
         means = result.means()
         for metric, value in means.items():
             best = session.best.setdefault(name, {})

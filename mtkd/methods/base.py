@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -180,10 +180,14 @@ class Frozen(nn.Module):
 
     It follows `.to()`, `.double()` and their kin, runs under `no_grad`, and hands the network a copy of the input, so
     that a network which works in place (spandrel's RCAN does) cannot change the student's batch.
+
+    Attributes:
+        precision: "fp32", "bf16" or "fp16" to run it under an autocast of its own; None for the student's.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        self.precision: str | None = None
         # A plain attribute, so that nn.Module does not register it as a child.
         object.__setattr__(self, "net", net.eval().requires_grad_(False))
 
@@ -197,14 +201,22 @@ class Frozen(nn.Module):
         self.net._apply(fn)
         return self
 
+    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
+        if self.precision is None:
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.clone())
+        with self._autocast(x):
+            return self.net(x.clone())
 
     @torch.no_grad()
     def tapped(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`tapped` of the frozen network, no gradients."""
-        return tapped(self.net, names, x.clone())
+        with self._autocast(x):
+            return tapped(self.net, names, x.clone())
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_a_key_is_taken_over_only_where_basicsr_has_it(key: str) -> None:
 
 def test_defaults_are_what_the_schema_says() -> None:
     options = train()
-    assert (options.num_gpu, options.manual_seed, options.precision) == ("auto", 0, "fp32")
+    assert (options.num_gpu, options.manual_seed, options.precision) == ("auto", None, "fp32")
     assert (options.compile, options.channels_last, options.deterministic) == (False, True, False)
     assert options.path.experiments_root == "experiments" and options.path.param_key_g == "params"
     assert options.train is not None and options.train.warmup_iter == -1 and options.train.accumulate == 1
@@ -220,7 +220,8 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("name", "a/b", "names a folder"),
         ("num_gpu", -1, "must be 'auto' or a number of devices"),
         ("precision", "bf17", "must be 'fp32', 'bf16' or 'fp16'"),
-        ("compile", "yes", "must be true or false, found 'yes'"),
+        ("compile", "yes", "must be true, false, 'reduce-overhead' or 'max-autotune', found 'yes'"),
+        ("channels_last", "yes", "must be true or false, found 'yes'"),
         ("datasets.train.gt_size", 33, "must be a multiple of the scale 2"),
         ("datasets.train.gt_size", True, "must be a whole number"),
         ("datasets.train.residence", "gpu", "must be 'auto', 'device' or 'ram'"),

@@ -409,3 +409,17 @@ def test_a_student_is_tested_under_its_methods_name_without_teachers(tmp_path: P
     }
     for method in ("FAKD", "SRKD", "FitNet", "AT", "PKT", "CRD", "DUKD", "StructuredKD", "MTKD", "OnlineTeacher"):
         assert isinstance(output_network(make_options({**test, "model_type": method})), EDSR)
+
+
+def test_without_a_seed_one_is_drawn_kept_with_the_run_and_taken_up_again(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    unseeded = {"images": images, "manual_seed": None, "train": {"total_iter": 4}}
+    train(run_options(tmp_path, **unseeded))
+    seed = content(tmp_path / "experiments/tiny/training_states/4.state")["seed"]
+    assert 1 <= seed <= 10000
+    assert f"manual_seed: {seed}\n" in (tmp_path / "experiments/tiny/resolved.yml").read_text()
+    longer = train_module.prepare(run_options(tmp_path, **{**unseeded, "train": {"total_iter": 6}}), auto_resume=True)
+    assert longer.seed == seed
+    longer.log.close()
+    seeds = {train_module.prepare(run_options(tmp_path, **unseeded, name=f"run{n}")).seed for n in range(4)}
+    assert len(seeds) > 1

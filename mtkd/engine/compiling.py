@@ -1,0 +1,55 @@
+"""torch.compile with a trial: what cannot be compiled runs as it is, and says so before time is spent on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+Mode = Literal["default", "reduce-overhead", "max-autotune"]
+"""torch.compile's modes; "reduce-overhead" and "max-autotune" record CUDA graphs where shapes are fixed."""
+
+
+def compile_networks(
+    networks: Iterable[nn.Module],
+    trial: Callable[[], object],
+    *,
+    mode: Mode = "default",
+    dynamic: bool | None = None,
+    say: Callable[[str], None],
+) -> bool:
+    """Compile `networks` in place and run `trial` with them; if it fails, they run uncompiled and `say` is told why.
+
+    Args:
+        trial: calls the networks as they will be called later, so that nothing is left to compile.
+        dynamic: as in `torch.compile`; True for images of all sizes, None for shapes that rarely change.
+        say: takes one line.
+
+    Returns:
+        Whether the networks are compiled.
+    """
+    from torch._dynamo import config
+
+    # Taps are hooks that come and go; without this guard a graph made with other taps would be run.
+    config.skip_nnmodule_hook_guards = False
+    networks = list(networks)
+    names = ", ".join(dict.fromkeys(type(net).__name__ for net in networks))
+    began = time.perf_counter()
+    try:
+        for net in networks:
+            net.compile(mode=mode, dynamic=dynamic)
+        trial()
+    except Exception as error:
+        for net in networks:
+            net._compiled_call_impl = None
+        torch.compiler.reset()
+        # torch wraps what a backend raised.
+        error = getattr(error, "inner_exception", error)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        say(f"compile: {names} cannot be compiled here and runs uncompiled ({type(error).__name__}: {reason})")
+        return False
+    say(f"compile: {names} compiled in {time.perf_counter() - began:.0f} s")
+    return True

@@ -1,0 +1,124 @@
+"""Compiled runs: the same numbers as without, taps included, and a word where compiling fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mtkd.archs.edsr import EDSR
+from mtkd.engine import train as train_module
+from mtkd.engine.compiling import compile_networks
+from mtkd.engine.train import train
+from mtkd.methods.base import Frozen, tapped
+from tests.engine.runs import make_images, make_teachers, run_options
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch):
+    """Trace networks into graphs and run these without code generation, which takes minutes on a small machine."""
+    graphs = []
+    real = nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(nn.Module, "compile", lambda net, mode=None, dynamic=None: real(net, backend=backend))
+    yield graphs
+    torch.compiler.reset()
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line).get("losses") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("model_type", ["SRModel", "FAKD"])
+def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path: Path, traced: list, model_type: str) -> None:
+    settings = {"images": make_images(tmp_path / "images"), "model_type": model_type, "train": {"total_iter": 4}}
+    if model_type == "FAKD":
+        settings["teachers"] = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
+    for name in ("plain", "compiled"):
+        train(run_options(tmp_path, name=name, compile=name == "compiled", **settings))
+    assert traced
+    log = next((tmp_path / "experiments/compiled").glob("train*.log")).read_text()
+    assert "compile: EDSR compiled in" in log
+    plain, compiled = (losses(tmp_path / "experiments" / name) for name in ("plain", "compiled"))
+    assert len(plain) == len(compiled) > 0
+    for a, b in zip(plain, compiled, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_network_that_cannot_be_compiled_trains_uncompiled_and_the_log_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(graph, inputs):
+        raise RuntimeError("no working compiler was found")
+
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda net, mode=None, dynamic=None: real(net, backend=broken))
+    settings = {"images": make_images(tmp_path / "images"), "train": {"total_iter": 4}}
+    for name in ("plain", "compiled"):
+        train(run_options(tmp_path, name=name, compile=name == "compiled", **settings))
+    log = next((tmp_path / "experiments/compiled").glob("train*.log")).read_text()
+    assert "EDSR cannot be compiled here and runs uncompiled" in log
+    assert "no working compiler was found" in log
+    plain, compiled = (losses(tmp_path / "experiments" / name) for name in ("plain", "compiled"))
+    assert plain == compiled
+
+
+def test_compiled_networks_give_whatever_taps_are_asked_for(traced: list) -> None:
+    torch.manual_seed(0)
+    net = EDSR(num_feat=4, num_block=3, upscale=2)
+    lq = torch.rand(2, 3, 8, 8)
+    wanted = {taps: tapped(net, taps, lq) for taps in (("body.0",), ("body.1", "conv_first"), ())}
+    assert compile_networks([net], lambda: net(lq), say=lambda line: None)
+    for _ in range(2):
+        for taps, (sr, feats) in wanted.items():
+            found, found_feats = tapped(net, taps, lq)
+            torch.testing.assert_close(found, sr)
+            assert found_feats.keys() == feats.keys()
+            for name in feats:
+                torch.testing.assert_close(found_feats[name], feats[name])
+    assert traced
+
+
+def test_the_trial_of_a_compiled_run_leaves_weights_and_gradients_alone(tmp_path: Path, traced: list) -> None:
+    session = train_module.prepare(run_options(tmp_path, compile=True))
+    before = {name: value.clone() for name, value in session.method.state_dict().items()}
+    train_module._compile(session)
+    assert all(torch.equal(value, before[name]) for name, value in session.method.state_dict().items())
+    assert all(parameter.grad is None for parameter in session.method.parameters())
+    session.log.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", None])
+def test_a_teacher_has_a_precision_of_its_own(precision: str | None) -> None:
+    seen = []
+
+    class Spy(nn.Conv2d):
+        def forward(self, input):
+            out = super().forward(input)
+            seen.append(out.dtype)
+            return out
+
+    teacher = Frozen(Spy(3, 3, 1))
+    teacher.precision = precision
+    lq = torch.rand(1, 3, 4, 4)
+    teacher(lq)
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher(lq)
+    inside = {"fp32": torch.float32, "bf16": torch.bfloat16, None: torch.bfloat16}[precision]
+    assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32, inside]
+
+
+def test_the_option_file_sets_the_precision_of_teachers(tmp_path: Path) -> None:
+    teachers = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
+    session = train_module.prepare(
+        run_options(tmp_path, model_type="OutputKD", teachers=teachers, teacher_precision="bf16")
+    )
+    assert [teacher.precision for teacher in session.method.teachers.values()] == ["bf16"]
+    session.log.close()
