@@ -23,19 +23,14 @@ LearningRate = Callable[[int], float]
 def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Optimizer `options["type"]` of `torch.optim` over `parameters`, the rest of `options` as its arguments.
 
-    Adam, AdamW and SGD on CUDA use torch's fused implementation, unless `options` ask for another one.
+    Adam, AdamW and SGD use torch's fused implementation, unless `options` ask for another one.
     """
     arguments = dict(options)
     name = arguments.pop("type")
     cls = getattr(torch.optim, name, None)
     if cls is None or not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
         raise MtkdError(f"torch.optim has no optimizer {name!r}; use Adam, AdamW, SGD or another of torch.optim.")
-    on_gpu = bool(parameters) and parameters[0].is_cuda
-    if (
-        on_gpu
-        and name in ("Adam", "AdamW", "SGD")
-        and not (arguments.get("foreach") or arguments.get("differentiable"))
-    ):
+    if name in ("Adam", "AdamW", "SGD") and not (arguments.get("foreach") or arguments.get("differentiable")):
         arguments.setdefault("fused", True)
     return cls(parameters, **arguments)
 

@@ -290,10 +290,21 @@ def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
         for old, new in zip(saved["param_groups"], optimizer.param_groups, strict=True):
             old.update({key: value for key, value in new.items() if key not in ("params", "initial_lr")})
         optimizer.load_state_dict(saved)
+        _lay_out_as_parameters(optimizer)
     if state.get("precision"):
         session.fabric._precision.load_state_dict(state["precision"])
     session.best = state.get("best", {})
     session.start = done
+
+
+def _lay_out_as_parameters(optimizer: Any) -> None:
+    """Give moments the memory layout of their parameters: fused optimizers walk both in the order of memory, and a state
+    of BasicSR, or of a run with another `channels_last`, lies otherwise.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _seed(options: Options, state: dict[str, Any]) -> int:
