@@ -11,20 +11,19 @@ from __future__ import annotations
 import copy
 import os
 import random
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mtkd.contracts import Batch, MtkdError
+from mtkd.data.crops import PassOrder
 from mtkd.data.paired import PairedImage
-from mtkd.data.sampling import PassOrder
+from mtkd.data.workers import made_ahead
 
 _PATHS = ("dataroot_gt", "dataroot_lq", "meta_info_file")
 
@@ -143,26 +142,22 @@ class ItemSampler:
         Raises:
             MtkdError: items that break the contract, or crops of several sizes.
         """
-        return self._to_device(self._drawn.together([self._drawn[position] for position in self._positions(k)]))
+        return self._to_device(self._drawn[self._positions(k)])
 
     def batches(self, start: int, stop: int, gt_size: None = None) -> Iterator[Batch]:
-        """`batch(k)` for k in [start, stop). Crops are the class's own, so `gt_size` must be None."""
+        """`batch(k)` for k in [start, stop). Crops are the class's own, so `gt_size` must be None.
+
+        Raises:
+            MtkdError: as `batch`; a worker died.
+        """
         if gt_size is not None:
             raise MtkdError(f"The {self.items.name} makes its own crops, so their size cannot be changed.")
         if self.workers == 0:
             yield from map(self.batch, range(start, stop))
             return
-        loader = DataLoader(
-            self._drawn,
-            batch_sampler=_Positions(self, start, stop),  # pyright: ignore[reportArgumentType]
-            num_workers=self.workers,
-            collate_fn=self._drawn.together,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_interrupts_to_the_run,
-            # Otherwise it draws its seed from the global generator, and a run would depend on the number of workers.
-            generator=torch.Generator(),
-        )
-        yield from map(self._to_device, loader)
+        keys, pin_memory = map(self._positions, range(start, stop)), self.device.type == "cuda"
+        with closing(made_ahead(self._drawn, keys, workers=self.workers, pin_memory=pin_memory)) as made:
+            yield from map(self._to_device, made)
 
     def _positions(self, k: int) -> list[int]:
         first = (k * self.world_size + self.rank) * self.batch_size
@@ -173,14 +168,17 @@ class ItemSampler:
         return Batch(lq.to(memory_format=self.memory_format), gt.to(memory_format=self.memory_format), index, None)
 
 
-class _Drawn(Dataset):
-    """Items by their position in the whole training."""
+class _Drawn:
+    """Batches of items by their positions in the whole training."""
 
     def __init__(self, items: Items) -> None:
         self.items = items
         self.order = PassOrder(items.seed, len(items))
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        return self._together([self._item(position) for position in positions])
+
+    def _item(self, position: int) -> tuple[Tensor, Tensor, int]:
         index = self.order(position)
         item = self.items.draw(index, position)
         lq, gt, scale = item["lq"].float(), item["gt"].float(), self.items.scale
@@ -191,7 +189,7 @@ class _Drawn(Dataset):
             )
         return lq, gt, index
 
-    def together(self, parts: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _together(self, parts: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
         sizes = {tuple(gt.shape[1:]) for _, gt, _ in parts}
         if len(sizes) > 1:
             raise MtkdError(
@@ -200,24 +198,6 @@ class _Drawn(Dataset):
             )
         lq, gt, index = zip(*parts, strict=True)
         return torch.stack(lq), torch.stack(gt), torch.tensor(index)
-
-
-class _Positions:
-    """Positions of the batches [start, stop), made when asked for."""
-
-    def __init__(self, sampler: ItemSampler, start: int, stop: int) -> None:
-        self.sampler, self.steps = sampler, range(start, stop)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return map(self.sampler._positions, self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-def _leave_interrupts_to_the_run(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; workers must go on until the run has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
+import signal
+
 import numpy as np
 import pytest
 import torch
 from helpers import photo
 
 from mtkd.contracts import MtkdError
-from mtkd.data import store
-from mtkd.data.sampling import CropSampler, choose_residence
+from mtkd.data import residence, store
+from mtkd.data.residence import choose_residence
+from mtkd.data.sampling import CropSampler
+from mtkd.data.workers import made_ahead
 
 SCALE, SIDE = 2, 12
 SIZES = [(12, 12), (20, 14), (14, 32), (26, 22), (16, 16)]
@@ -189,18 +196,102 @@ def test_other_names_are_refused(stores, tmp_path):
         sampler({**stores, "target": other})
 
 
-def test_images_stay_in_ram_unless_a_gpu_has_room(stores, monkeypatch):
-    assert choose_residence(1, "cpu") == "ram"
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
-    assert choose_residence(500, "cuda") == "device"
-    assert choose_residence(501, "cuda") == "ram"
+def test_images_stay_where_they_fit(stores, monkeypatch):
+    monkeypatch.setattr(residence, "available_memory", lambda: 1000)
+    assert [choose_residence(n, "cpu") for n in (1, 750, 751)] == ["ram", "ram", "disk"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1200, 4000))
+    assert [choose_residence(n, "cuda") for n in (600, 601, 751)] == ["device", "ram", "disk"]
+    assert sampler(stores).residence == "disk"
+    monkeypatch.undo()
     assert sampler(stores).residence == "ram"
 
 
+def test_available_memory_is_bounded_by_every_cgroup_around_the_process(tmp_path):
+    (tmp_path / "job/step").mkdir(parents=True)
+    (tmp_path / "memory/old").mkdir(parents=True)
+    (tmp_path / "job/memory.max").write_text("2000\n")
+    (tmp_path / "job/step/memory.max").write_text("max\n")
+    (tmp_path / "memory/old/memory.limit_in_bytes").write_text("3000\n")
+    listing = tmp_path / "cgroup"
+    listing.write_text("7:cpu,memory:/old\n3:freezer:/old\n0::/job/step\n")
+    assert sorted(residence._cgroup_limits(listing, tmp_path)) == [2000, 3000]
+    assert residence._cgroup_limits(tmp_path / "none", tmp_path) == []
+    assert 2**20 < residence.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "changes", [{"residence": "device"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}]
+)
+def test_batches_are_the_same_wherever_the_images_live(stores, tmp_path, changes, memory_format):
+    halves = [(image / 255).astype(np.float16) for image in stores["target"]]
+    target = store.write(tmp_path / "half", stores["gt"].names, halves, dtype="float16")
+    common = {**stores, "target": target, "memory_format": memory_format, "rank": 1, "world_size": 2}
+    in_ram = sampler(common, residence="ram")
+    curriculum = lambda k: 4 + 2 * (k % 5)  # noqa: E731
+    found = list(sampler(common, **changes).batches(3, 10, curriculum))
+    assert len(found) == 7
+    for k, batch in enumerate(found, start=3):
+        want = in_ram.batch(k, curriculum(k))
+        assert same(batch, want)
+        assert batch.gt.stride() == want.gt.stride() and batch.target.stride() == want.target.stride()
+    direct = sampler(common, **changes)
+    assert same(direct.batch(5, curriculum(5)), in_ram.batch(5, curriculum(5)))
+
+
+def test_what_goes_to_workers_names_the_stores_instead_of_holding_them(stores):
+    crops = sampler(stores)._crops
+    sent = pickle.dumps(crops)
+    assert len(sent) < sum(s.nbytes for s in stores.values()) / 2
+    for one, two in zip(pickle.loads(sent)[7, SIDE // SCALE], crops[7, SIDE // SCALE], strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_worker_that_dies_is_a_clear_error(stores):
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = sampler(stores, residence="disk", workers=1).batches(0, 1000)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before, "a dead worker would interrupt the training step"
+    os.kill(only_child(), signal.SIGKILL)
+    with pytest.raises(MtkdError, match="died .* a smaller num_worker_per_gpu"):
+        list(batches)
+
+
+def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
+    batches = sampler(stores, residence="disk", workers=1).batches(0, 6)
+    got = [next(batches)]
+    os.kill(only_child(), signal.SIGINT)
+    got += [next(batches) for _ in range(3)]
+    ours = sampler(stores)
+    assert all(same(batch, ours.batch(k)) for k, batch in enumerate(got))
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_in_a_worker_arrives_as_it_was_raised():
+    with pytest.raises(MtkdError, match=r"^the fourth is wrong$"):
+        list(made_ahead(Wrong(), iter(range(9)), workers=2, pin_memory=False))
+
+
+class Wrong:
+    def __getitem__(self, key):
+        if key == 3:
+            raise MtkdError("the fourth is wrong")
+        return (torch.tensor(key),)
+
+
+def only_child():
+    (child,) = multiprocessing.active_children()
+    return child.pid
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("residence", ["device", "ram"])
-def test_cuda_batches_equal_cpu_batches(stores, residence):
-    on_gpu = sampler(stores, device="cuda", residence=residence)
+@pytest.mark.parametrize(
+    "changes",
+    [{"residence": "device"}, {"residence": "ram"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}],
+)
+def test_cuda_batches_equal_cpu_batches(stores, changes):
+    on_gpu = sampler(stores, device="cuda", **changes)
     on_cpu = sampler(stores)
     for k, batch in enumerate(on_gpu.batches(0, 6)):
         want = on_cpu.batch(k)

@@ -1,0 +1,49 @@
+"""Where decoded training images stay: on the device, in memory, or on the disk when they fit into neither."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Residence = Literal["device", "ram", "disk"]
+
+
+def choose_residence(nbytes: int, device: torch.device | str) -> Residence:
+    """ "device" when `nbytes` of images take at most half of the CUDA device's free memory, "ram" when they take at
+    most three quarters of `available_memory`, else "disk".
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return "device"
+    return "ram" if nbytes <= available_memory() * 3 // 4 else "disk"
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free or hold what can be read again, at most what the process's cgroups allow it."""
+    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits()]
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                bounds.append(int(line.split()[1]) * 1024)
+    return min(bounds)
+
+
+def _cgroup_limits(listing: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Limits of the process's memory cgroup and those around it, of version 2 and version 1."""
+    found = []
+    with suppress(OSError):
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, name = (mount / "memory", "memory.limit_in_bytes") if controllers else (mount, "memory.max")
+            folder = root / path.strip("/")
+            # Inside a container the path may be the host's, and only the mount itself is there.
+            for place in {root, folder, *folder.parents}:
+                with suppress(OSError, ValueError):
+                    found.append(int((place / name).read_text(encoding="ascii")))
+    return found
