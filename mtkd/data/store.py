@@ -13,6 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +105,10 @@ class StoreWriter:
     stopped: `missing()` says what is left. Several threads may share one writer. Several processes may each open one
     and fill different images, when the first has opened it before the others do; one of them calls `finish`.
 
+    Args:
+        durable: every image is on the disk before it is marked as there, so that not even a lost host makes
+            `missing()` lie. It costs a flush of the disk per image.
+
     Raises:
         MtkdError: no images, names not unique, or a half-written store with other contents is in the way.
     """
@@ -116,14 +121,15 @@ class StoreWriter:
         facts: Mapping[str, Any] | None = None,
         *,
         dtype: StoreDtype = "uint8",
+        durable: bool = False,
     ) -> None:
         self.path = Path(path).expanduser()
+        self.durable = durable
         self.sizes = [(int(height), int(width)) for height, width in sizes]
         self.dtype = np.dtype(dtype)
         if not names or len(names) != len(self.sizes) or len(set(names)) != len(names):
             raise MtkdError(f"Image store {self.path} needs at least one image, one size per name, and unique names.")
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        self._done_path = self.path.with_name(self.path.name + ".partial.done")
+        self._partial, self._done_path = _working_paths(self.path)
         self._lock = threading.Lock()
         header = _header(list(names), self.sizes, dict(facts or {}), dtype)
         offsets = _offsets(self.sizes)
@@ -134,8 +140,9 @@ class StoreWriter:
                 self._create(header, len(header) + offsets[-1] * self.dtype.itemsize)
             elif not _starts_with(self._partial, header):
                 raise MtkdError(
-                    f"{self._partial} is a half-written image store with other images or facts. Delete it, or write "
-                    "this store under another name."
+                    f"{self._partial} is a half-written image store of something else: its "
+                    f"{', '.join(_differences(self._partial, header))} differ from what is to be written. Go on as it "
+                    "was begun, delete it, or write this store under another name."
                 )
             self._data = open(self._partial, "r+b", buffering=0)  # noqa: SIM115
             self._done = open(self._done_path, "r+b" if self._done_path.exists() else "w+b", buffering=0)  # noqa: SIM115
@@ -146,8 +153,7 @@ class StoreWriter:
         """Indices of the images that nobody has put yet, in ascending order."""
         with self._lock:
             self._done.seek(0)
-            done = self._done.read(len(self.sizes)).ljust(len(self.sizes), b"\0")
-        return [i for i, flag in enumerate(done) if not flag]
+            return _unmarked(self._done.read(), len(self.sizes))
 
     def put(self, i: int, image: NDArray[Any]) -> None:
         """Store image `i`: (H, W, 3) of its announced size; uint8 for a uint8 store, any float for a float16 store.
@@ -168,6 +174,8 @@ class StoreWriter:
                 while data:
                     data = data[self._data.write(data) :]
                 # The mark follows the pixels, so a process killed in between leaves the image missing.
+                if self.durable:
+                    os.fsync(self._data.fileno())
                 self._done.seek(i)
                 self._done.write(b"\1")
         except OSError as error:
@@ -182,10 +190,15 @@ class StoreWriter:
         missing = self.missing()
         if missing:
             raise MtkdError(f"Image store {self.path} lacks {len(missing)} images, the first is number {missing[0]}.")
-        os.fsync(self._data.fileno())
-        self.close()
-        os.replace(self._partial, self.path)
-        self._done_path.unlink(missing_ok=True)
+        try:
+            os.fsync(self._data.fileno())
+            self.close()
+            os.replace(self._partial, self.path)
+            self._done_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise MtkdError(
+                f"Image store {self.path} cannot be finished: {error.strerror or error}. Does another process write it?"
+            ) from error
         return ImageStore(self.path)
 
     def close(self) -> None:
@@ -221,6 +234,23 @@ def write(
         writer.close()
 
 
+def missing_images(path: str | os.PathLike[str], count: int) -> list[int]:
+    """`missing()` of the half-written store of `count` images at `path` without touching it: all when there is none."""
+    partial, done = _working_paths(Path(path).expanduser())
+    marks = b""
+    with suppress(FileNotFoundError):
+        marks = done.read_bytes() if partial.exists() else b""
+    return _unmarked(marks, count)
+
+
+def _working_paths(path: Path) -> tuple[Path, Path]:
+    return path.with_name(path.name + ".partial"), path.with_name(path.name + ".partial.done")
+
+
+def _unmarked(marks: bytes, count: int) -> list[int]:
+    return [i for i, mark in enumerate(marks[:count].ljust(count, b"\0")) if not mark]
+
+
 def _offsets(sizes: Sequence[tuple[int, int]]) -> list[int]:
     offsets = [0]
     for height, width in sizes:
@@ -253,3 +283,21 @@ def _header(names: list[str], sizes: list[tuple[int, int]], facts: dict[str, Any
 def _starts_with(path: Path, header: bytes) -> bool:
     with open(path, "rb") as file:
         return file.read(len(header)) == header
+
+
+def _differences(path: Path, header: bytes) -> list[str]:
+    """In what the header of the store file `path` differs from `header`."""
+
+    def contents(text: bytes) -> dict[str, Any]:
+        found = json.loads(text)
+        metadata = found["__metadata__"]
+        images = [metadata["names"], metadata["sizes"]]
+        return {"images": images, "dtype": found["images"]["dtype"], **json.loads(metadata["facts"])}
+
+    wanted = contents(header[8:])
+    try:
+        with open(path, "rb") as file:
+            there = contents(file.read(int.from_bytes(file.read(8), "little")))
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return ["format"]
+    return [key for key in there | wanted if there.get(key) != wanted.get(key)] or ["format"]

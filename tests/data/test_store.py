@@ -128,3 +128,37 @@ def test_the_digest_follows_contents_not_the_place(tmp_path):
     assert one.digest() == two.digest()
     assert one.digest() != store.write(tmp_path / "three", NAMES, changed).digest()
     assert one.digest() != store.write(tmp_path / "four", ["a", "b", "c"], images()).digest()
+
+
+def test_what_a_half_written_store_lacks_is_told_without_touching_it(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    assert store.missing_images(tmp_path / "s", 3) == [0, 1, 2]
+    writer = StoreWriter(tmp_path / "s", NAMES, sizes, durable=True)
+    writer.put(1, images()[1])
+    assert store.missing_images(tmp_path / "s", 3) == writer.missing() == [0, 2]
+    writer.close()
+    (tmp_path / "s.partial").unlink()
+    assert store.missing_images(tmp_path / "s", 3) == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.partial.done"]
+
+
+def test_what_differs_from_a_half_written_store_is_named(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    StoreWriter(tmp_path / "s", NAMES, sizes, {"teacher": "edsr", "x8": True}).close()
+    with pytest.raises(MtkdError, match="its teacher, x8 differ"):
+        StoreWriter(tmp_path / "s", NAMES, sizes, {"teacher": "rcan"})
+    with pytest.raises(MtkdError, match="its images, dtype differ"):
+        StoreWriter(tmp_path / "s", NAMES[::-1], sizes[::-1], {"teacher": "edsr", "x8": True}, dtype="float16")
+    (tmp_path / "s.partial").write_bytes(b"\xff" * 50)
+    with pytest.raises(MtkdError, match="its format differ"):
+        StoreWriter(tmp_path / "s", NAMES, sizes)
+
+
+def test_a_store_finished_by_another_process_is_an_error_and_no_traceback(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    one, two = (StoreWriter(tmp_path / "s", NAMES, sizes) for _ in range(2))
+    for i, image in enumerate(images()):
+        one.put(i, image)
+    one.finish()
+    with pytest.raises(MtkdError, match="Does another process write it"):
+        two.finish()
