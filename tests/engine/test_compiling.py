@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from mtkd import catalog
 from mtkd.archs.edsr import EDSR
 from mtkd.engine import train as train_module
 from mtkd.engine.compiling import compile_networks
 from mtkd.engine.train import train
 from mtkd.methods.base import Frozen, tapped
 from tests.engine.runs import make_images, make_teachers, run_options
+from tests.methods.setups import batch, build
 
 
 @pytest.fixture
@@ -68,6 +70,33 @@ def test_a_network_that_cannot_be_compiled_trains_uncompiled_and_the_log_says_wh
     assert "no working compiler was found" in log
     plain, compiled = (losses(tmp_path / "experiments" / name) for name in ("plain", "compiled"))
     assert plain == compiled
+
+
+def test_a_run_through_the_real_compiler_has_the_losses_of_a_plain_one(tmp_path: Path) -> None:
+    settings = {"images": make_images(tmp_path / "images"), "train": {"total_iter": 4}}
+    for name in ("plain", "compiled"):
+        train(run_options(tmp_path, name=name, compile=name == "compiled", **settings))
+    plain, compiled = (losses(tmp_path / "experiments" / name) for name in ("plain", "compiled"))
+    for a, b in zip(plain, compiled, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", list(catalog.METHODS))
+def test_every_method_trains_with_compiled_networks(name: str, traced: list) -> None:
+    values = []
+    for compiling in (False, True):
+        method = build(name)
+        if compiling:
+            networks = [method.student, *(teacher.net for teacher in method.teachers.values())]
+            assert compile_networks(networks, lambda: None, say=lambda line: None)
+        torch.manual_seed(7)
+        out = method(batch(), 0)
+        total = sum(out.losses.values()) + sum(out.critic.values())
+        total.backward()
+        gradient = torch.cat([p.grad.flatten() for p in method.student.parameters() if p.grad is not None])
+        values.append((total.detach(), gradient))
+    torch.testing.assert_close(values[0], values[1], rtol=1e-3, atol=1e-5)
 
 
 def test_compiled_networks_give_whatever_taps_are_asked_for(traced: list) -> None:
