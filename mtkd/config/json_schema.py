@@ -78,7 +78,7 @@ def _section(model: type[Section], ignored: tuple[str, ...] = ()) -> dict[str, A
         value.pop("title", None)
     return {
         "type": "object",
-        "properties": properties | _taken_over(*ignored),
+        "properties": properties | _taken_over(*(key for key in ignored if key not in properties)),
         "required": [key for key in made.get("required", []) if key in properties],
         "additionalProperties": False,
     }

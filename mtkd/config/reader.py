@@ -386,6 +386,10 @@ class _Reader:
                 self.problem((*path, key), f"{value!r} is not supported yet; images are RGB.")
             elif key in ("mean", "std") and value is not None:
                 self.problem((*path, key), f"not supported: {TAKEN_OVER[key]}.")
+            elif key == "num_worker_per_gpu" and model is TrainSetOptions:
+                given[key] = value
+                if data.get("residence") != "disk":
+                    self.take_over((*path, key))
             elif key in TAKEN_OVER and key not in _TAKEN_OVER_ELSEWHERE:
                 self.take_over((*path, key))
             elif model is EvalSetOptions and key not in _keys(model) and key in _keys(TrainSetOptions):

@@ -26,11 +26,12 @@ from mtkd.yaml_loader import KeyPath, Problem, key_text
 FORCE = "--force_yml"
 
 TAKEN_OVER = {
-    "num_worker_per_gpu": "images are decoded once and crops are cut on the device, without loader workers",
-    "prefetch_mode": "batches are made on the device, there is nothing to prefetch",
-    "num_prefetch_queue": "batches are made on the device, there is nothing to prefetch",
-    "pin_memory": "batches are made on the device, there is nothing to pin",
-    "persistent_workers": "there are no loader workers",
+    "num_worker_per_gpu": "images are decoded once and crops are cut on the device or from memory; workers cut them "
+    "only where the images stay on the disk (`residence`)",
+    "prefetch_mode": "batches are made on the device, and ahead of it where that takes time",
+    "num_prefetch_queue": "batches are made on the device, and ahead of it where that takes time",
+    "pin_memory": "memory is pinned wherever it is copied to a GPU",
+    "persistent_workers": "workers, where there are any, live as long as the run",
     "dataset_enlarge_ratio": "a pass over the data set costs nothing to restart",
     "use_shuffle": "the order is drawn from the seed, every image once per pass",
     "io_backend": "folders are decoded once into an image store",
@@ -186,13 +187,20 @@ class _SetOptions(Section):
 
 
 class TrainSetOptions(_SetOptions):
-    """`datasets.train`. `gt_size` is the side of a gt crop; `residence` says where the decoded images stay."""
+    """`datasets.train`. `gt_size` is the side of a gt crop in pixels."""
 
     gt_size: Count
     batch_size_per_gpu: Count
     use_hflip: bool = True
     use_rot: bool = True
-    residence: Literal["auto", "device", "ram"] = "auto"
+    residence: Literal["auto", "device", "ram", "disk"] = Field(
+        default="auto",
+        description="where the decoded images stay; `disk` is for more than memory holds, and `auto` takes the first "
+        "that has room",
+    )
+    num_worker_per_gpu: Int = Field(
+        default=4, ge=0, description="processes that cut crops ahead, where the images stay on the disk; 0 is none"
+    )
 
 
 class EvalSetOptions(_SetOptions):
@@ -347,6 +355,11 @@ class ValOptions(Section):
     """name -> `type`, `better` ("higher" or "lower") and the metric's arguments."""
     tile: TileOptions | None = None
     self_ensemble: bool = False
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of the network, for images of all sizes. What cannot be compiled runs "
+        "uncompiled, and the log says so",
+    )
 
 
 class WandbOptions(Section):

@@ -156,6 +156,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
             use_rot=train_set.use_rot,
             seed=seed,
             residence=train_set.residence,
+            workers=train_set.num_worker_per_gpu,
             **place,
         )
     val_sets = {name: build_image_set(given, options.scale) for name, given in options.datasets.evaluation.items()}

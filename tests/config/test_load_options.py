@@ -14,6 +14,7 @@ from mtkd.config import (
     NetworkOptions,
     OptionError,
     TermOptions,
+    TrainSetOptions,
     check_paths,
     load_options,
     make_options,
@@ -89,6 +90,16 @@ def test_a_key_is_taken_over_only_where_basicsr_has_it(key: str) -> None:
     assert notice.startswith(f"{key} ignored: ")
     name = key.split(".")[-1]
     assert only_problem(train, {f"train.{name}": True}).key == f"train.{name}"
+
+
+def test_loader_workers_have_an_effect_only_where_images_stay_on_the_disk() -> None:
+    keys = {"datasets.train.num_worker_per_gpu": 6}
+    (notice,) = train(keys).notices
+    assert notice.startswith("datasets.train.num_worker_per_gpu ignored: ") and "`residence`" in notice
+    on_disk = train({**keys, "datasets.train.residence": "disk"})
+    assert on_disk.notices == []
+    assert isinstance(on_disk.datasets.train, TrainSetOptions) and on_disk.datasets.train.num_worker_per_gpu == 6
+    assert only_problem(train, {"datasets.train.num_worker_per_gpu": -1}).key == "datasets.train.num_worker_per_gpu"
 
 
 def test_defaults_are_what_the_schema_says() -> None:
@@ -224,7 +235,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("channels_last", "yes", "must be true or false, found 'yes'"),
         ("datasets.train.gt_size", 33, "must be a multiple of the scale 2"),
         ("datasets.train.gt_size", True, "must be a whole number"),
-        ("datasets.train.residence", "gpu", "must be 'auto', 'device' or 'ram'"),
+        ("datasets.train.residence", "gpu", "must be 'auto', 'device', 'ram' or 'disk'"),
         ("datasets.train.type", "PairedImageDatasett", "Did you mean PairedImageDataset"),
         ("datasets.train.type", 3, "must be 'PairedImageDataset'"),
         ("datasets.train.filename_tmpl", "x4", "must hold {} once"),
