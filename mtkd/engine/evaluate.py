@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,9 @@ from torch import Tensor, distributed, nn
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
+from mtkd.data.paired import PairedImages
+from mtkd.engine.compiling import compile_networks
+from mtkd.engine.overlap import Behind, ahead, staged, to_host
 from mtkd.engine.tiling import self_ensemble, tiled
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 Predict = Callable[[Tensor], Tensor]
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
+Say = Callable[[str], None]
 
 
 class ImageSet(Protocol):
@@ -74,15 +78,50 @@ def val_predict(net: nn.Module, options: Options) -> Predict:
     return partial(self_ensemble, predict) if options.val.self_ensemble else predict
 
 
-def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (H, W, 3) array -> float (1, 3, H, W) tensor in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float().div_(255)
+def compile_for_images(
+    net: nn.Module,
+    device: torch.device | str,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    say: Say,
+    *,
+    part: nn.Module | None = None,
+) -> None:
+    """Compile `net` (lq -> sr, in eval mode, on `device`) in place for images of all sizes, once.
+
+    A network that cannot be compiled is left as it was, and `say` is told why.
+
+    Args:
+        part: compile this module of `net` alone; it may outlive `net`.
+    """
+    part = net if part is None else part
+    if part._compiled_call_impl is not None:
+        return
+
+    def trial() -> None:
+        with torch.no_grad(), autocast():
+            net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
+
+    compile_networks([part], trial, dynamic=True, say=say)
+
+
+def to_tensor(image: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (H, W, 3) array or host tensor -> float (1, 3, H, W) tensor in [0, 1] on `device`, lying as channels_last.
+
+    From pinned memory (`overlap.staged`) it is copied without waiting.
+    """
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
+    return pixels.to(device, non_blocking=True).permute(2, 0, 1)[None].float().div_(255)
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """Float (1, 3, H, W) or (3, H, W) tensor -> uint8 (H, W, 3) tensor, clamped and rounded as BasicSR does."""
+    image = image[0] if image.dim() == 4 else image
+    return image.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
 def to_image(image: Tensor) -> np.ndarray:
-    """Float (1, 3, H, W) or (3, H, W) tensor -> uint8 (H, W, 3) array, clamped and rounded as BasicSR does."""
-    image = image[0] if image.dim() == 4 else image
-    return image.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    """`to_pixels` as an array."""
+    return to_pixels(image).cpu().numpy()
 
 
 @torch.no_grad()
@@ -99,36 +138,40 @@ def evaluate(
 ) -> Evaluation:
     """Measure `predict` (lq -> sr) on every image of `images`.
 
+    The next images are decoded, and earlier ones saved, while the network runs. Images of a class from outside are read
+    one by one, here: it may keep a state, or draw random numbers.
+
     Args:
         metrics: name -> function, see `build_metrics`.
         autocast: context manager for reduced precision.
-        save: called with (image name, uint8 sr image) for every image.
+        save: called with (image name, uint8 sr image) for every image, in order, from one other thread.
         progress: wraps the index iterator, for a progress bar.
 
     Raises:
-        MtkdError: sr and gt differ in size, or sr is not finite; the image is named.
+        MtkdError: sr and gt differ in size, sr is not finite, or the image does not fit into the device's memory; the
+            image is named.
     """
     names: list[str] = []
     finite: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    for index in progress(range(len(images))):
-        image = images[index]
-        lq, gt = to_tensor(image.lq, device), to_tensor(image.gt, device)
-        with autocast():
-            sr = predict(lq)
-        sr = sr.float()
-        if sr.shape != gt.shape:
-            raise MtkdError(
-                f"{dataset}/{image.name}: the network made {tuple(sr.shape[-2:])} of an lq of {tuple(lq.shape[-2:])}, "
-                f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
-            )
-        names.append(image.name)
-        # Infinite pixels would pass for white or black in the metrics, which clamp.
-        finite.append(sr.isfinite().all())
-        for name, metric in metrics.items():
-            columns[name].append(metric(sr, gt).reshape(()))
-        if save is not None:
-            save(image.name, to_image(sr))
+    with closing(_read(images, device)) as pairs, Behind(workers=1, waiting=4) as later:
+        for _, (name, staged_lq, staged_gt) in zip(progress(range(len(images))), pairs, strict=True):
+            lq, gt = to_tensor(staged_lq, device), to_tensor(staged_gt, device)
+            with autocast(), _fitting(f"{dataset}/{name}"):
+                sr = predict(lq)
+            sr = sr.float()
+            if sr.shape != gt.shape:
+                raise MtkdError(
+                    f"{dataset}/{name}: the network made {tuple(sr.shape[-2:])} of an lq of {tuple(lq.shape[-2:])}, "
+                    f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
+                )
+            names.append(name)
+            # Infinite pixels would pass for white or black in the metrics, which clamp.
+            finite.append(sr.isfinite().all())
+            for metric, function in metrics.items():
+                columns[metric].append(function(sr, gt).reshape(()))
+            if save is not None:
+                later(_save, save, name, to_host(to_pixels(sr)))
     # Read once at the end: a value per image would make the device wait for each.
     values = {name: tuple(torch.stack(column).double().cpu().tolist()) for name, column in columns.items()}
     if finite and not torch.stack(finite).all():
@@ -138,6 +181,34 @@ def evaluate(
             "fp16 values above 65504 overflow: use bf16 or fp32."
         )
     return Evaluation(dataset, tuple(names), values)
+
+
+def _read(images: ImageSet, device: torch.device | str) -> Generator[tuple[str, Tensor, Tensor], None, None]:
+    """(name, lq, gt) of every image, staged for `device`."""
+
+    def read(index: int) -> tuple[str, Tensor, Tensor]:
+        image = images[index]
+        return image.name, staged(image.lq, device), staged(image.gt, device)
+
+    source = images.images if isinstance(images, _Share) else images
+    indices = range(len(images))
+    yield from ahead(read, indices) if isinstance(source, PairedImages) else map(read, indices)
+
+
+def _save(save: Callable[[str, np.ndarray], None], name: str, pixels: Callable[[], Tensor]) -> None:
+    save(name, pixels().numpy())
+
+
+@contextmanager
+def _fitting(image: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MtkdError(
+            f"{image}: the device ran out of memory on the whole image: {str(error).splitlines()[0]} Set val.tile, for "
+            "example `tile: {tile_size: 256, tile_pad: 32}`. It is not set by itself because tiles may change numbers "
+            "a little."
+        ) from error
 
 
 def evaluate_sharded(

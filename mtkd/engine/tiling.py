@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
+from mtkd.data.residence import available_memory
+
+SMALL_IMAGE = 256 * 256
+"""lq pixels that are run at once without asking for memory, and that tiles are batched up to on a GPU."""
+SMALLEST_TILE = 16
+ALIGNMENT = 16
+"""Tiles begin at multiples of it, so that networks with windows of 8 or 16 see the windows of the whole image."""
+FREE_SHARE = 0.7
+"""Share of the free memory that a tile may take."""
+LARGEST_RUN = 16 << 30
+"""Bytes. Far above it single feature maps pass 2**31 elements, which not every kernel takes."""
 
 
 def tiled(predict: Callable[[Tensor], Tensor], lq: Tensor, *, scale: int, tile_size: int, tile_pad: int) -> Tensor:
-    """`predict(lq)` computed in tiles of `tile_size` lq pixels, each seen with `tile_pad` pixels of real context.
+    """`predict(lq)` computed in tiles of about `tile_size` lq pixels, each seen with `tile_pad` pixels of context.
 
-    Equal to `predict(lq)` when the receptive field of the network is at most `tile_pad`, and close to it otherwise.
+    Equal to `predict(lq)` when the receptive field of the network is at most `tile_pad`, and close to it otherwise. All
+    tiles have one shape, at most `tile_size + 2 * tile_pad` a side with their context. An image of that size is one
+    tile. On a GPU small tiles run in batches.
 
     Args:
         predict: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale).
@@ -21,24 +40,51 @@ def tiled(predict: Callable[[Tensor], Tensor], lq: Tensor, *, scale: int, tile_s
     """
     if tile_size < 1 or tile_pad < 0:
         raise MtkdError(f"Tiles need tile_size >= 1 and tile_pad >= 0, not {tile_size} and {tile_pad}.")
-    height, width = lq.shape[-2:]
-    if height <= tile_size and width <= tile_size:
+    number, (height, width) = len(lq), lq.shape[-2:]
+    rows, h = _windows(height, tile_size, tile_pad)
+    columns, w = _windows(width, tile_size, tile_pad)
+    if len(rows) == len(columns) == 1:
         return predict(lq)
+    windows = [(top, left) for top in rows for left in columns]
+    at_once = max(SMALL_IMAGE // (h * w * number), 1) if lq.is_cuda else 1
+    row_cuts, column_cuts = _cuts(rows, h, height), _cuts(columns, w, width)
     sr: Tensor | None = None
-    for top in range(0, height, tile_size):
-        for left in range(0, width, tile_size):
-            bottom, right = min(top + tile_size, height), min(left + tile_size, width)
-            y0, x0 = max(top - tile_pad, 0), max(left - tile_pad, 0)
-            y1, x1 = min(bottom + tile_pad, height), min(right + tile_pad, width)
-            piece = predict(lq[..., y0:y1, x0:x1])
-            if sr is None:
-                sr = piece.new_empty((*lq.shape[:-3], piece.shape[-3], height * scale, width * scale))
-            inner_y, inner_x = (top - y0) * scale, (left - x0) * scale
-            sr[..., top * scale : bottom * scale, left * scale : right * scale] = piece[
-                ..., inner_y : inner_y + (bottom - top) * scale, inner_x : inner_x + (right - left) * scale
+    for first in range(0, len(windows), at_once):
+        batch = windows[first : first + at_once]
+        pieces = predict(torch.cat([lq[..., top : top + h, left : left + w] for top, left in batch]))
+        if sr is None:
+            sr = pieces.new_empty((number, pieces.shape[1], height * scale, width * scale))
+        for (top, left), piece in zip(batch, pieces.split(number), strict=True):
+            (y0, y1), (x0, x1) = row_cuts[top], column_cuts[left]
+            sr[..., y0 * scale : y1 * scale, x0 * scale : x1 * scale] = piece[
+                ..., (y0 - top) * scale : (y1 - top) * scale, (x0 - left) * scale : (x1 - left) * scale
             ]
     assert sr is not None
     return sr
+
+
+def _windows(length: int, tile: int, pad: int) -> tuple[list[int], int]:
+    """Starts and common length of the windows that cover `length`; neighbours share at least 2 * `pad`."""
+    limit = tile + 2 * pad
+    if length <= limit:
+        return [0], length
+    align = ALIGNMENT if tile >= 4 * ALIGNMENT else 1
+    # The last window ends with the image and starts aligned as well.
+    window = limit - (limit - length) % align
+    count = 1 + math.ceil((length - window) / ((window - 2 * pad) // align * align))
+
+    def largest_step(window: int) -> int:
+        return math.ceil((length - window) // align / (count - 1)) * align
+
+    while largest_step(window - align) <= window - align - 2 * pad:
+        window -= align
+    return [i * ((length - window) // align) // (count - 1) * align for i in range(count)], window
+
+
+def _cuts(starts: list[int], window: int, length: int) -> dict[int, tuple[int, int]]:
+    """Start of each window -> the pixels that are taken from it: up to the middle of what it shares with neighbours."""
+    middles = [(b + a + window) // 2 for a, b in zip(starts, starts[1:], strict=False)]
+    return {start: cut for start, *cut in zip(starts, [0, *middles], [*middles, length], strict=True)}  # pyright: ignore[reportReturnType]
 
 
 def self_ensemble(predict: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
@@ -52,3 +98,148 @@ def self_ensemble(predict: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
             total = sr if total is None else total + sr
     assert total is not None
     return total / 8
+
+
+class FittingTiles:
+    """`net` on whole images where they fit into the free memory of their device, and in the largest tiles that do else.
+
+    When a GPU still runs out of memory, tiles are halved, from then on; `say` is told.
+
+    Args:
+        net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of the images to come.
+        tile_size: lq pixels of a tile; None for `tile_size` of each image.
+        tile_pad: lq pixels of context on each side of a tile.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        scale: int,
+        tile_size: int | None = None,
+        tile_pad: int = 32,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.net, self.scale, self.tile_pad, self.say = net, scale, tile_pad, say
+        self._given = tile_size
+        self._most: int | None = None
+
+    def __call__(self, lq: Tensor) -> Tensor:
+        size = self._given
+        if size is None:
+            size = tile_size(self.net, lq, scale=self.scale, tile_pad=self.tile_pad)
+        if self._most is not None:
+            size = min(size or self._most, self._most)
+        while True:
+            try:
+                if size is None:
+                    return self.net(lq)
+                return tiled(self.net, lq, scale=self.scale, tile_size=size, tile_pad=self.tile_pad)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+            # Outside the handler, where the tensors of the failed call are no longer held by its traceback.
+            torch.cuda.empty_cache()
+            size = self._most = (size or max(lq.shape[-2:])) // 2
+            if size < SMALLEST_TILE:
+                raise MtkdError(f"Not even a tile of {2 * size} lq pixels fits into the device's memory: {reason}")
+            self.say(f"The device ran out of memory; going on in tiles of {size} lq pixels.")
+
+
+@torch.no_grad()
+def tile_size(net: nn.Module, lq: Tensor, *, scale: int, tile_pad: int = 32) -> int | None:
+    """The largest tile of `lq` whose run fits into the free memory of its device, or None when the whole image does.
+
+    The memory of a run is proportional to the pixels; a small run measures the factor, once for each network. The tile
+    is meant for `tiled`, with the same `tile_pad`. No answer is kept: free memory changes from image to image.
+
+    Args:
+        net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of `lq`.
+        lq: (N, 3, H, W) as `net` will get it, under the autocast it will get it under.
+
+    Raises:
+        MtkdError: not even the smallest tile fits.
+    """
+    number, channels, height, width = lq.shape
+    if number * height * width <= SMALL_IMAGE:
+        return None
+    per_pixel = number * _bytes_per_pixel(net, lq)
+    free = FREE_SHARE * free_memory(lq.device)
+    if height * width * per_pixel <= min(free, LARGEST_RUN):
+        return None
+    # The tiles are put together beside the run.
+    free -= number * channels * height * width * scale**2 * 4
+    size = math.isqrt(max(int(min(free, LARGEST_RUN) / per_pixel), 0)) - 2 * tile_pad
+    if size < SMALLEST_TILE:
+        smallest = (SMALLEST_TILE + 2 * tile_pad) ** 2 * per_pixel
+        raise MtkdError(
+            f"{type(net).__name__} takes {per_pixel / 1024:.0f} KiB for every lq pixel: the smallest tile needs "
+            f"{smallest / 2**20:.0f} MiB beside the {height * scale}x{width * scale} result, and too little memory is "
+            f"free on {lq.device}. Free some, or cut the image."
+        )
+    return size
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still get on `device`; for a CPU, of main memory."""
+    if device.type != "cuda":
+        return available_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+_COSTS: WeakKeyDictionary[nn.Module, dict[Any, float]] = WeakKeyDictionary()
+
+
+def _bytes_per_pixel(net: nn.Module, lq: Tensor) -> float:
+    """Memory that a run of `net` takes at its peak for each lq pixel of one image."""
+    setting = (lq.device, lq.dtype, torch.is_autocast_enabled(lq.device.type))
+    known = _COSTS.setdefault(net, {})
+    if setting not in known:
+        on_gpu = lq.device.type == "cuda"
+        side = 128 if on_gpu else 32
+        probe = torch.rand((1, lq.shape[1], side, side), device=lq.device, dtype=lq.dtype)
+        # Not net(): what was compiled cannot be watched, and takes no more.
+        known[setting] = (_peak_on_gpu if on_gpu else _peak_on_cpu)(net.forward, probe) / side**2
+    return known[setting]
+
+
+def _peak_on_gpu(run: Callable[[Tensor], Tensor], probe: Tensor) -> int:
+    run(probe)  # what libraries allocate once
+    before = torch.cuda.memory_allocated(probe.device)
+    torch.cuda.reset_peak_memory_stats(probe.device)
+    run(probe)
+    return torch.cuda.max_memory_allocated(probe.device) - before
+
+
+def _peak_on_cpu(run: Callable[[Tensor], Tensor], probe: Tensor) -> int:
+    with _LiveTensors() as live:
+        run(probe)
+    # Kernels copy tensors into layouts of their own: up to 1.25 times the tensors were measured in fp32, and 4.3 times
+    # where a CPU without bf16 instructions unfolds its convolutions.
+    return int(live.peak * (5 if torch.is_autocast_enabled("cpu") else 1.5))
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Bytes of the tensors made inside the block that live at once, `peak` at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._known:
+                self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._known.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

@@ -1,11 +1,13 @@
-"""Numbers of tables, against BasicSR; tiles; self-ensemble; upscaled files."""
+"""Numbers of tables, against BasicSR, and how images come and go."""
 
 from __future__ import annotations
 
 import csv
 import json
-from functools import partial
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,8 @@ import torch
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.archs.edsr import EDSR
 from mtkd.contracts import MtkdError
-from mtkd.data.images import read_image, write_image
 from mtkd.data.paired import PairedImages
-from mtkd.engine.evaluate import build_metrics, evaluate, to_image, to_tensor, write_results
-from mtkd.engine.tiling import self_ensemble, tiled
-from mtkd.engine.upscale import upscale
+from mtkd.engine.evaluate import build_metrics, compile_for_images, evaluate, to_image, to_tensor, write_results
 from tests.engine.runs import make_images
 from tests.helpers import photo
 
@@ -80,48 +79,96 @@ def test_results_are_written_per_image_and_as_means(tmp_path: Path) -> None:
     assert saved["results"][0]["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
 
 
-@pytest.mark.parametrize("size", [(20, 33), (7, 5), (16, 16)])
-def test_tiles_equal_the_whole_image_when_the_context_suffices(size: tuple[int, int]) -> None:
-    # Six 3x3 convolutions at lq size or finer see at most six lq pixels around.
-    net, lq = small_net().double(), torch.rand(1, 3, *size, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(tiled(net, lq, scale=2, tile_size=6, tile_pad=6), net(lq))
+class Plain:
+    """Images that nobody may read ahead."""
+
+    def __init__(self, images: PairedImages) -> None:
+        self.set = images
+
+    def __len__(self) -> int:
+        return len(self.set)
+
+    def __getitem__(self, index: int) -> Any:
+        assert threading.current_thread() is threading.main_thread()
+        return self.set[index]
 
 
-def test_self_ensemble_undoes_every_turn() -> None:
-    lq = torch.rand(1, 3, 5, 8, dtype=torch.float64)
-    nearest = partial(torch.nn.functional.interpolate, scale_factor=2)
-    torch.testing.assert_close(self_ensemble(nearest, lq), nearest(lq))
-    net = small_net().double()
-    with torch.no_grad():
-        turned = self_ensemble(net, lq.flip(-1)).flip(-1)
-        torch.testing.assert_close(self_ensemble(net, lq), turned)
-
-
-def test_upscale_writes_images_and_never_replaces_them(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    for name in ("coffee", "rocket"):
-        write_image(source / f"{name}.png", photo(name, (24, 31)))
+def test_reading_ahead_changes_no_number_and_no_order(tmp_path: Path) -> None:
+    images = PairedImages(dataroot_gt=make_images(tmp_path / "gt"), scale=2)
     net = small_net()
-    assert upscale(net, source, tmp_path / "out") == 2
-    written = read_image(tmp_path / "out/coffee.png")
-    with torch.no_grad():
-        expected = to_image(net(to_tensor(photo("coffee", (24, 31)))))
-    assert np.array_equal(written, expected)
-    with pytest.raises(MtkdError, match="--overwrite"):
-        upscale(net, source, tmp_path / "out")
-    assert upscale(net, source / "coffee.png", tmp_path / "one.png", tile_size=16, tile_pad=8) == 1
-    assert np.abs(read_image(tmp_path / "one.png").astype(int) - expected.astype(int)).max() <= 1
+    results, saved = [], []
+    for image_set in (images, Plain(images)):
+        shots: list[tuple[str, np.ndarray]] = []
+        results.append(
+            evaluate(
+                net,
+                image_set,
+                build_metrics(METRICS),
+                dataset="photos",
+                save=lambda name, image, shots=shots: shots.append((name, image)),
+            )
+        )
+        saved.append(shots)
+    assert results[0] == results[1]
+    assert [name for name, _ in saved[0]] == list(images.names)
+    for index, (one, other) in enumerate(zip(*saved, strict=True)):
+        assert one[0] == other[0] and np.array_equal(one[1], other[1])
+        with torch.no_grad():
+            assert np.array_equal(one[1], to_image(net(to_tensor(images[index].lq))))
 
 
-def test_upscale_refuses_two_images_that_would_become_one(tmp_path: Path) -> None:
-    for suffix in ("png", "bmp"):
-        write_image(tmp_path / f"in.{suffix}", photo("coffee", (8, 8)))
-    with pytest.raises(MtkdError, match="both become"):
-        upscale(small_net(), tmp_path, tmp_path / "out")
+def test_a_save_that_fails_ends_the_evaluation(tmp_path: Path) -> None:
+    images = PairedImages(dataroot_gt=make_images(tmp_path / "gt"), scale=2)
+
+    def save(name: str, image: np.ndarray) -> None:
+        raise MtkdError(f"no room for {name}")
+
+    with pytest.raises(MtkdError, match="no room for astronaut"):
+        evaluate(small_net(), images, {}, dataset="photos", save=save)
 
 
-def test_upscale_with_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(MtkdError, match="nowhere"):
-        upscale(small_net(), tmp_path / "nowhere", tmp_path / "out")
+def test_images_too_large_for_the_device_ask_for_tiles(tmp_path: Path) -> None:
+    images = PairedImages(dataroot_gt=make_images(tmp_path / "gt"), scale=2)
+
+    def predict(lq: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
+
+    with pytest.raises(MtkdError, match="photos/astronaut.*80 GiB.*val.tile"):
+        evaluate(predict, images, build_metrics(METRICS), dataset="photos")
+
+
+def test_images_lie_as_channels_last() -> None:
+    lq = to_tensor(photo("coffee", (6, 9)))
+    assert lq.shape == (1, 3, 6, 9) and lq.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(to_image(lq), photo("coffee", (6, 9)))
+
+
+def test_a_network_that_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uncompilable(torch.nn.Module):
+        def compile(self, **settings: Any) -> None:
+            assert settings["dynamic"] is True
+            raise RuntimeError("no compiler found")
+
+        def forward(self, lq: torch.Tensor) -> torch.Tensor:
+            return lq
+
+    said: list[str] = []
+    net = Uncompilable()
+    compile_for_images(net, "cpu", nullcontext, said.append)
+    assert len(said) == 1 and "no compiler found" in said[0]
+    assert net(torch.ones(1)) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_evaluation_on_a_gpu_equals_the_cpus(tmp_path: Path) -> None:
+    images = PairedImages(dataroot_gt=make_images(tmp_path / "gt"), scale=2)
+    shots: list[dict[str, np.ndarray]] = [{}, {}]
+    net = small_net()
+    results = [
+        evaluate(net.to(device), images, build_metrics(METRICS), dataset="p", device=device, save=shot.__setitem__)
+        for device, shot in zip(("cpu", "cuda"), shots, strict=True)
+    ]
+    for metric in METRICS:
+        assert results[1].values[metric] == pytest.approx(results[0].values[metric], abs=1e-3)
+    for name in images.names:
+        assert np.abs(shots[0][name].astype(int) - shots[1][name].astype(int)).max() <= 1

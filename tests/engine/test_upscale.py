@@ -1,0 +1,161 @@
+"""Upscaled files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtkd.archs.edsr import EDSR
+from mtkd.contracts import MtkdError
+from mtkd.data.images import read_image, write_image
+from mtkd.engine.evaluate import to_image, to_tensor
+from mtkd.engine.tiling import self_ensemble
+from mtkd.engine.upscale import upscale
+from tests.helpers import photo
+
+
+def small_net() -> EDSR:
+    torch.manual_seed(0)
+    return EDSR(num_feat=4, num_block=1, upscale=2).eval().to(memory_format=torch.channels_last)
+
+
+def write_photos(folder: Path, count: int) -> dict[str, np.ndarray]:
+    photos = {}
+    for number in range(count):
+        name = ("coffee", "rocket", "astronaut", "chelsea")[number % 4]
+        photos[f"{number:02d}"] = photo(name, (10 + number, 30 - number))
+        write_image(folder / f"{number:02d}.png", photos[f"{number:02d}"])
+    return photos
+
+
+def test_every_image_of_a_folder_becomes_the_file_of_its_name(tmp_path: Path) -> None:
+    photos, net = write_photos(tmp_path / "in", 15), small_net()
+    assert upscale(net, tmp_path / "in", tmp_path / "out") == 15
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.png" for name in photos]
+    for name, image in photos.items():
+        with torch.no_grad():
+            expected = to_image(net(to_tensor(image)))
+        assert np.array_equal(read_image(tmp_path / f"out/{name}.png"), expected)
+
+
+def test_images_are_never_replaced_unasked(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 2)
+    net = small_net()
+    upscale(net, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(MtkdError, match="--overwrite.*--skip_existing"):
+        upscale(net, tmp_path / "in", tmp_path / "out")
+    before = (tmp_path / "out/00.png").read_bytes()
+    write_image(tmp_path / "out/00.png", photo("coffee", (4, 4)))
+    assert upscale(net, tmp_path / "in", tmp_path / "out", overwrite=True) == 2
+    assert (tmp_path / "out/00.png").read_bytes() == before
+
+
+def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 3)
+    net, said = small_net(), []
+    upscale(net, tmp_path / "in/01.png", tmp_path / "out/01.png")
+    write_image(tmp_path / "out/01.png", photo("coffee", (4, 4)))
+    assert upscale(net, tmp_path / "in", tmp_path / "out", skip_existing=True, say=said.append) == 2
+    assert read_image(tmp_path / "out/01.png").shape == (4, 4, 3) and said == [f"1 image exists in {tmp_path / 'out'}."]
+    assert upscale(net, tmp_path / "in", tmp_path / "out", skip_existing=True, say=said.append) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_a_broken_image_is_named_and_those_before_it_are_written(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 9)
+    whole = (tmp_path / "in/06.png").read_bytes()
+    (tmp_path / "in/06.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MtkdError, match="06.png cannot be decoded"):
+        upscale(small_net(), tmp_path / "in", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n:02d}.png" for n in range(6)]
+
+
+class Broken(nn.Module):
+    scale = 2
+
+    def __init__(self, broken: int, how: Any) -> None:
+        super().__init__()
+        self.calls, self.broken, self.how = 0, broken, how
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self.calls += 1
+        return self.how(lq) if self.calls == self.broken else nn.functional.interpolate(lq, scale_factor=2)
+
+
+def test_an_image_that_the_network_fails_on_is_named(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 6)
+
+    def fail(lq: Tensor) -> Tensor:
+        raise RuntimeError("padding is too large")
+
+    with pytest.raises(MtkdError, match="02.png: the network failed on this image: padding is too large"):
+        upscale(Broken(3, fail), tmp_path / "in", tmp_path / "failed")
+    assert {path.name for path in (tmp_path / "failed").iterdir()} == {"00.png", "01.png"}
+    with pytest.raises(MtkdError, match="02.png: the network's output is not finite"):
+        upscale(Broken(3, lambda lq: lq / 0), tmp_path / "in", tmp_path / "infinite")
+    assert not (tmp_path / "infinite/02.png").exists()
+
+
+def test_tiles_and_self_ensemble_of_one_image(tmp_path: Path) -> None:
+    image, net = photo("coffee", (24, 31)), small_net()
+    write_image(tmp_path / "in.png", image)
+    assert upscale(net, tmp_path / "in.png", tmp_path / "tiles.png", tile_size=16, tile_pad=8) == 1
+    with torch.no_grad():
+        expected = to_image(net(to_tensor(image)))
+    assert np.abs(read_image(tmp_path / "tiles.png").astype(int) - expected.astype(int)).max() <= 1
+    upscale(net, tmp_path / "in.png", tmp_path / "x8.png", x8=True)
+    with torch.no_grad():
+        expected = to_image(self_ensemble(net, to_tensor(image)))
+    assert np.array_equal(read_image(tmp_path / "x8.png"), expected)
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "in", 2)
+    net, said = small_net(), []
+
+    def no_compiler(**settings: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(net, "compile", no_compiler)
+    assert upscale(net, tmp_path / "in", tmp_path / "out", compile=True, say=said.append) == 2
+    assert len(said) == 1 and "no C++ compiler" in said[0]
+
+
+def test_two_images_that_would_become_one_are_refused(tmp_path: Path) -> None:
+    for suffix in ("png", "bmp"):
+        write_image(tmp_path / f"in.{suffix}", photo("coffee", (8, 8)))
+    with pytest.raises(MtkdError, match="both become"):
+        upscale(small_net(), tmp_path, tmp_path / "out")
+
+
+def test_an_image_never_replaces_itself(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 1)
+    before = (tmp_path / "in/00.png").read_bytes()
+    for source in (tmp_path / "in", tmp_path / "in/00.png"):
+        for settings in ({"overwrite": True}, {"skip_existing": True}):
+            with pytest.raises(MtkdError, match="its own enlargement"):
+                upscale(small_net(), source, tmp_path / "in", **settings)
+    assert (tmp_path / "in/00.png").read_bytes() == before
+
+
+def test_nothing_to_read_and_nowhere_to_write(tmp_path: Path) -> None:
+    with pytest.raises(MtkdError, match="nowhere"):
+        upscale(small_net(), tmp_path / "nowhere", tmp_path / "out")
+    write_photos(tmp_path / "in", 1)
+    with pytest.raises(MtkdError, match="out is neither a folder nor an image's name"):
+        upscale(small_net(), tmp_path / "in/00.png", tmp_path / "out")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_writes_what_the_cpu_does(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "in", 15)
+    for device in ("cpu", "cuda"):
+        upscale(small_net(), tmp_path / "in", tmp_path / device, device=device)
+    for name in photos:
+        ours, theirs = (read_image(tmp_path / f"{device}/{name}.png").astype(int) for device in ("cpu", "cuda"))
+        assert np.abs(ours - theirs).max() <= 1
