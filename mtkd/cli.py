@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,19 @@ def parser() -> argparse.ArgumentParser:
     source = upscale.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help="a checkpoint written by mtkd, or zoo:NAME")
     source.add_argument("-opt", metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g")
-    upscale.add_argument("--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: when large)")
-    upscale.add_argument("--tile_pad", type=int, default=16, metavar="N", help="context around each tile (16)")
+    upscale.add_argument(
+        "--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: as large as memory allows)"
+    )
+    upscale.add_argument("--tile_pad", type=int, default=32, metavar="N", help="context around each tile (32)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    upscale.add_argument("--compile", action="store_true", help="torch.compile the network: for many images")
     upscale.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
-    upscale.add_argument("--overwrite", action="store_true", help="replace images that exist in OUT")
+    existing = upscale.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace images that exist in OUT")
+    existing.add_argument(
+        "--skip_existing", action="store_true", help="leave images that exist in OUT: goes on where a run was stopped"
+    )
     _changes(upscale)
     upscale.set_defaults(run=_upscale)
 
@@ -114,11 +122,36 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "teach",
         "run the teachers once over the training images, into the option file's target_store",
-        "mtkd teach -opt options/train/MTKD/stage2_edsr_m_x4.yml --force_yml target_store=targets_x4",
+        """mtkd teach -opt X.yml --dry_run                # how much disk and time it takes; writes nothing
+  mtkd teach -opt X.yml                          # everything here; after an interruption it goes on
+  mtkd train -opt X.yml                          # the student, at the price of training it alone
+
+X.yml names the store (target_store: targets_x4), or --force_yml target_store=targets_x4 does. Shared over jobs, each
+on any machine that sees the same images and weights:
+  mtkd teach -opt X.yml --shard 1/16             # ... to 16/16, in any order or all at once
+  mtkd teach -opt X.yml --merge                  # bring targets_x4.shard-* together first; runs no network
+Shared over the GPUs of a machine:
+  torchrun --nproc_per_node 8 -m mtkd teach -opt X.yml --launcher pytorch
+  mtkd teach -opt X.yml --merge""",
     )
     _option_file(teach)
+    teach.add_argument("--dry_run", action="store_true", help="say what it takes, time the teachers on one crop, end")
+    teach.add_argument("--shard", metavar="K/N", help="make share K of N alone, in a file of its own")
+    teach.add_argument("--merge", action="store_true", help="make the store of its finished shards")
     teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
-    teach.add_argument("--tile", type=int, metavar="N", help="run in tiles of N lq pixels")
+    teach.add_argument(
+        "--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: whole, or what fits into memory)"
+    )
+    teach.add_argument("--tile_pad", type=int, default=32, metavar="N", help="context around each tile (32)")
+    teach.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the option file's")
+    teach.add_argument(
+        "--dtype",
+        choices=("uint8", "float16"),
+        default="uint8",
+        help="float16 keeps what 8 bits round away, unclamped, in twice the space (uint8)",
+    )
+    teach.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    _launcher(teach)
     teach.set_defaults(run=_teach)
 
     demo = _command(
@@ -181,7 +214,7 @@ def _launcher(command: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("none", "pytorch", "slurm"),
         default="none",
-        help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd train ... --launcher pytorch`",
+        help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`",
     )
     command.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
 
@@ -280,6 +313,7 @@ def _upscale(args: argparse.Namespace) -> int:
         from mtkd import zoo
 
         net = zoo.build(args.weights)
+    began = time.perf_counter()
     count = upscale(
         net,
         args.input,
@@ -288,10 +322,16 @@ def _upscale(args: argparse.Namespace) -> int:
         tile_pad=args.tile_pad,
         x8=args.x8,
         precision=args.precision,
+        compile=args.compile,
         device=args.device,
         overwrite=args.overwrite,
+        skip_existing=args.skip_existing,
     )
-    print(f"{count} {'image' if count == 1 else 'images'} upscaled x{net.scale} into {args.output}")
+    seconds = time.perf_counter() - began
+    print(
+        f"{count} {'image' if count == 1 else 'images'} upscaled x{net.scale} into {args.output} in {seconds:.1f} s "
+        f"({count / seconds:.2f} images/s)"
+    )
     return 0
 
 
@@ -300,11 +340,34 @@ def _teach(args: argparse.Namespace) -> int:
 
     options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
-        raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FOLDER.")
-    from mtkd.engine.teach import teach
+        raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
+    from mtkd.engine import teach
 
-    teach(options, Path(options.target_store).expanduser(), ensemble_x8=args.x8, tile_size=args.tile)
-    print(f"Targets are in {options.target_store}. Train with `mtkd train -opt {args.opt}`.")
+    path = Path(options.target_store).expanduser()
+    if args.merge:
+        if args.shard or args.dry_run or args.launcher != "none":
+            raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
+        teach.merge(options, path)
+        print(f"Targets are in {path}. Train with `mtkd train -opt {args.opt}`.")
+        return 0
+    shard, device = teach.Shard.parse(args.shard) if args.shard else teach.WHOLE, args.device
+    if args.launcher != "none":
+        if args.shard or args.device:
+            raise MtkdError("With --launcher each process takes its rank's shard and device; leave out those options.")
+        shard, device = teach.launched(args.launcher, options)
+    elif "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise MtkdError("torchrun started several processes, and this one was not told: add `--launcher pytorch`.")
+    recipe = teach.Recipe(
+        x8=args.x8, tile_size=args.tile, tile_pad=args.tile_pad, precision=args.precision, dtype=args.dtype
+    )
+    if args.dry_run:
+        teach.dry_run(options, path, recipe, shard=shard, device=device)
+        return 0
+    store = teach.teach(options, path, recipe, shard=shard, device=device)
+    if shard.count > 1:
+        print(f"Shard {shard} is in {store.path}. When all are there: `mtkd teach -opt {args.opt} --merge`.")
+    else:
+        print(f"Targets are in {store.path}. Train with `mtkd train -opt {args.opt}`.")
     return 0
 
 
@@ -313,6 +376,13 @@ def _demo(args: argparse.Namespace) -> int:
 
     demo(args.out, quick=args.quick)
     return 0
+
+
+_TEACHERS = {
+    "none": "none",
+    "image": "one image per lq; trains from a target_store",
+    "network": "run on line, frozen",
+}
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -329,6 +399,7 @@ def _list(args: argparse.Namespace) -> int:
         if kind == "method":
             if found.paper:
                 print(f"    from {found.paper}")
+            print(f"    teachers: {_TEACHERS[found.teacher_use]}")
             for term, about in found.terms.items():
                 weight = "off by default" if about.weight is None else f"weight {about.weight:g}"
                 criterion = f", {about.loss}" if about.loss else ""

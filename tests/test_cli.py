@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkd import zoo
+from mtkd import catalog, zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.cli import main
 from mtkd.config import resolved_yaml
@@ -106,6 +106,21 @@ def test_list_names_everything(what: str, capsys: pytest.CaptureFixture[str]) ->
     assert {"archs": "SwinIR", "methods": "train.target_opt", "losses": "WaveletLoss", "metrics": "calculate_ssim"}.get(
         what, "PairedImageDataset"
     ) in out
+
+
+def test_list_says_which_methods_train_from_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods"]) == 0
+    found: dict[str, str] = {}
+    name = ""
+    for line in capsys.readouterr().out.splitlines():
+        name = name if line.startswith(" ") else line.partition(":")[0]
+        if line.startswith("    teachers: "):
+            found[name] = line.removeprefix("    teachers: ")
+    assert sorted(found) == sorted(catalog.names("method"))
+    stored = "one image per lq; trains from a target_store"
+    assert [name for name, use in found.items() if use == stored] == ["OutputKD", "MTKD"]
+    assert found["FAKD"] == found["MTKDFusion"] == "run on line, frozen"
+    assert found["SRModel"] == found["CSD"] == "none"
 
 
 def test_a_training_file_is_not_tested_with_its_start_weights(
