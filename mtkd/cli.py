@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     upscale.add_argument("--tile_pad", type=int, default=32, metavar="N", help="context around each tile (32)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    upscale.add_argument("--compile", action="store_true", help="torch.compile the network: for many images")
+    upscale.add_argument("--compile", action="store_true", help="torch.compile the network; on a CPU it may be slower")
     upscale.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     existing = upscale.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace images that exist in OUT")
@@ -306,12 +306,19 @@ def _upscale(args: argparse.Namespace) -> int:
 
     if args.opt:
         from mtkd.config import load_options
+        from mtkd.engine.build import set_backends
         from mtkd.engine.report import output_network
 
-        net = output_network(load_options(args.opt, force=args.force_yml, kind="test"))
+        options = load_options(args.opt, force=args.force_yml, kind="test")
+        set_backends(options)
+        net = output_network(options)
     else:
+        import torch
+
         from mtkd import zoo
 
+        # As option files have it by default; convolutions have it from torch.
+        torch.backends.cuda.matmul.allow_tf32 = True
         net = zoo.build(args.weights)
     began = time.perf_counter()
     count = upscale(

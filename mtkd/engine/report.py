@@ -15,7 +15,15 @@ from mtkd import catalog
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.engine import build
-from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, save_to, val_predict, write_results
+from mtkd.engine.evaluate import (
+    Evaluation,
+    build_metrics,
+    compile_for_images,
+    evaluate,
+    save_to,
+    val_predict,
+    write_results,
+)
 from mtkd.engine.log import environment
 from mtkd.engine.session import build_image_set
 from mtkd.methods.base import Method
@@ -39,7 +47,9 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     build.set_backends(options)
     net = output_network(options)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
-    net.to(device)
+    net.to(device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
+    if options.val.compile:
+        compile_for_images(net, device, partial(autocast, options.precision, device), print)
     folder = free_folder(Path(options.path.results_root) / options.name)
     rows: list[Evaluation] = []
     for name, image_set in images.items():

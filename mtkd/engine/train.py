@@ -23,7 +23,7 @@ from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
 from mtkd.engine.compiling import compile_networks
-from mtkd.engine.evaluate import evaluate_sharded, save_to, val_predict
+from mtkd.engine.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
 from mtkd.engine.session import Session, describe, prepare, save, save_deployable, save_weights
 from mtkd.engine.trace import LossTrace
 
@@ -215,9 +215,12 @@ def _validate(session: Session, done: int) -> None:
     """Measure every validation set, each rank a share of its images; all ranks know the results."""
     options, fabric = session.options, session.fabric
     # Images come in many sizes, and a network compiled for training patches would be compiled anew for each.
-    stance = "force_eager" if options.compile else "default"
+    stance = "force_eager" if options.compile and not options.val.compile else "default"
     student = session.ema.net if session.ema is not None else session.method.student
     net = session.method.predictor(student).eval()
+    if options.val.compile:
+        part = student if student in net.modules() else net
+        compile_for_images(net, fabric.device, fabric.autocast, session.log.say, part=part)
     for name, images in session.val_sets.items():
         save = partial(_save_visualization, session, done) if options.val.save_img else None
         with torch.compiler.set_stance(stance):

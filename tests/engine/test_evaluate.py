@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import torch
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.archs.edsr import EDSR
+from mtkd.config import EvalSetOptions, make_options
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
+from mtkd.engine import report
 from mtkd.engine.evaluate import build_metrics, compile_for_images, evaluate, to_image, to_tensor, write_results
-from tests.engine.runs import make_images
+from mtkd.engine.train import train
+from tests.engine.runs import make_images, run_options
 from tests.helpers import photo
 
 METRICS = {
@@ -157,6 +161,64 @@ def test_a_network_that_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypat
     compile_for_images(net, "cpu", nullcontext, said.append)
     assert len(said) == 1 and "no compiler found" in said[0]
     assert net(torch.ones(1)) == 1
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_validation_compiles_its_network_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def compile_networks(networks: list[torch.nn.Module], trial: Callable[[], object], **settings: Any) -> None:
+        trial()
+        compiled.extend(networks)
+        for net in networks:
+            net._compiled_call_impl = net._call_impl
+
+    monkeypatch.setattr("mtkd.engine.evaluate.compile_networks", compile_networks)
+    gt = make_images(tmp_path / "gt")
+    options = run_options(
+        tmp_path,
+        train={"total_iter": 4, "ema_decay": ema_decay},
+        val={"val_freq": 2, "compile": True, "metrics": METRICS},
+    )
+    options = options.model_copy(
+        update={
+            "datasets": options.datasets.model_copy(
+                update={"evaluation": {"val": EvalSetOptions(name="p", type="PairedImageDataset", dataroot_gt=str(gt))}}
+            )
+        }
+    )
+    train(options)
+    assert [type(net) for net in compiled] == [EDSR]
+
+
+def test_testing_runs_the_network_in_channels_last_and_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(
+        "mtkd.engine.evaluate.compile_networks", lambda networks, trial, **settings: compiled.extend(networks)
+    )
+    network = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": 2}
+    torch.save({"params": small_net().state_dict()}, tmp_path / "net.pth")
+    gt = make_images(tmp_path / "gt")
+    options = make_options(
+        {
+            "name": "tiny",
+            "scale": 2,
+            "num_gpu": 0,
+            "datasets": {"test_1": {"name": "p", "type": "PairedImageDataset", "dataroot_gt": str(gt)}},
+            "network_g": network,
+            "path": {"pretrain_network_g": str(tmp_path / "net.pth"), "results_root": str(tmp_path / "results")},
+            "val": {"compile": True, "metrics": METRICS},
+        }
+    )
+    (row,) = report.test(options)
+    (net,) = compiled
+    assert net.conv_after_body.weight.is_contiguous(memory_format=torch.channels_last)
+    direct = evaluate(small_net(), PairedImages(dataroot_gt=gt, scale=2), build_metrics(METRICS), dataset="p")
+    assert row.values["psnr"] == pytest.approx(direct.values["psnr"], abs=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtkd import zoo
 from mtkd.archs.edsr import EDSR
+from mtkd.cli import main
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
 from mtkd.engine.evaluate import to_image, to_tensor
@@ -149,6 +152,26 @@ def test_nothing_to_read_and_nowhere_to_write(tmp_path: Path) -> None:
     write_photos(tmp_path / "in", 1)
     with pytest.raises(MtkdError, match="out is neither a folder nor an image's name"):
         upscale(small_net(), tmp_path / "in/00.png", tmp_path / "out")
+
+
+def test_the_command_goes_on_and_says_how_fast_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "in", 3)
+    arguments = {"num_feat": 4, "num_block": 1, "upscale": 2}
+    zoo.write_safetensors(
+        tmp_path / "net.safetensors", EDSR(**arguments).state_dict(), {"arch": {"type": "EDSR", "args": arguments}}
+    )
+    command = ["upscale", str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(tmp_path / "net.safetensors")]
+    assert main([*command, "--tile", "8", "--tile_pad", "6"]) == 0
+    assert re.search(r"3 images upscaled x2 into .*out in [\d.]+ s \([\d.]+ images/s\)", capsys.readouterr().out)
+    (tmp_path / "out/02.png").unlink()
+    assert main(command) == 1
+    assert "--skip_existing" in capsys.readouterr().err
+    assert main([*command, "--skip_existing"]) == 0
+    assert "1 image upscaled" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, "--skip_existing", "--overwrite"])
+    assert main([*command, "--overwrite", "--tile", "0"]) == 1
+    assert "tile_size >= 1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
