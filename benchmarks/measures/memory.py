@@ -42,9 +42,13 @@ def of_processes() -> float:
     pids = [os.getpid()]
     for task in Path("/proc/self/task").iterdir():
         pids += [int(pid) for pid in (task / "children").read_text().split()]
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                total += int(line.split()[1]) * 1024
-    return total / GIB
+    return sum(_held(pid) for pid in pids) / GIB
+
+
+def _held(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        # It has ended meanwhile.
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))

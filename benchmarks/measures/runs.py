@@ -13,10 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-import torch
-from measures import photos
 from torch import Tensor
 
+from measures import photos
 from mtkd import yaml_loader, zoo
 from mtkd.config import NetworkOptions, Options, make_options
 from mtkd.contracts import Batch
@@ -39,12 +38,13 @@ TINY = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": SCALE}
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
     """A folder for runs, weights and caches, gone afterwards; what runs print is not shown."""
-    with (
-        TemporaryDirectory() as name,
-        mock.patch.dict(os.environ, MTKD_HOME=name),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
+    with TemporaryDirectory() as name, mock.patch.dict(os.environ, MTKD_HOME=name), silence():
         yield Path(name)
+
+
+def silence() -> contextlib.AbstractContextManager[object]:
+    """Within the block, nothing is printed."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def recipe(student: str, folder: Path, device: str, *, small: bool = False) -> dict[str, Any]:
@@ -110,12 +110,14 @@ def from_store(plain: Mapping[str, Any], folder: Path, **changes: Any) -> Option
 
 
 def on_line(plain: Mapping[str, Any], folder: Path, **changes: Any) -> Options:
-    """The same run with its teachers and fusion network, weights drawn at random."""
+    """The same run with its teachers, and its fusion network when they are several, weights drawn at random."""
     teachers = {
         name: {"network": teacher["network"], "pretrain": random_weights(teacher["network"], folder / f"{name}.st")}
         for name, teacher in plain["teachers"].items()
     }
     count = len(teachers)
+    if count == 1:
+        return changed(plain, teachers=teachers, fusion=None, **changes)
     network = {**plain["fusion"]["network"], "upscale": plain["scale"], "num_teachers": count}
     file = random_weights(network, folder / f"fusion_{count}.st", members=list(teachers))
     return changed(plain, teachers=teachers, fusion={"network": network, "pretrain": file}, **changes)

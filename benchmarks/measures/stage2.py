@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measures import basicsr_world, memory, runs
-from measures.timing import Aim, Section, ratios, side_by_side, spread, wait
 from torch import nn
 from torch.nn import functional as F
 
+from measures import basicsr_world, memory, runs
+from measures.timing import Aim, Section, ratios, side_by_side, spread, wait
 from mtkd.config import Options
 from mtkd.contracts import Batch
 from mtkd.engine import build
@@ -35,26 +35,27 @@ def measure(device: str, quick: bool) -> Section:
         aims.append(Aim(f"stage 2, {student}: {STORE} / {ALONE}", STORE_AIM, seconds["store"], at_least=False))
         aims.append(Aim(f"stage 2, {student}: {PUBLISHED} / {STORE}", PUBLISHED_AIM, seconds["published"]))
         notes.append(
-            f"{student}: the multiply-adds of {PUBLISHED} are {bound:.1f} times those of {STORE} (three forwards' worth "
-            "of a training step, teachers included), which bounds their ratio where both run equally well."
+            f"{student}: a step of {PUBLISHED} has {bound:.1f} times the multiply-adds of one {STORE} (forward and "
+            "backward count as three forwards): their ratio where both use the machine equally well."
         )
     if device == "cpu":
         notes.append(
-            f"Where `rounds` is 1, the case ran once on the whole batch after a warm-up on one image, and its ratio is to "
-            f"the median of {ALONE}, with the spread of that."
+            f"Where `rounds` is 1, the case ran once on the whole batch after a warm-up on one image, and its ratio is "
+            f"to the median of {ALONE}, with the spread of that."
         )
     return Section(
         title="Stage 2: the cost of an iteration",
         setting=(
-            f"x4, batch {batch} of {runs.LQ}x{runs.LQ} lq patches (the option files' gt_size 128), one batch that stays in "
-            "memory, weights drawn at random (speed does not depend on them). A step is the trainer's own: forward, "
-            "backward, Adam, EMA 0.999, with the networks and options of options/train/MTKD/stage2_*_x4.yml in fp32. "
-            f"`{ALONE}` is the same file with model_type SRModel and L1 to gt; `{STORE}` is MTKD with its target from "
-            f"memory; `{ON_LINE}` is MTKD with EDSR_L, SwinIR_M, RCAN and DCTSwin frozen in the step. `{PUBLISHED}` is "
-            "the authors' released code rebuilt on BasicSR's networks (and our DCTSwin, without its residual): teachers "
-            "and fusion network in eval mode but not frozen and under autograd, the target not detached, L = L1(sr, "
-            "target) + 0.1 L1(sr, gt), backward through all networks, Adam on the student, BasicSR's EMA and its reading "
-            "of the loss in every iteration. Peak memory is what a step needs beside weights and optimizer state."
+            f"x4, batch {batch} of {runs.LQ}x{runs.LQ} lq patches (the option files' gt_size 128), one batch that "
+            "stays in memory, weights drawn at random (speed does not depend on them). A step is the trainer's own: "
+            "forward, backward, Adam, EMA 0.999, with the networks and options of options/train/MTKD/stage2_*_x4.yml "
+            f"in fp32. `{ALONE}` is the same file with model_type SRModel and L1 to gt; `{STORE}` is MTKD with its "
+            f"target from memory; `{ON_LINE}` is MTKD with EDSR_L, SwinIR_M, RCAN and DCTSwin frozen in the step. "
+            f"`{PUBLISHED}` is the authors' released code rebuilt on BasicSR's networks (and our DCTSwin, without its "
+            "residual): teachers and fusion network in eval mode but not frozen and under autograd, the target not "
+            "detached, L = L1(sr, target) + 0.1 L1(sr, gt), backward through all networks, Adam on the student, "
+            "BasicSR's EMA and its reading of the loss in every iteration. Peak memory is what a step needs beside "
+            "what was held before it."
         ),
         rows=rows,
         aims=aims,
@@ -63,7 +64,7 @@ def measure(device: str, quick: bool) -> Section:
 
 
 CPU_BATCH = 8
-"""The published scheme keeps the activations of three teachers, 0.9 GiB a sample: 16 do not fit every workstation."""
+"""The published scheme keeps the activations of three teachers, 0.9 GiB a sample: 16 do not fit every machine."""
 
 
 def of_student(
