@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,16 +114,14 @@ class Crops:
         if not hasattr(os, "posix_fadvise"):
             return
         for store, factor in zip(self.stores, self.factors, strict=True):
-            file = os.open(store.path, os.O_RDONLY)
-            try:
+            # A store that was removed meanwhile is still mapped.
+            with suppress(OSError), open(store.path, "rb", buffering=0) as file:
                 width = store.flat.element_size()
-                header = os.fstat(file).st_size - store.nbytes
+                header = os.fstat(file.fileno()).st_size - store.nbytes
                 for i, top in zip(draw.index.tolist(), (draw.top * factor).tolist(), strict=True):
                     row = store.sizes[i][1] * 3
                     first, length = store.offsets[i] + top * row, draw.lq_side * factor * row
-                    os.posix_fadvise(file, header + first * width, length * width, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(file)
+                    os.posix_fadvise(file.fileno(), header + first * width, length * width, os.POSIX_FADV_WILLNEED)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         """(k, lq_side) -> image indices and crops of batch `k`, announced before they are cut."""

@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtkd.contracts import MtkdError
 
+_GRACE = 20
+"""Seconds that a worker goes on after SIGTERM."""
+
 
 class Source(Protocol):
     """What makes a batch from its key; pickled to workers where processes are not forked."""
@@ -43,13 +46,14 @@ def made_ahead(source: Source, keys: Iterator[Any], *, workers: int, pin_memory:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A batch is fetched from the memory of the worker that made it; one that is dead cannot hand it over.
+            if not str(error).startswith("DataLoader worker") and isinstance(error, RuntimeError):
                 raise
             raise MtkdError(
-                f"A process that makes training batches died ({str(error).rstrip('. ')}). Memory ran out, shared "
-                "memory (/dev/shm) is too small, or a file could not be read; a smaller num_worker_per_gpu needs less "
-                "memory, and 0 makes the batches in the run's own process."
+                f"A process that makes training batches died ({str(error).rstrip('. ') or 'no answer'}). Memory ran out, "
+                "shared memory (/dev/shm) is too small, or a file could not be read; a smaller num_worker_per_gpu needs "
+                "less memory, and 0 makes the batches in the run's own process."
             ) from error
         if isinstance(batch, MtkdError):
             raise batch
@@ -81,5 +85,8 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _leave_interrupts_to_the_run(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; workers must go on until the run has saved.
+    # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; workers must go
+    # on until the run has saved. They then end by being told, and not by a signal, unless the run forgot them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

@@ -94,7 +94,8 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     if isinstance(train_set, ItemTrainSetOptions):
         items = open_items(train_set, options.scale, phase="train", seed=seed)
     else:
-        images = teach.open_training_images(options)
+        with teach.Progress("decoding the training images", print) as decoding:
+            images = teach.open_training_images(options, decoding)
         targets = teach.open_targets(options, images) if options.target_store else None
     num_samples = len(items if images is None else images.gt)  # pyright: ignore[reportArgumentType]
     total_steps = options.train.total_iter

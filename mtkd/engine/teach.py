@@ -223,7 +223,7 @@ def teach(
     predict = _over_images(_Teacher(options, recipe, device), options, recipe, progress)
     out = shard.path(path)
     about = "targets" if shard.count == 1 else f"shard {shard}"
-    with _Progress("decoding the training images", progress, bar=shard.count == 1) as decoding:
+    with Progress("decoding the training images", progress, bar=shard.count == 1) as decoding:
         images = open_training_images(options, decoding)
     lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
@@ -239,7 +239,7 @@ def teach(
         if len(missing) < len(share):
             progress(f"{about}: going on with {len(missing)} of {len(share)} images")
         pixels = list(accumulate(sizes[i][0] * sizes[i][1] for i in missing))
-        with _Progress(about, progress, bar=shard.count == 1) as made, Behind(workers=1, waiting=4) as later:
+        with Progress(about, progress, bar=shard.count == 1) as made, Behind(workers=1, waiting=4) as later:
             for done, position in enumerate(missing, start=1):
                 answer = predict(to_tensor(lq[share[position]], device))
                 later(writer.put, position, _stored(answer, recipe, names[position]))
@@ -320,7 +320,7 @@ def merge(options: Options, path: Path, *, progress: Say = print) -> ImageStore:
             + ("Delete those of the other." if counts else f"Make them with `{command} --shard 1/N` and following.")
         )
     shards = [Shard(number, counts[0]) for number in range(1, counts[0] + 1)]
-    with _Progress("decoding the training images", progress) as decoding:
+    with Progress("decoding the training images", progress) as decoding:
         images = open_training_images(options, decoding)
     names, total = images.gt.names, len(images.gt)
     absent = [shard for shard in shards if not shard.path(path).exists()]
@@ -342,7 +342,7 @@ def merge(options: Options, path: Path, *, progress: Say = print) -> ImageStore:
     _check_disk(path, _bytes_to_write(path, images.gt.sizes, dtype))
     writer = StoreWriter(path, names, images.gt.sizes, facts, dtype=dtype, durable=True)
     try:
-        with _Progress("merging", progress) as merged:
+        with Progress("merging", progress) as merged:
             missing = writer.missing()
             for done, index in enumerate(missing, start=1):
                 writer.put(index, stores[index % len(stores)][index // len(stores)])
@@ -498,7 +498,7 @@ def _clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-class _Progress:
+class Progress:
     """How far a long job is: a bar on a terminal, else a line after the first image, now and then, and at the end."""
 
     def __init__(self, about: str, say: Say, *, bar: bool = True) -> None:
@@ -510,7 +510,7 @@ class _Progress:
 
             self._bar = Progress(TextColumn("{task.description}"), BarColumn())
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -247,6 +247,14 @@ def test_what_goes_to_workers_names_the_stores_instead_of_holding_them(stores):
         assert torch.equal(one, two)
 
 
+def test_a_store_that_was_removed_is_still_read(stores, tmp_path):
+    copies = {name: store.write(tmp_path / name, images.names, list(images)) for name, images in stores.items()}
+    ours = sampler(copies, residence="disk")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert same(ours.batch(2), sampler(stores).batch(2))
+
+
 def test_a_worker_that_dies_is_a_clear_error(stores):
     before = signal.getsignal(signal.SIGCHLD)
     batches = sampler(stores, residence="disk", workers=1).batches(0, 1000)
@@ -261,6 +269,7 @@ def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
     batches = sampler(stores, residence="disk", workers=1).batches(0, 6)
     got = [next(batches)]
     os.kill(only_child(), signal.SIGINT)
+    os.kill(only_child(), signal.SIGTERM)
     got += [next(batches) for _ in range(3)]
     ours = sampler(stores)
     assert all(same(batch, ours.batch(k)) for k, batch in enumerate(got))

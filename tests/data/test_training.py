@@ -5,12 +5,15 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from helpers import photo
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import open_training_set
+from mtkd.engine.train import train
+from tests.engine.runs import make_images, run_options
 
 
 @pytest.fixture
@@ -107,3 +110,19 @@ def test_runs_that_start_together_share_one_sound_entry(tmp_path, options, monke
     found = open_training_set(options, scale=2, cache_dir=tmp_path / "c", progress=lambda *_: pytest.fail("decoding"))
     assert np.array_equal(found.gt[0], photo("rocket", (24, 30)))
     assert len(entries(tmp_path / "c")) == 1
+
+
+def test_a_run_says_how_far_decoding_is_and_trains_the_same_from_the_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MTKD_HOME", str(tmp_path / "home"))
+    images = make_images(tmp_path / "images")
+    weights = []
+    for number, place in enumerate(({"residence": "ram"}, {"residence": "disk", "num_worker_per_gpu": 2})):
+        options = run_options(tmp_path / str(number), images=images, train={"total_iter": 3})
+        train_set = options.datasets.train.model_copy(update=place)
+        options = options.model_copy(update={"datasets": options.datasets.model_copy(update={"train": train_set})})
+        weights.append(torch.load(train(options), weights_only=True)["params_ema"])
+        count = len(list(images.iterdir()))
+        said = capsys.readouterr().out
+        assert (f"decoding the training images: {count} of {count} images" in said) == (number == 0)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert multiprocessing.active_children() == []
