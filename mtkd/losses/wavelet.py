@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache, reduce
 from operator import add
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,8 @@ class WaveletLoss(nn.Module):
         ll = (self.band_weights["ll"],)
         details = tuple(self.band_weights[band] / 3 for band in Details._fields)
         terms = []
+        if _is_haar(self.wavelet) and not torch.compiler.is_compiling():
+            return _HaarLoss.apply(d, self)
         if _is_haar(self.wavelet):
             for level in range(1, self.levels):
                 low, high = _haar(d).split([1, 3])
@@ -135,9 +137,22 @@ class WaveletLoss(nn.Module):
             values = (bands.square() + eps**2).sqrt() - eps
         else:
             values = bands.square()
-            gain = gain**2
-        means = values.mean(dim=(1, 2, 3, 4))
-        return (means * constant(tuple(weight / gain for weight in weights), means.dtype, means.device)).sum()
+        return (values.mean(dim=(1, 2, 3, 4)) * self._factors(bands, weights, gain)).sum()
+
+    def _to_slope_(self, bands: Tensor, weights: tuple[float, ...], gain: float) -> None:
+        """Overwrite `bands` with the derivative of `_penalty` with respect to them."""
+        if self.criterion == "l1":
+            bands.sign_()
+        elif self.criterion == "charbonnier":
+            bands.div_((bands.square() + (gain * self.eps) ** 2).sqrt_())
+        else:
+            bands.mul_(2)
+        count = bands[0].numel()
+        bands.mul_(self._factors(bands, tuple(weight / count for weight in weights), gain).view(-1, 1, 1, 1, 1))
+
+    def _factors(self, bands: Tensor, weights: tuple[float, ...], gain: float) -> Tensor:
+        gain = gain**2 if self.criterion == "mse" else gain
+        return constant(tuple(weight / gain for weight in weights), bands.dtype, bands.device)
 
 
 def wavelet_bands(x: Tensor, *, wavelet: str = "haar", levels: int = 1) -> WaveletBands:
@@ -165,9 +180,7 @@ def wavelet_bands(x: Tensor, *, wavelet: str = "haar", levels: int = 1) -> Wavel
 
 def _haar(x: Tensor) -> Tensor:
     """One Haar level, 2x the orthonormal one: (N, C, H, W) -> (4, N, C, ceil(H/2), ceil(W/2)), in order LL LH HL HH."""
-    height, width = x.shape[-2:]
-    if height % 2 or width % 2:
-        x = F.pad(x, (0, width % 2, 0, height % 2))
+    x = _even(x)
     if not torch.compiler.is_compiling():
         return _Haar.apply(x)
     # A compiler fuses this into one kernel; it cannot see into the out= of `_Haar`.
@@ -176,8 +189,13 @@ def _haar(x: Tensor) -> Tensor:
     return torch.stack((left + right, left - right)).flatten(0, 1)
 
 
+def _even(x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
+
+
 class _Haar(torch.autograd.Function):
-    """`_haar` for even sides: butterflies over pairs of rows, then of columns, each written where it belongs.
+    """`_haar` for even sides.
 
     A Function because the gradient of slicing is a full-size copy; the transform's own transpose writes every pixel
     once.
@@ -185,29 +203,76 @@ class _Haar(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
-        h, w = height // 2, width // 2
-        rows = x.reshape(n, c, h, 2, width)
-        halves = x.new_empty(2, n, c, h, width)
-        torch.add(rows[:, :, :, 0], rows[:, :, :, 1], out=halves[0])
-        torch.sub(rows[:, :, :, 0], rows[:, :, :, 1], out=halves[1])
-        bands = x.new_empty(2, 2, n, c, h, w)
-        torch.add(halves[..., 0::2], halves[..., 1::2], out=bands[0])
-        torch.sub(halves[..., 0::2], halves[..., 1::2], out=bands[1])
-        return bands.view(4, n, c, h, w)
+        return _butterflies(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        _, n, c, h, w = grad.shape
-        bands = grad.reshape(2, 2, n, c, h, w)
-        halves = grad.new_empty(2, n, c, h, 2 * w)
-        torch.add(bands[0], bands[1], out=halves[..., 0::2])
-        torch.sub(bands[0], bands[1], out=halves[..., 1::2])
-        rows = grad.new_empty(n, c, h, 2, 2 * w)
-        torch.add(halves[0], halves[1], out=rows[:, :, :, 0])
-        torch.sub(halves[0], halves[1], out=rows[:, :, :, 1])
-        return rows.view(n, c, 2 * h, 2 * w)
+        return _transposed_butterflies(grad)
+
+
+class _HaarLoss(torch.autograd.Function):
+    """`WaveletLoss` on Haar bands of a difference.
+
+    A Function because the gradient follows from the bands while they are there: the way back is one more transform,
+    and nothing but the gradient itself is kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, d: Tensor, loss: WaveletLoss) -> Tensor:
+        ll = (loss.band_weights["ll"],)
+        details = tuple(loss.band_weights[band] / 3 for band in Details._fields)
+        sizes, levels, terms = [], [], []
+        low = d
+        for level in range(1, loss.levels + 1):
+            sizes.append(low.shape[-2:])
+            bands = _butterflies(_even(low))
+            low = bands[0]
+            compared, weights = (bands, ll + details) if level == loss.levels else (bands[1:], details)
+            terms.append(loss._penalty(compared, weights, gain=2**level))
+            if ctx.needs_input_grad[0]:
+                loss._to_slope_(compared, weights, gain=2**level)
+                levels.append(bands)
+        if ctx.needs_input_grad[0]:
+            grad = levels[-1][0]
+            for (height, width), bands in zip(reversed(sizes), reversed(levels), strict=True):
+                bands[0] = grad
+                grad = _transposed_butterflies(bands)[..., :height, :width]
+            ctx.save_for_backward(grad)
+        return reduce(add, terms)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = ctx.saved_tensors
+        return factor * grad, None
+
+
+def _butterflies(x: Tensor) -> Tensor:
+    """`_haar` for even sides: sums and differences of pairs of rows, then of columns, each written where it belongs."""
+    n, c, height, width = x.shape
+    h, w = height // 2, width // 2
+    rows = x.reshape(n, c, h, 2, width)
+    halves = x.new_empty(2, n, c, h, width)
+    torch.add(rows[:, :, :, 0], rows[:, :, :, 1], out=halves[0])
+    torch.sub(rows[:, :, :, 0], rows[:, :, :, 1], out=halves[1])
+    bands = x.new_empty(2, 2, n, c, h, w)
+    torch.add(halves[..., 0::2], halves[..., 1::2], out=bands[0])
+    torch.sub(halves[..., 0::2], halves[..., 1::2], out=bands[1])
+    return bands.view(4, n, c, h, w)
+
+
+def _transposed_butterflies(bands: Tensor) -> Tensor:
+    """(4, N, C, h, w) -> (N, C, 2 * h, 2 * w), the gradient of `_butterflies`."""
+    _, n, c, h, w = bands.shape
+    bands = bands.reshape(2, 2, n, c, h, w)
+    halves = bands.new_empty(2, n, c, h, 2 * w)
+    torch.add(bands[0], bands[1], out=halves[..., 0::2])
+    torch.sub(bands[0], bands[1], out=halves[..., 1::2])
+    rows = bands.new_empty(n, c, h, 2, 2 * w)
+    torch.add(halves[0], halves[1], out=rows[:, :, :, 0])
+    torch.sub(halves[0], halves[1], out=rows[:, :, :, 1])
+    return rows.view(n, c, 2 * h, 2 * w)
 
 
 def _is_haar(wavelet: str) -> bool:

@@ -189,3 +189,26 @@ def test_without_pytorch_wavelets_haar_works_and_others_say_what_to_install(monk
     assert WaveletLoss(levels=2)(sr, target) > 0
     with pytest.raises(MtkdError, match="setuptools<81"):
         WaveletLoss(wavelet="coif3")(sr, target)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "charbonnier", "mse"])
+@pytest.mark.parametrize("shape", [(2, 3, 16, 24), (1, 2, 13, 7)], ids=str)
+def test_what_a_compiler_sees_gives_the_same_value_and_gradient(criterion: str, shape: tuple[int, ...]) -> None:
+    sr, target = _pair(shape)
+    loss = WaveletLoss(criterion=criterion, levels=3, band_weights={"lh": 2.0, "hh": 0.0})
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    values = [f(sr.requires_grad_(), target) for f in (loss, compiled)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, sr)[0] for value in values))
+
+
+def test_haar_scales_its_gradient_keeps_it_for_a_second_backward_and_gives_the_value_alone_without() -> None:
+    sr, target = _pair((2, 3, 9, 8))
+    sr.requires_grad_()
+    loss = WaveletLoss(levels=2)
+    value = loss(sr, target)
+    once = torch.autograd.grad(value, sr, retain_graph=True)[0].clone()
+    torch.testing.assert_close(torch.autograd.grad(-3 * value, sr)[0], -3 * once)
+    with torch.no_grad():
+        assert loss(sr, target) == value
+    assert loss(sr.detach(), target).grad_fn is None
