@@ -14,6 +14,8 @@ from mtkd.config import NetworkOptions
 
 DEFAULTS = {"EDSR": {"num_in_ch": 3, "num_out_ch": 3}, "RCAN": {"num_in_ch": 3, "num_out_ch": 3}}
 """Arguments that BasicSR's classes demand and ours have by themselves."""
+SWINIR = "basicsr.archs.swinir_arch:SwinIR"
+"""`type` of BasicSR's SwinIR in an option file, where the plain name is ours."""
 
 
 def arguments(options: NetworkOptions) -> dict[str, Any]:
