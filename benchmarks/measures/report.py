@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- from benchmarks/results/speed_*.json -->", "<!-- end of the measured part -->"
+HEADS = {"cpu": "CPU", "cuda": "CUDA"}
+
+Record = Mapping[str, Any]
+"""A section as `speed.py` stores it: `Section.record()` with the machine, versions, commit and command."""
 
 
-def write(root: Path, names: Sequence[str], results: dict[str, dict[str, Any]]) -> None:
+def write(root: Path, names: Sequence[str], results: Mapping[str, Mapping[str, Record]]) -> None:
     """Write both pages; `results` is device -> section name -> record."""
-    page = ["# Speed", "", "Written by `python benchmarks/speed.py` from the JSON files beside it.", ""]
-    for device, sections in results.items():
-        page += [f"# {device.upper()}", ""]
-        if not sections:
-            page += ["Not measured.", ""]
-        for name in names:
-            if name in sections:
-                page += [table(sections[name]), ""]
-            elif sections:
-                page += [f"## {name}", "", "Not measured.", ""]
-    (root / "benchmarks/results/speed.md").write_text("\n".join(page), encoding="utf-8")
+    (root / "benchmarks/results/speed.md").write_text(page(names, results), encoding="utf-8")
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     if BEGIN in text:
@@ -29,52 +23,63 @@ def write(root: Path, names: Sequence[str], results: dict[str, dict[str, Any]]) 
         readme.write_text(f"{head}{BEGIN}\n{summary(results)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
-def table(record: dict[str, Any]) -> str:
+def page(names: Sequence[str], results: Mapping[str, Mapping[str, Record]]) -> str:
+    """Every table of every device; what was not measured says so."""
+    lines = ["# Speed", "", "Written by `python benchmarks/speed.py` from the JSON files beside it.", ""]
+    for device, sections in results.items():
+        lines += [f"# {HEADS[device]}", ""]
+        if not sections:
+            lines += ["Not measured.", ""]
+        for name in names:
+            if name in sections:
+                lines += [table(sections[name]), ""]
+            elif sections:
+                lines += [f"## {name}", "", "Not measured.", ""]
+    return "\n".join(lines)
+
+
+def table(record: Record) -> str:
     """One section as Markdown: setting, rows, aims, notes, and where it was measured."""
-    facts = record["environment"]
     lines = [f"## {record['title']}", "", record["setting"], ""]
     if record["rows"]:
-        keys = list(record["rows"][0])
-        lines += ["| " + " | ".join(keys) + " |", "|---" + "|---:" * (len(keys) - 1) + "|"]
-        lines += ["| " + " | ".join(shown(row[key]) for key in keys) + " |" for row in record["rows"]]
+        columns = {key: [row[key] for row in record["rows"]] for key in record["rows"][0]}
+        marks = ["---" if all(isinstance(value, str) for value in values) else "---:" for values in columns.values()]
+        lines += [_line(columns), f"|{'|'.join(marks)}|"]
+        lines += [_line(map(shown, row)) for row in zip(*columns.values(), strict=True)]
         lines.append("")
     for aim in record["aims"]:
         sign, verdict = ("at least" if aim["at_least"] else "at most"), ("met" if aim["met"] else "**missed**")
         lines.append(f"- {aim['about']}: {shown(aim['measured'])}, aim {sign} {shown(aim['wanted'])}: {verdict}.")
     lines += [f"- {note}" for note in record["notes"]]
-    lines += ["", measured_on(record, facts)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured_on([record])])
 
 
-def summary(results: dict[str, dict[str, Any]]) -> str:
+def summary(results: Mapping[str, Mapping[str, Record]]) -> str:
     """The promises and what came out, one row each."""
-    lines = ["| ratio | aim | CPU | CUDA |", "|---|---:|---:|---:|"]
     aims: dict[str, dict[str, Any]] = {}
     for device, sections in results.items():
         for record in sections.values():
             for aim in record["aims"]:
-                aims.setdefault(aim["about"], {"aim": aim})[device] = aim
+                aims.setdefault(aim["about"], {})[device] = aim
+    if not aims:
+        return "Not measured yet."
+    lines = [_line(["ratio", "aim", *HEADS.values()]), "|---|---:|---:|---:|"]
     for about, found in aims.items():
-        aim = found["aim"]
-        bound = f"{'>=' if aim['at_least'] else '<='} {shown(aim['wanted'])}"
-        cells = [
-            (shown(found[device]["measured"]) + ("" if found[device]["met"] else " (missed)"))
-            if device in found
-            else "not measured"
-            for device in ("cpu", "cuda")
-        ]
-        lines.append(f"| {about} | {bound} | {' | '.join(cells)} |")
+        bounds = dict.fromkeys(f"{'>=' if a['at_least'] else '<='} {shown(a['wanted'])}" for a in found.values())
+        lines.append(_line([about, " / ".join(bounds), *(_outcome(found.get(device)) for device in HEADS)]))
     for sections in results.values():
-        for record in list(sections.values())[:1]:
-            lines += ["", measured_on(record, record["environment"])]
+        if sections:
+            lines += ["", measured_on(list(sections.values()))]
     return "\n".join(lines)
 
 
-def measured_on(record: dict[str, Any], facts: dict[str, Any]) -> str:
+def measured_on(records: Sequence[Record]) -> str:
     """Machine, versions, commit and command in one sentence."""
+    facts = [record["environment"] for record in records]
+    machine = _all(f"{f['device']} ({record['threads']} CPU threads)" for f, record in zip(facts, records, strict=True))
     return (
-        f"Measured on {facts['device']} ({record['threads']} CPU threads), torch {facts['versions']['torch']}, commit "
-        f"{facts['commit']}, with `{record['command']}`."
+        f"Measured on {machine}, torch {_all(f['versions']['torch'] for f in facts)}, commit "
+        f"{_all(str(f['commit']) for f in facts)}, with {_all(_code(record['command']) for record in records)}."
     )
 
 
@@ -85,3 +90,21 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,d}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _outcome(aim: Mapping[str, Any] | None) -> str:
+    if aim is None:
+        return "not measured"
+    return shown(aim["measured"]) + ("" if aim["met"] else " (missed)")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _all(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
