@@ -41,23 +41,30 @@ def made_ahead(source: Source, keys: Iterator[Any], *, workers: int, pin_memory:
         generator=torch.Generator(),
     )
     batches = _start(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # A batch is fetched from the memory of the worker that made it; one that is dead cannot hand it over.
-            if not str(error).startswith("DataLoader worker") and isinstance(error, RuntimeError):
-                raise
-            raise MtkdError(
-                f"A process that makes training batches died ({str(error).rstrip('. ') or 'no answer'}). Memory ran out, "
-                "shared memory (/dev/shm) is too small, or a file could not be read; a smaller num_worker_per_gpu needs "
-                "less memory, and 0 makes the batches in the run's own process."
-            ) from error
-        if isinstance(batch, MtkdError):
-            raise batch
-        yield batch
+    died = None
+    try:
+        while died is None:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # A batch is fetched from the memory of the worker that made it; one that is dead cannot hand it over.
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                    raise
+                died = str(error).rstrip(". ") or "no answer"
+                continue
+            if isinstance(batch, MtkdError):
+                raise batch
+            yield batch
+    finally:
+        # A traceback that holds this frame, or the loader's, would keep the other workers waiting.
+        del batches, loader
+    raise MtkdError(
+        f"A process that makes training batches died ({died}). Memory ran out, shared memory (/dev/shm) is too small, "
+        "or a file could not be read; a smaller num_worker_per_gpu needs less memory, and 0 makes the batches in the "
+        "run's own process."
+    )
 
 
 class _Guarded(Dataset):

@@ -257,12 +257,13 @@ def test_a_store_that_was_removed_is_still_read(stores, tmp_path):
 
 def test_a_worker_that_dies_is_a_clear_error(stores):
     before = signal.getsignal(signal.SIGCHLD)
-    batches = sampler(stores, residence="disk", workers=1).batches(0, 1000)
+    batches = sampler(stores, residence="disk", workers=2).batches(0, 1000)
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) is before, "a dead worker would interrupt the training step"
-    os.kill(only_child(), signal.SIGKILL)
-    with pytest.raises(MtkdError, match="died .* a smaller num_worker_per_gpu"):
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(MtkdError, match="died .* a smaller num_worker_per_gpu") as raised:
         list(batches)
+    assert multiprocessing.active_children() == [] and raised is not None
 
 
 def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
@@ -278,8 +279,9 @@ def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised():
-    with pytest.raises(MtkdError, match=r"^the fourth is wrong$"):
+    with pytest.raises(MtkdError, match=r"^the fourth is wrong$") as raised:
         list(made_ahead(Wrong(), iter(range(9)), workers=2, pin_memory=False))
+    assert multiprocessing.active_children() == [] and raised is not None
 
 
 class Wrong:
