@@ -35,6 +35,9 @@ def compile_networks(
 
     # Taps are hooks that come and go; without this guard a graph made with other taps would be run.
     config.skip_nnmodule_hook_guards = False
+    # All networks of one class share the limit, beyond which they would run uncompiled: student, teachers, and the one
+    # that is validated, each with its taps and sizes.
+    config.recompile_limit = max(config.recompile_limit, 64)
     networks = list(networks)
     names = ", ".join(dict.fromkeys(type(net).__name__ for net in networks))
     began = time.perf_counter()

@@ -85,23 +85,26 @@ def compile_for_images(
     say: Say,
     *,
     part: nn.Module | None = None,
-) -> None:
+) -> bool:
     """Compile `net` (lq -> sr, in eval mode, on `device`) in place for images of all sizes, once.
 
     A network that cannot be compiled is left as it was, and `say` is told why.
 
     Args:
         part: compile this module of `net` alone; it may outlive `net`.
+
+    Returns:
+        Whether it is compiled.
     """
     part = net if part is None else part
     if part._compiled_call_impl is not None:
-        return
+        return True
 
     def trial() -> None:
         with torch.no_grad(), autocast():
             net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
 
-    compile_networks([part], trial, dynamic=True, say=say)
+    return compile_networks([part], trial, dynamic=True, say=say)
 
 
 def to_tensor(image: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -34,7 +34,12 @@ from mtkd.methods.base import Method
 
 @dataclass
 class Session:
-    """Everything a run consists of, ready to step."""
+    """Everything a run consists of, ready to step.
+
+    Attributes:
+        student_copy: what is validated in the student's stead when it is compiled for images and there is no EMA.
+        images_compile: False once `val.compile` has failed, so that it is not tried at every validation.
+    """
 
     options: Options
     fabric: Fabric
@@ -52,6 +57,8 @@ class Session:
     num_samples: int
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     start: int = 0
+    student_copy: Ema | None = None
+    images_compile: bool = True
 
     def epoch(self, done: int) -> int:
         """Passes over the training images that `done` iterations have begun, on all ranks together."""
@@ -300,8 +307,8 @@ def _restore(session: Session, state: dict[str, Any], path: Path) -> None:
 
 
 def _lay_out_as_parameters(optimizer: Any) -> None:
-    """Give moments the memory layout of their parameters: fused optimizers walk both in the order of memory, and a state
-    of BasicSR, or of a run with another `channels_last`, lies otherwise.
+    """Give moments the memory layout of their parameters: fused optimizers walk both in the order of memory, and a
+    state of BasicSR, or of a run with another `channels_last`, lies otherwise.
     """
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():

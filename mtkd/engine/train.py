@@ -17,15 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
 from mtkd.engine.compiling import compile_networks
+from mtkd.engine.ema import Ema
 from mtkd.engine.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
 from mtkd.engine.session import Session, describe, prepare, save, save_deployable, save_weights
 from mtkd.engine.trace import LossTrace
+from mtkd.methods.base import Method
 
 
 def train(
@@ -52,8 +54,6 @@ def train(
     try:
         describe(session, option_text, command)
         with _stop_requests() as stop:
-            if options.compile:
-                _compile(session)
             _loop(session, stop)
         return session.folder.model(checkpoint.LATEST)
     except torch.OutOfMemoryError as error:
@@ -76,6 +76,8 @@ def _loop(session: Session, stop: StopRequest) -> None:
             _validate(session, total_steps)
             _finish(session)
         return
+    if options.compile:
+        _compile(session)
     trace = LossTrace(fabric)
     log.start_clock(session.start)
     printed_at, printed_step = time.perf_counter(), session.start
@@ -122,9 +124,11 @@ def _compile(session: Session) -> None:
     """Compile student and teachers in place, tried on the first batch; the trial leaves no trace in the training."""
     method, mode = session.method.train(), session.options.compile
     kept = {name: value.clone() for name, value in method.state_dict().items()}
+    # Not in the trial, which would blame the compiler for what is wrong with the data.
+    batch = next(session.batches())
 
     def trial() -> None:
-        _backward(session, next(session.batches()), session.start, last=False)
+        _backward(session, batch, session.start, last=False)
 
     compile_networks(
         [method.student, *(teacher.net for teacher in method.teachers.values())],
@@ -160,6 +164,8 @@ def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str,
         for name, value in [*out.losses.items(), *out.critic.items(), ("l_total", total), *out.logs.items()]:
             share = value.detach().float() / settings.accumulate
             values[name] = values[name] + share if name in values else share
+        if micro == 0 and settings.accumulate > 1 and session.options.compile:
+            _keep_gradients(session.method)
     for optimizer in session.optimizers.values():
         if settings.clip_grad_norm:
             _clip(session, optimizer.optimizer, settings.clip_grad_norm)
@@ -181,6 +187,15 @@ def _backward(session: Session, batch: Batch, step: int, *, last: bool) -> tuple
         total = weighted_total(out, settings.terms, step)
         fabric.backward(total / settings.accumulate)
     return out, total
+
+
+def _keep_gradients(method: Method) -> None:
+    """Move gradients out of what the graph owns that made them: a CUDA graph overwrites its results in its next run,
+    and autograd adds to them where they lie.
+    """
+    for parameter in method.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 def _clip(session: Session, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -211,16 +226,28 @@ def _save_visualization(session: Session, done: int, image: str, sr: np.ndarray)
     save_to(session.folder.visualization / image, str(done))(image, sr)
 
 
+def _student_to_validate(session: Session) -> nn.Module:
+    if session.ema is not None:
+        return session.ema.net
+    if not session.options.val.compile:
+        return session.method.student
+    # A copy, because modules are compiled in place: the student would go on training in what was compiled for images.
+    if session.student_copy is None:
+        session.student_copy = Ema(session.method.student, decay=0.0)
+    session.student_copy.update()
+    return session.student_copy.net
+
+
 def _validate(session: Session, done: int) -> None:
     """Measure every validation set, each rank a share of its images; all ranks know the results."""
     options, fabric = session.options, session.fabric
     # Images come in many sizes, and a network compiled for training patches would be compiled anew for each.
     stance = "force_eager" if options.compile and not options.val.compile else "default"
-    student = session.ema.net if session.ema is not None else session.method.student
+    student = _student_to_validate(session)
     net = session.method.predictor(student).eval()
-    if options.val.compile:
+    if options.val.compile and session.images_compile:
         part = student if student in net.modules() else net
-        compile_for_images(net, fabric.device, fabric.autocast, session.log.say, part=part)
+        session.images_compile = compile_for_images(net, fabric.device, fabric.autocast, session.log.say, part=part)
     for name, images in session.val_sets.items():
         save = partial(_save_visualization, session, done) if options.val.save_img else None
         with torch.compiler.set_stance(stance):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,68 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path: Path, traced: li
     assert len(plain) == len(compiled) > 0
     for a, b in zip(plain, compiled, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_finished_run_compiles_nothing(tmp_path: Path, traced: list) -> None:
+    options = run_options(tmp_path, compile=True, train={"total_iter": 2})
+    train(options)
+    traced.clear()
+    train(options, auto_resume=True)
+    assert not traced
+    text = "".join(log.read_text() for log in (tmp_path / "experiments/tiny").glob("train*.log"))
+    assert "is finished" in text and text.count("compile:") == 1
+
+
+def test_gradients_accumulate_although_graphs_overwrite_theirs(tmp_path: Path, traced: list) -> None:
+    images, weights = make_images(tmp_path / "images"), []
+    for overwriting in (False, True):
+        options = run_options(
+            tmp_path,
+            images=images,
+            name=f"run{overwriting}",
+            compile=True,
+            train={"accumulate": 3},
+        )
+        session = train_module.prepare(options)
+        for parameter in session.method.parameters() if overwriting else ():
+            # As a CUDA graph does, which gives its results in the same memory in every run.
+            memory = torch.empty_like(parameter)
+            parameter.register_hook(lambda grad, memory=memory: memory.copy_(grad).detach())
+        train_module._iterate(session, 0, session.batches())
+        session.log.close()
+        weights.append(session.method.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("model_type", ["SRModel", "DUKD"])
+def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, model_type: str) -> None:
+    settings = {
+        "images": make_images(tmp_path / "images"),
+        "model_type": model_type,
+        "num_gpu": 1,
+        "tf32": False,
+        "train": {"total_iter": 6, "accumulate": 2},
+    }
+    if model_type == "DUKD":
+        settings["teachers"] = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
+    for name, mode in (("plain", False), ("graphs", "reduce-overhead")):
+        train(run_options(tmp_path, name=name, compile=mode, **settings))
+    log = next((tmp_path / "experiments/graphs").glob("train*.log")).read_text()
+    assert "compile: EDSR compiled in" in log
+    plain, graphs = (losses(tmp_path / "experiments" / name) for name in ("plain", "graphs"))
+    assert len(plain) == len(graphs) > 0
+    for a, b in zip(plain, graphs, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    torch.compiler.reset()
+
+
+def test_many_networks_of_one_class_are_all_compiled(traced: list) -> None:
+    for width in range(2, 12):
+        net = EDSR(num_feat=width, num_block=1, upscale=2)
+        compile_networks([net], partial(net, torch.rand(1, 3, 8, 8)), say=lambda line: None)
+    assert len(traced) == 10
 
 
 def test_a_network_that_cannot_be_compiled_trains_uncompiled_and_the_log_says_why(

@@ -163,17 +163,23 @@ def test_a_network_that_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypat
     assert net(torch.ones(1)) == 1
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_validation_compiles_its_network_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+@pytest.mark.parametrize(("ema_decay", "works"), [(0.0, True), (0.9, True), (0.9, False)])
+def test_validation_compiles_its_network_once_and_not_the_one_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float, works: bool
 ) -> None:
     compiled: list[torch.nn.Module] = []
 
-    def compile_networks(networks: list[torch.nn.Module], trial: Callable[[], object], **settings: Any) -> None:
+    def compile_networks(networks: list[torch.nn.Module], trial: Callable[[], object], **settings: Any) -> bool:
         trial()
         compiled.extend(networks)
         for net in networks:
-            net._compiled_call_impl = net._call_impl
+
+            def run(lq: torch.Tensor, net: torch.nn.Module = net) -> torch.Tensor:
+                assert not torch.is_grad_enabled(), "training runs in what was compiled for validation"
+                return net._call_impl(lq)
+
+            net._compiled_call_impl = run if works else None
+        return works
 
     monkeypatch.setattr("mtkd.engine.evaluate.compile_networks", compile_networks)
     gt = make_images(tmp_path / "gt")
@@ -189,8 +195,10 @@ def test_validation_compiles_its_network_once(
             )
         }
     )
-    train(options)
+    weights = torch.load(train(options))
     assert [type(net) for net in compiled] == [EDSR]
+    last = weights["params_ema" if ema_decay else "params"]
+    assert all(torch.equal(value, last[name]) for name, value in compiled[0].state_dict().items())
 
 
 def test_testing_runs_the_network_in_channels_last_and_compiled(
