@@ -74,20 +74,19 @@ def measure(device: str, quick: bool) -> Section:
     return Section(
         title="Window attention: SwinIR and DCTSwin",
         setting=(
-            "x4, float32, patches of lq as the network's name says (DCTSwin: three teachers' images of four times that "
-            "size). Forward: eval mode without gradients. Forward + backward: training mode with stochastic depth, "
-            "gradient of the mean for every parameter. mtkd: channels_last, as in training. BasicSR: its own SwinIR with "
-            "the same weights, contiguous, torch's defaults. torch-dct: our DCTSwin of the published size, whose layers "
-            "do what those of the published code do: cyclic shift, torch_dct's dct_2d without norm on each window and "
-            "channel, plain softmax attention with bias and mask, idct_2d. Its masks are made once, where the published "
-            "code makes them in every layer. "
-            "SwinIR-M is cut to two of its six groups on the CPU."
+            "x4, float32, patches of lq as the network's name says (DCTSwin: three teachers' images of four times that"
+            " size). Forward: eval mode without gradients. Forward + backward: training mode with stochastic depth, "
+            "gradient of the mean for every parameter. mtkd: channels_last, as in training. BasicSR: its own SwinIR "
+            "with the same weights, contiguous, torch's defaults. torch-dct: our DCTSwin of the published size, whose "
+            "layers do what those of the published code do: cyclic shift, torch_dct's dct_2d without norm on each "
+            "window and channel, plain softmax attention with bias and mask, idct_2d. Its masks are made once, where "
+            "the published code makes them in every layer. SwinIR-M is cut to two of its six groups on the CPU."
         ),
         rows=rows,
         aims=aims,
         notes=[
-            "What no arrangement of the attention changes bounds the ratios on the CPU: linear layers of 180 channels in "
-            "SwinIR-M, convolutions on the 256x256 image in DCTSwin.",
+            "What no arrangement of the attention changes bounds the ratios on the CPU: linear layers of 180 channels "
+            "in SwinIR-M, convolutions on the 256x256 image in DCTSwin.",
             "On the CPU only a network of two blocks is compiled, because compiling takes minutes there. It says what "
             "the compiler makes of such blocks; nothing is promised about it.",
         ]
