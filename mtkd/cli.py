@@ -310,7 +310,7 @@ def _upscale(args: argparse.Namespace) -> int:
         from mtkd.engine.report import output_network
 
         options = load_options(args.opt, force=args.force_yml, kind="test")
-        set_backends(options)
+        set_backends(options, sizes_vary=True)
         net = output_network(options)
     else:
         import torch

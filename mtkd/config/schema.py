@@ -388,7 +388,7 @@ class Head(Section):
     manual_seed: Int | None = Field(default=None, description="`~`: drawn at random, and kept with the run")
     precision: Precision = "fp32"
     teacher_precision: Precision | None = Field(
-        default=None, description="autocast of frozen teachers that run on line; `~`: as `precision`"
+        default=None, description="autocast of frozen teachers, on line and in `mtkd teach`; `~`: as `precision`"
     )
     compile: Annotated[bool | Literal["reduce-overhead", "max-autotune"], BeforeValidator(_compile_mode)] = Field(
         default=False,

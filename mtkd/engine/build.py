@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from mtkd.config import NetworkOptions, Options
 
 
-def set_backends(options: Options) -> None:
-    """Tell torch what `tf32` and `deterministic` say; every command that runs a network does so first."""
+def set_backends(options: Options, *, sizes_vary: bool = False) -> None:
+    """Tell torch what `tf32` and `deterministic` say; every command that runs a network does so first.
+
+    Args:
+        sizes_vary: images come in many sizes, on each of which cuDNN's benchmark would try all its algorithms.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
-    torch.backends.cudnn.benchmark = not options.deterministic
+    torch.backends.cudnn.benchmark = not options.deterministic and not sizes_vary
     torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
 
 

@@ -44,7 +44,7 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
         given.name or key: build_image_set(given, options.scale, phase="test")
         for key, given in options.datasets.evaluation.items()
     }
-    build.set_backends(options)
+    build.set_backends(options, sizes_vary=True)
     net = output_network(options)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
     net.to(device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)

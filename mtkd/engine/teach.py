@@ -61,8 +61,8 @@ class Recipe:
         tile_size: run larger lq images in tiles of this many pixels; None runs every image whole where the free memory
             allows, and in the largest tiles that fit else.
         tile_pad: context around each tile, in lq pixels. Where the teachers see no further, no seam is left at all.
-        precision: "fp32", "bf16" or "fp16" (autocast); None is the option file's. bf16 moves the mean of the demo's
-            teachers by 0.08 of 255 on average, a third of what rounding to 8 bits does.
+        precision: "fp32", "bf16" or "fp16" (autocast); None is what the option file gives teachers on line. bf16 moves
+            the mean of the demo's teachers by 0.08 of 255 on average, a third of what rounding to 8 bits does.
         dtype: "uint8" clamps and rounds as an image file does; "float16" keeps the answer as it is, unclamped, as
             teachers on line give it.
     """
@@ -79,10 +79,14 @@ class Recipe:
             "x8": self.x8,
             "tile_size": self.tile_size,
             "tile_pad": self.tile_pad,
-            "precision": self.precision or options.precision,
+            "precision": self.resolved_precision(options),
             "dtype": self.dtype,
             "mtkd": __version__,
         }
+
+    def resolved_precision(self, options: Options) -> str:
+        """`precision`, or that of the teachers of `options`."""
+        return self.precision or options.teacher_precision or options.precision
 
 
 PLAIN = Recipe()
@@ -296,7 +300,7 @@ def dry_run(
     progress(
         f"{len(share)} of {len(pairs)} images{here}{begun}: {sum(h * w for h, w in sizes) / 1e6:,.1f} megapixels\n"
         f"to write: {size / 1e9:.2f} GB of {recipe.dtype} to {out}; free there: {_free(out) / 1e9:.2f} GB\n"
-        f"device: {device}{name}, {recipe.precision or options.precision}\n"
+        f"device: {device}{name}, {recipe.resolved_precision(options)}\n"
         f"time: about {_clock(total)}, from {seconds:.3f} s for an lq crop of {crop.shape[-2]}x{crop.shape[-1]}"
     )
     _check_disk(out, size)
@@ -365,9 +369,7 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     path = Path(options.target_store).expanduser()
     if not path.exists():
         shards = any(path.parent.glob(f"{glob.escape(path.name)}.shard-*"))
-        remedy = (
-            "Shards of it do: `mtkd teach -opt FILE --merge`." if shards else "Make it with `mtkd teach -opt FILE`."
-        )
+        remedy = "Shards of it do: `mtkd teach -opt FILE --merge`" if shards else "Make it with `mtkd teach -opt FILE`"
         raise MtkdError(f"target_store {path} does not exist. {remedy}.")
     store = ImageStore(path)
     stored, wanted = store.facts.get("fingerprint", {}), fingerprint(options, images)
@@ -382,9 +384,7 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
 
 
 def _set_up(options: Options, device: str | torch.device | None) -> torch.device:
-    build.set_backends(options)
-    # Images come in many sizes, each of which cuDNN would try all its algorithms on.
-    torch.backends.cudnn.benchmark = False
+    build.set_backends(options, sizes_vary=True)
     found = choose_device(options) if device is None else torch.device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
@@ -398,7 +398,7 @@ class _Teacher(nn.Module):
         super().__init__()
         from mtkd.engine.report import autocast
 
-        precision = recipe.precision or options.precision
+        precision = recipe.resolved_precision(options)
         if precision == "fp16" and device.type != "cuda":
             raise MtkdError("fp16 needs a CUDA device; use --precision bf16 or fp32 on the CPU.")
         teachers = build.build_teachers(options)
@@ -421,7 +421,14 @@ class _Teacher(nn.Module):
 def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, say: Say) -> Predict:
     """`teacher` for images of any size."""
     whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, say=say)
-    return partial(self_ensemble, whole) if recipe.x8 else whole
+    predict = partial(self_ensemble, whole) if recipe.x8 else whole
+
+    def run(lq: Tensor) -> Tensor:
+        # Here too, because the memory of a run is estimated from what is set outside the network.
+        with teacher.autocast():
+            return predict(lq)
+
+    return run
 
 
 def _pixels_run(height: int, width: int, recipe: Recipe) -> float:

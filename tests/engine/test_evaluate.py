@@ -222,7 +222,9 @@ def test_testing_runs_the_network_in_channels_last_and_compiled(
             "val": {"compile": True, "metrics": METRICS},
         }
     )
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     (row,) = report.test(options)
+    assert not torch.backends.cudnn.benchmark, "each size of image would be tried with all algorithms"
     (net,) = compiled
     assert net.conv_after_body.weight.is_contiguous(memory_format=torch.channels_last)
     direct = evaluate(small_net(), PairedImages(dataroot_gt=gt, scale=2), build_metrics(METRICS), dataset="p")

@@ -130,6 +130,23 @@ def test_tiles_with_enough_context_are_the_whole_image(tmp_path: Path) -> None:
     assert not np.array_equal(whole.flat, seams.flat)
 
 
+def test_stored_targets_have_the_precision_of_teachers_on_line_and_tiles_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def tile_size(*_: Any, **__: Any) -> None:
+        seen.append(torch.is_autocast_enabled("cpu"))
+
+    monkeypatch.setattr("mtkd.engine.tiling.tile_size", tile_size)
+    for on_line, given, narrow in (("bf16", None, True), ("bf16", "fp32", False), (None, None, False)):
+        options = one_teacher(tmp_path, teacher_precision=on_line)
+        seen.clear()
+        store = teach(options, tmp_path / f"{on_line}{given}", Recipe(precision=given), progress=quiet)  # pyright: ignore[reportArgumentType]
+        assert store.facts["precision"] == ("bf16" if narrow else "fp32")
+        assert seen == [narrow] * 4
+
+
 def test_half_precision_answers_are_averaged_and_rounded_in_full(tmp_path: Path) -> None:
     options = one_teacher(tmp_path, precision="bf16", channels_last=False)
     store = teach(options, tmp_path / "x8", Recipe(x8=True, dtype="float16"), progress=quiet)
