@@ -27,6 +27,24 @@ def set_backends(options: Options, *, sizes_vary: bool = False) -> None:
     torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
 
 
+def named_device(name: str | torch.device) -> torch.device:
+    """The device that a user names: "cpu", "cuda", "cuda:1", ...; a CUDA device has its index.
+
+    Raises:
+        MtkdError: it is no device, or not here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MtkdError(f"There is no device {name}; name cpu, cuda, or one of several, cuda:1.") from error
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise MtkdError(f"There is no device {name}: torch sees {count} CUDA devices here.")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
     """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none."""
     return catalog.build_network(options.type, options.args, scale=scale)

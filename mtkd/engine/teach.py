@@ -385,7 +385,7 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
 
 def _set_up(options: Options, device: str | torch.device | None) -> torch.device:
     build.set_backends(options, sizes_vary=True)
-    found = choose_device(options) if device is None else torch.device(device)
+    found = choose_device(options) if device is None else build.named_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import IMAGE_SUFFIXES, list_images, read_image, write_image
+from mtkd.engine.build import named_device
 from mtkd.engine.evaluate import Predict, compile_for_images, to_pixels, to_tensor
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
 from mtkd.engine.report import autocast
@@ -68,7 +69,7 @@ def upscale(
         )
     if not pairs:
         return 0
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if compile:
         compile_for_images(net, where, partial(autocast, precision, where), say)

@@ -147,6 +147,19 @@ def test_stored_targets_have_the_precision_of_teachers_on_line_and_tiles_know_it
         assert seen == [narrow] * 4
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str) -> None:
+    with pytest.raises(MtkdError, match=f"no device {device}"):
+        teach(one_teacher(tmp_path), tmp_path / "targets", device=device, progress=quiet)
+    assert not (tmp_path / "targets.partial").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_plain_cuda_is_a_device(tmp_path: Path) -> None:
+    teach(one_teacher(tmp_path), tmp_path / "targets", device="cuda", progress=quiet)
+    assert build.named_device("cuda").index is not None
+
+
 def test_half_precision_answers_are_averaged_and_rounded_in_full(tmp_path: Path) -> None:
     options = one_teacher(tmp_path, precision="bf16", channels_last=False)
     store = teach(options, tmp_path / "x8", Recipe(x8=True, dtype="float16"), progress=quiet)
