@@ -360,13 +360,15 @@ class WindowAttention(nn.Module):
         return self.proj_drop(self._padded_proj(x, pad) if pad else self.proj(x))
 
     def _is_fused(self, x: Tensor) -> bool:
-        # Elsewhere torch has kernels of its own; a compiler could not see into ours.
+        # Elsewhere torch has kernels of its own; a compiler could not see into ours. It takes the projections' weights
+        # past the modules, which must then be plain and unwatched.
         return (
             x.device.type == "cpu"
             and x.dtype in (torch.float32, torch.float64)
             and not torch.is_autocast_enabled("cpu")
             and not (self.training and self.attn_drop)
             and not torch.compiler.is_compiling()
+            and all(type(m) is nn.Linear and not m._forward_hooks for m in (self.qkv, self.proj))
         )
 
     def _position_bias(self) -> Tensor:

@@ -130,3 +130,15 @@ def test_a_compiler_sees_one_graph_with_the_same_result(masked: bool) -> None:
     grads = [torch.autograd.grad(f(x, mask).square().sum(), list(net.parameters())) for f in (compiled, net)]
     for grad, wanted in zip(*grads, strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_projections_that_are_tapped_or_replaced_are_called() -> None:
+    net, (x, mask) = attention(), windows(True)
+    expected = net(x, mask)
+    seen = []
+    hook = net.qkv.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    torch.testing.assert_close(net(x, mask), expected)
+    assert len(seen) == 1
+    hook.remove()
+    net.proj = nn.Sequential(net.proj, nn.Tanh())  # pyright: ignore[reportAttributeAccessIssue]
+    torch.testing.assert_close(net(x, mask), expected.tanh())
