@@ -46,9 +46,7 @@ def compile_networks(
             net.compile(mode=mode, dynamic=dynamic)
         trial()
     except Exception as error:
-        for net in networks:
-            net._compiled_call_impl = None
-        torch.compiler.reset()
+        uncompile(networks)
         # torch wraps what a backend raised.
         error = getattr(error, "inner_exception", error)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
@@ -56,3 +54,10 @@ def compile_networks(
         return False
     say(f"compile: {names} compiled in {time.perf_counter() - began:.0f} s")
     return True
+
+
+def uncompile(networks: Iterable[nn.Module]) -> None:
+    """Take back what `compile_networks` did."""
+    for net in networks:
+        net._compiled_call_impl = None
+    torch.compiler.reset()

@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
-from mtkd.engine.compiling import compile_networks
+from mtkd.engine.compiling import compile_networks, uncompile
 from mtkd.engine.ema import Ema
 from mtkd.engine.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
 from mtkd.engine.session import Session, describe, prepare, save, save_deployable, save_weights
@@ -122,20 +122,32 @@ def _loop(session: Session, stop: StopRequest) -> None:
 
 def _compile(session: Session) -> None:
     """Compile student and teachers in place, tried on the first batch; the trial leaves no trace in the training."""
-    method, mode = session.method.train(), session.options.compile
+    method, fabric, mode = session.method.train(), session.fabric, session.options.compile
+    networks = [method.student, *(teacher.net for teacher in method.teachers.values())]
     kept = {name: value.clone() for name, value in method.state_dict().items()}
     # Not in the trial, which would blame the compiler for what is wrong with the data.
     batch = next(session.batches())
 
     def trial() -> None:
-        _backward(session, batch, session.start, last=False)
+        assert session.options.train is not None
+        torch.compiler.cudagraph_mark_step_begin()
+        # Not through the wrapper that lets ranks meet: one that failed inside it would be a meeting behind.
+        with fabric.autocast():
+            out = method(batch, session.start)
+        fabric.backward(weighted_total(out, session.options.train.terms, session.start))
 
-    compile_networks(
-        [method.student, *(teacher.net for teacher in method.teachers.values())],
+    compiled = compile_networks(
+        networks,
         trial,
         mode="default" if mode is True else mode,  # pyright: ignore[reportArgumentType]
         say=session.log.say,
     )
+    if fabric.world_size > 1:
+        failed = fabric.all_reduce(torch.tensor(float(not compiled), device=fabric.device), reduce_op="sum")
+        assert isinstance(failed, Tensor)
+        if failed.item() and compiled:
+            uncompile(networks)
+            session.log.say("compile: another process cannot compile its networks, and all run uncompiled")
     method.load_state_dict(kept)
     for optimizer in session.optimizers.values():
         optimizer.zero_grad(set_to_none=True)

@@ -77,6 +77,16 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(en
     assert_update(ended.folder, "plain", {name: p.grad for name, p in session.method.named_parameters()})  # pyright: ignore
 
 
+def test_where_one_rank_cannot_compile_none_does(ended: Ended) -> None:
+    whole, uncompiled = (ended.folder / "experiments" / name for name in ("whole", "uncompiled"))
+    log = "".join(file.read_text() for file in uncompiled.glob("train*.log"))
+    assert "another process cannot compile its networks, and all run uncompiled" in log
+    one, other = (
+        torch.load(run / "models/net_g_latest.pth", weights_only=True)["params"] for run in (whole, uncompiled)
+    )
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_student_and_critic_get_the_mean_of_the_ranks_gradients(ended: Ended, tmp_path: Path) -> None:
     teachers = json.loads((ended.folder / "teachers.json").read_text())
     session = prepare(two_ranks.critic(tmp_path, ended.folder / "images", teachers))

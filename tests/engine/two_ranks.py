@@ -67,6 +67,16 @@ def main(folder: Path) -> None:
 
     train(whole_run(folder, images), launcher="pytorch")
 
+    def backend(graph: Any, inputs: Any) -> Any:
+        if rank == 1:
+            raise RuntimeError("rank 1 has no compiler")
+        return graph
+
+    compile_ = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda net, **_: compile_(net, backend=backend)  # pyright: ignore
+    train(whole_run(folder, images, "uncompiled").model_copy(update={"compile": True}), launcher="pytorch")
+    torch.nn.Module.compile = compile_
+
     real = train_module._iterate
 
     def asked(session: Any, step: int, batches: Any) -> Any:
