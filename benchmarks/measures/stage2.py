@@ -41,7 +41,8 @@ def measure(device: str, quick: bool) -> Section:
     if device == "cpu":
         notes.append(
             f"Where `rounds` is 1, the case ran once on the whole batch after a warm-up on one image, and its ratio is "
-            f"to the median of {ALONE}, with the spread of that."
+            f"to the median of {ALONE}, with the spread of that. The option files' batch of 16 would need about 18 GiB "
+            f"in the {PUBLISHED}."
         )
     return Section(
         title="Stage 2: the cost of an iteration",
