@@ -348,20 +348,20 @@ def _teach(args: argparse.Namespace) -> int:
     options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
-    from mtkd.engine import teach
+    from mtkd.engine import shards, teach
 
     path = Path(options.target_store).expanduser()
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
-        teach.merge(options, path)
+        shards.merge(options, path)
         print(f"Targets are in {path}. Train with `mtkd train -opt {args.opt}`.")
         return 0
-    shard, device = teach.Shard.parse(args.shard) if args.shard else teach.WHOLE, args.device
+    shard, device = shards.Shard.parse(args.shard) if args.shard else shards.WHOLE, args.device
     if args.launcher != "none":
         if args.shard or args.device:
             raise MtkdError("With --launcher each process takes its rank's shard and device; leave out those options.")
-        shard, device = teach.launched(args.launcher, options)
+        shard, device = shards.launched(args.launcher, options)
     elif "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise MtkdError("torchrun started several processes, and this one was not told: add `--launcher pytorch`.")
     recipe = teach.Recipe(

@@ -27,6 +27,14 @@ def set_backends(options: Options, *, sizes_vary: bool = False) -> None:
     torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
 
 
+def choose_device(options: Options, local_rank: int = 0) -> torch.device:
+    """The CUDA device of process `local_rank` on this machine; the CPU where there is none or `num_gpu` is 0."""
+    if not torch.cuda.is_available() or options.num_gpu == 0:
+        return torch.device("cpu")
+    # slurm may show each process its own device alone.
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
 def named_device(name: str | torch.device) -> torch.device:
     """The device that a user names: "cpu", "cuda", "cuda:1", ...; a CUDA device has its index.
 

@@ -25,6 +25,7 @@ from mtkd.engine.evaluate import (
     write_results,
 )
 from mtkd.engine.log import environment
+from mtkd.engine.progress import tracked
 from mtkd.engine.session import build_image_set
 from mtkd.methods.base import Method
 from mtkd.metrics.complexity import complexity
@@ -65,7 +66,7 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
                 device=device,
                 autocast=partial(autocast, options.precision, device),
                 save=save,
-                progress=lambda steps, name=name: _bar(steps, name),
+                progress=lambda steps, name=name: tracked(steps, name),
             )
         )
     cost = complexity(net)
@@ -95,14 +96,6 @@ def free_folder(wanted: Path) -> Path:
         number += 1
         folder = wanted.with_name(f"{wanted.name}_{number}")
     return folder
-
-
-def _bar(steps: Any, name: str) -> Any:
-    if not sys.stdout.isatty():
-        return steps
-    from rich.progress import track
-
-    return track(steps, description=name, transient=True)
 
 
 def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], folder: Path) -> None:

@@ -23,12 +23,14 @@ from mtkd.contracts import Batch, MtkdError, Task
 from mtkd.data.items import ItemImages, Items, ItemSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
-from mtkd.engine import build, checkpoint, teach
+from mtkd.engine import build, checkpoint
 from mtkd.engine.checkpoint import RunFolder
 from mtkd.engine.ema import Ema
 from mtkd.engine.evaluate import MetricFunction, build_metrics
 from mtkd.engine.log import RunLog, environment, trim_metrics
 from mtkd.engine.optim import LearningRate, build_optimizer, learning_rate
+from mtkd.engine.progress import Progress
+from mtkd.engine.targets import open_targets, open_training_images
 from mtkd.methods.base import Method
 
 
@@ -101,9 +103,9 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     if isinstance(train_set, ItemTrainSetOptions):
         items = open_items(train_set, options.scale, phase="train", seed=seed)
     else:
-        with teach.Progress("decoding the training images", print) as decoding:
-            images = teach.open_training_images(options, decoding)
-        targets = teach.open_targets(options, images) if options.target_store else None
+        with Progress("decoding the training images", print) as decoding:
+            images = open_training_images(options, decoding)
+        targets = open_targets(options, images) if options.target_store else None
     num_samples = len(items if images is None else images.gt)  # pyright: ignore[reportArgumentType]
     total_steps = options.train.total_iter
     task = Task(scale=options.scale, num_samples=num_samples, total_steps=total_steps)

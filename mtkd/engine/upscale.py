@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mtkd.data.images import IMAGE_SUFFIXES, list_images, read_image, write_imag
 from mtkd.engine.build import named_device
 from mtkd.engine.evaluate import Predict, compile_for_images, to_pixels, to_tensor
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
+from mtkd.engine.progress import tracked
 from mtkd.engine.report import autocast
 from mtkd.engine.tiling import FittingTiles, self_ensemble
 
@@ -81,7 +81,7 @@ def upscale(
         return staged(read_image(pair[0]), where)
 
     with torch.no_grad(), autocast(precision, where), Behind() as later, closing(ahead(read, pairs)) as images:
-        for (path, out), image in zip(_progress(pairs), images, strict=True):
+        for (path, out), image in zip(tracked(pairs, "upscaling"), images, strict=True):
             with _naming(path):
                 sr = predict(to_tensor(image, where))
             later(_write, path, out, to_host(to_pixels(sr)), to_host(sr.isfinite().all()))
@@ -123,11 +123,3 @@ def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
         if out.exists() and out.samefile(path):
             raise MtkdError(f"{path} would be replaced by its own enlargement; choose another place to write to.")
     return pairs
-
-
-def _progress(pairs: list[tuple[Path, Path]]) -> Iterable[tuple[Path, Path]]:
-    if len(pairs) < 2 or not sys.stdout.isatty():
-        return pairs
-    from rich.progress import track
-
-    return track(pairs, description="upscaling")

@@ -18,7 +18,7 @@ from mtkd.data.items import ItemImages, Items, ItemSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
 from mtkd.engine.check import check_data
-from mtkd.engine.teach import open_training_images
+from mtkd.engine.targets import open_training_images
 from mtkd.engine.train import train
 from tests.engine.runs import make_images, run_options
 

@@ -17,7 +17,7 @@ from mtkd.cli import main
 from mtkd.contracts import Batch
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
-from mtkd.engine import teach
+from mtkd.engine import targets
 from mtkd.engine.evaluate import build_metrics, evaluate
 from mtkd.engine.session import Session, prepare
 from mtkd.engine.train import step_seed, weighted_total
@@ -49,7 +49,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 def batch_of_rank(session: Session, rank: int) -> Batch:
-    images = teach.open_training_images(session.options)
+    images = targets.open_training_images(session.options)
     assert session.options.datasets.train is not None
     sampler = CropSampler(
         lq=images.lq, gt=images.gt, scale=2, gt_size=16, batch_size=2, use_hflip=True, use_rot=True,

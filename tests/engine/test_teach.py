@@ -21,8 +21,11 @@ from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.store import ImageStore
 from mtkd.engine import build
+from mtkd.engine.build import choose_device
 from mtkd.engine.evaluate import to_image, to_tensor
-from mtkd.engine.teach import Recipe, Shard, choose_device, dry_run, launched, merge, open_training_images, teach
+from mtkd.engine.shards import Shard, launched, merge
+from mtkd.engine.targets import open_training_images
+from mtkd.engine.teach import Recipe, dry_run, teach
 from mtkd.engine.tiling import self_ensemble
 from mtkd.engine.train import train
 from tests.engine.runs import make_images, make_teachers, run_options
@@ -434,7 +437,7 @@ def test_the_estimate_scales_with_pixels_tiles_and_turns(tmp_path: Path, monkeyp
 
 def test_a_full_disk_is_noticed_before_the_teachers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, path = one_teacher(tmp_path), tmp_path / "new_folder" / "targets"
-    monkeypatch.setattr("mtkd.engine.teach.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr("mtkd.engine.targets.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     monkeypatch.setattr("mtkd.engine.teach.StoreWriter", None)
     for run in (teach, dry_run):
         with pytest.raises(MtkdError, match="0.00 GB free.*target_store elsewhere"):

@@ -1,0 +1,65 @@
+"""How far a long job is, with the time that is left."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+_SAY_EVERY = 30.0
+"""Seconds between two lines of progress."""
+
+
+def clock(seconds: float) -> str:
+    """Whole seconds as h:mm:ss."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Progress:
+    """How far a long job is: a bar on a terminal, else a line after the first image, now and then, and at the end."""
+
+    def __init__(self, about: str, say: Say, *, bar: bool = True) -> None:
+        self.about, self.say = about, say
+        self._began, self._said = time.perf_counter(), 0.0
+        self._bar = None
+        if bar and sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn())
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, share: float | None = None) -> None:
+        """`done` of `total` images are made, which is the `share` of the work."""
+        share = done / total if share is None else share
+        now = time.perf_counter()
+        seconds = now - self._began
+        left = f"{clock(seconds / share * (1 - share))} left" if done < total else f"in {clock(seconds)}"
+        text = f"{self.about}: {done} of {total} images, {done / seconds:.3g} images/s, {left}"
+        if self._bar is not None:
+            if not self._bar.tasks:
+                self._bar.add_task(text, total=1.0)
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=share, description=text)
+        elif done in (1, total) or now - self._said >= _SAY_EVERY:
+            self._said = now
+            self.say(text)
+
+
+def tracked(items: Iterable[T], about: str) -> Iterable[T]:
+    """`items`, with a bar on a terminal that is gone when they are through."""
+    if not sys.stdout.isatty():
+        return items
+    from rich.progress import track
+
+    return track(items, description=about, transient=True)

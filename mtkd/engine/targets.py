@@ -1,0 +1,147 @@
+"""The training images of an option file, and the store of targets that belongs to them.
+
+A store of targets carries the fingerprint of what made it: teacher and fusion weights, their arguments and order, the
+scale and the images. Training from a store that does not match is an error.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtkd import zoo
+from mtkd.config import ItemTrainSetOptions, Options, TrainSetOptions
+from mtkd.contracts import MtkdError
+from mtkd.data.paired import PairedImages
+from mtkd.data.store import ImageStore, StoreDtype, missing_images
+from mtkd.data.training import TrainingSet, open_training_set
+from mtkd.engine import build
+
+
+def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
+    """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
+    return open_training_set(
+        _training_section(options).model_dump(),
+        scale=options.scale,
+        cache_dir=zoo.home().parent / "datasets",
+        progress=progress,
+    )
+
+
+def training_pairs(options: Options) -> PairedImages:
+    """The training images where they lie, nothing decoded."""
+    section = _training_section(options)
+    return PairedImages(
+        dataroot_gt=section.dataroot_gt,
+        dataroot_lq=section.dataroot_lq,
+        scale=options.scale,
+        meta_info_file=section.meta_info_file,
+        filename_tmpl=section.filename_tmpl,
+        io_backend=section.io_backend,
+        min_gt_size=section.gt_size,
+    )
+
+
+def _training_section(options: Options) -> TrainSetOptions:
+    if options.datasets.train is None:
+        raise MtkdError("The option file has no `datasets.train` section.")
+    if isinstance(options.datasets.train, ItemTrainSetOptions):
+        raise MtkdError(
+            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops; targets are made for "
+            "the whole images of a PairedImageDataset."
+        )
+    return options.datasets.train
+
+
+def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
+    """What determines the targets of `options`: networks with their weights' hashes, in order, scale and lq images.
+
+    An option file that names a store and no teachers is held to scale and images alone.
+    """
+    marks: dict[str, Any] = {"scale": options.scale, "images": images.lq.digest()}
+    if not options.teachers:
+        return marks
+    marks["teachers"] = [{"name": name, **_weights(teacher)} for name, teacher in options.teachers.items()]
+    marks["fusion"] = options.fusion
+    if options.fusion is not None and options.fusion != "mean":
+        marks["fusion"] = _weights(options.fusion)
+    return marks
+
+
+def open_targets(options: Options, images: TrainingSet) -> ImageStore:
+    """The store `options.target_store`, checked against the run.
+
+    Raises:
+        MtkdError: there is no such store, or other teachers, images or another scale made it; what differs is named.
+    """
+    assert options.target_store is not None
+    path = Path(options.target_store).expanduser()
+    if not path.exists():
+        shards = any(path.parent.glob(f"{glob.escape(path.name)}.shard-*"))
+        remedy = "Shards of it do: `mtkd teach -opt FILE --merge`" if shards else "Make it with `mtkd teach -opt FILE`"
+        raise MtkdError(f"target_store {path} does not exist. {remedy}.")
+    store = ImageStore(path)
+    stored, wanted = store.facts.get("fingerprint", {}), fingerprint(options, images)
+    differing = [key for key in wanted if stored.get(key) != wanted[key]]
+    if differing:
+        key = differing[0]
+        raise MtkdError(
+            f"target_store {path} was made by another run: its {', '.join(differing)} differ from the option file's "
+            f"({key}: stored {stored.get(key)}, here {wanted[key]}). Make a new one with `mtkd teach -opt FILE`."
+        )
+    return store
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise an error where the store is there already."""
+    if path.exists():
+        raise MtkdError(f"{path} already exists; remove it, or name another target_store.")
+
+
+def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
+    """Raise an error that names what differs, and the remedy, unless `store` was made as `facts` say."""
+    differing = [key for key in store.facts | facts if store.facts.get(key) != facts.get(key)]
+    if differing:
+        key = differing[0]
+        raise MtkdError(
+            f"{store.path} was made otherwise: its {', '.join(differing)} differ ({key}: stored "
+            f"{store.facts.get(key)}, here {facts.get(key)}). {remedy}"
+        )
+
+
+def bytes_to_write(path: Path, sizes: Sequence[tuple[int, int]], dtype: StoreDtype) -> int:
+    """Bytes of the images that the store at `path` still lacks; files of half-written stores are sparse."""
+    return sum(sizes[i][0] * sizes[i][1] for i in missing_images(path, len(sizes))) * (3 if dtype == "uint8" else 6)
+
+
+def free_bytes(path: Path) -> int:
+    """Free room on the disk where `path` is, or would be made."""
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(folder).free
+
+
+def check_disk(path: Path, nbytes: int) -> None:
+    """Raise an error where `nbytes` more do not fit on the disk of `path`."""
+    free = free_bytes(path)
+    if nbytes > free:
+        raise MtkdError(
+            f"{path} needs {nbytes / 1e9:.2f} GB more, and its disk has {free / 1e9:.2f} GB free. Make room, or put "
+            "target_store elsewhere."
+        )
+
+
+def _weights(options: Any) -> dict[str, Any]:
+    network = {"type": options.network.type, "args": build.plain(options.network.args)}
+    return {"network": network, "sha256": _file_hash(options.pretrain), "param_key": options.param_key}
+
+
+def _file_hash(source: str) -> str:
+    digest = hashlib.sha256()
+    with zoo.resolve(source).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
