@@ -32,7 +32,7 @@ def measure(device: str, quick: bool) -> Section:
     for student in list(runs.STUDENTS)[: 1 if quick else None]:
         with runs.workplace() as folder:
             plain = runs.recipe(student, folder, device, small=quick)
-            found, seconds, bound = of_student(plain, folder, device, batch, rounds=2 if quick else 7)
+            found, seconds, bound = of_student(plain, folder, device, batch, rounds=2 if quick else 15)
         rows += [{"student": student, **row} for row in found]
         aims.append(Aim(f"stage 2, {student}: {STORE} / {ALONE}", STORE_AIM, seconds["store"], at_least=False))
         aims.append(Aim(f"stage 2, {student}: {PUBLISHED} / {STORE}", PUBLISHED_AIM, seconds["published"]))
