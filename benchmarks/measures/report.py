@@ -79,7 +79,7 @@ def measured_on(records: Sequence[Record]) -> str:
     machine = _all(f"{f['device']} ({record['threads']} CPU threads)" for f, record in zip(facts, records, strict=True))
     return (
         f"Measured on {machine}, torch {_all(f['versions']['torch'] for f in facts)}, commit "
-        f"{_all(str(f['commit']) for f in facts)}, with {_all(_code(record['command']) for record in records)}."
+        f"{_all(str(f['commit']) for f in facts)}, with {_commands(records)}."
     )
 
 
@@ -98,8 +98,11 @@ def _outcome(aim: Mapping[str, Any] | None) -> str:
     return shown(aim["measured"]) + ("" if aim["met"] else " (missed)")
 
 
-def _code(text: str) -> str:
-    return f"`{text}`"
+def _commands(records: Sequence[Record]) -> str:
+    commands = dict.fromkeys(record["command"] for record in records)
+    if len(commands) > 2:
+        return f"`{next(iter(commands)).partition(' --')[0]} --only NAME`, section by section"
+    return _all(f"`{command}`" for command in commands)
 
 
 def _all(values: Iterable[str]) -> str:
