@@ -86,12 +86,11 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
         raise MtkdError(f"target_store {path} does not exist. {remedy}.")
     store = ImageStore(path)
     stored, wanted = store.facts.get("fingerprint", {}), fingerprint(options, images)
-    differing = [key for key in wanted if stored.get(key) != wanted[key]]
+    differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
-        key = differing[0]
         raise MtkdError(
-            f"target_store {path} was made by another run: its {', '.join(differing)} differ from the option file's "
-            f"({key}: stored {stored.get(key)}, here {wanted[key]}). Make a new one with `mtkd teach -opt FILE`."
+            f"target_store {path} was made by another run, of which this differs: {_told(differing)}. Make a new one "
+            "with `mtkd teach -opt FILE`."
         )
     return store
 
@@ -104,13 +103,29 @@ def refuse_existing(path: Path) -> None:
 
 def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
     """Raise an error that names what differs, and the remedy, unless `store` was made as `facts` say."""
-    differing = [key for key in store.facts | facts if store.facts.get(key) != facts.get(key)]
+    differing = _differences(store.facts, facts)
     if differing:
-        key = differing[0]
-        raise MtkdError(
-            f"{store.path} was made otherwise: its {', '.join(differing)} differ ({key}: stored "
-            f"{store.facts.get(key)}, here {facts.get(key)}). {remedy}"
-        )
+        raise MtkdError(f"{store.path} was made otherwise: {_told(differing)}. {remedy}")
+
+
+def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """(place, stored value, value here) wherever two trees of plain values differ."""
+    if where == "teachers" or where.endswith(".teachers"):
+        stored, here = ({member["name"]: member for member in part or ()} for part in (stored, here))
+        if list(stored) != list(here):
+            return [(where, ", ".join(stored) or "none", ", ".join(here) or "none")]
+    if not isinstance(stored, dict) or not isinstance(here, dict):
+        return [] if stored == here else [(where, stored, here)]
+    return [
+        found
+        for key in dict.fromkeys([*stored, *here])
+        for found in _differences(stored.get(key), here.get(key), f"{where}.{key}" if where else key)
+    ]
+
+
+def _told(differing: Sequence[tuple[str, Any, Any]]) -> str:
+    more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return "; ".join(f"{where} was {stored}, here it is {here}" for where, stored, here in differing[:3]) + more
 
 
 def bytes_to_write(path: Path, sizes: Sequence[tuple[int, int]], dtype: StoreDtype) -> int:

@@ -21,7 +21,6 @@ from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.store import ImageStore
 from mtkd.engine import build
-from mtkd.engine.build import choose_device
 from mtkd.engine.evaluate import to_image, to_tensor
 from mtkd.engine.shards import Shard, launched, merge
 from mtkd.engine.targets import open_training_images
@@ -265,11 +264,18 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MtkdError, match="already exists"):
         teach(options, store, progress=quiet)
     swapped = {**given, "teachers": dict(reversed(given["teachers"].items()))}
-    with pytest.raises(MtkdError, match="teachers differ"):
+    with pytest.raises(MtkdError, match="teachers was edsr, rcan, here it is rcan, edsr"):
         train(run_options(tmp_path, **swapped))
+    retrained = {**given, "teachers": {**given["teachers"]}}
+    retrained["teachers"]["edsr"] = {**given["teachers"]["edsr"], "pretrain": str(tmp_path / "edsr.safetensors")}
+    net = build.build_network(options.teachers["edsr"].network, options.scale)
+    facts = {"arch": {"type": "EDSR", "args": dict(options.teachers["edsr"].network.args)}, "scale": 2}
+    zoo.write_safetensors(tmp_path / "edsr.safetensors", net.state_dict(), build.plain(facts))
+    with pytest.raises(MtkdError, match=r"differs: teachers\.edsr\.sha256 was \w+, here it is \w+\. Make a new one"):
+        train(run_options(tmp_path, **retrained))
     other = {**given, "images": make_images(tmp_path / "other")}
     (tmp_path / "other/rocket.png").unlink()
-    with pytest.raises(MtkdError, match="images differ"):
+    with pytest.raises(MtkdError, match="differs: images was"):
         train(run_options(tmp_path, **other))
     assert not (tmp_path / "experiments").exists()
     train(options)
@@ -324,16 +330,16 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> No
         merge(options, path, progress=quiet)
     first = teach(options, path, shard=Shard(1, 2), progress=quiet)
     teach(options, path, Recipe(x8=True), shard=Shard(2, 2), progress=quiet)
-    with pytest.raises(MtkdError, match="shard-2-of-2 was made otherwise: its x8 differ.*--shard 2/2"):
+    with pytest.raises(MtkdError, match="shard-2-of-2 was made otherwise: x8 was True, here it is False.*--shard 2/2"):
         merge(options, path, progress=quiet)
-    with pytest.raises(MtkdError, match="its x8 differ"):
+    with pytest.raises(MtkdError, match="x8 was True, here it is False"):
         teach(options, path, shard=Shard(2, 2), progress=quiet)
     Shard(2, 2).path(path).unlink()
     shutil.copy(first.path, Shard(2, 2).path(path))
     with pytest.raises(MtkdError, match="another shard than its name says"):
         merge(options, path, progress=quiet)
     other = one_teacher(tmp_path, "rcan")
-    with pytest.raises(MtkdError, match="shard-1-of-2 was made otherwise: its fingerprint differ"):
+    with pytest.raises(MtkdError, match=r"otherwise: fingerprint\.teachers was edsr, here it is rcan"):
         merge(other, path, progress=quiet)
     teach(options, path, shard=Shard(1, 3), progress=quiet)
     with pytest.raises(MtkdError, match="shards of 2 and of 3"):
@@ -385,11 +391,11 @@ def test_ranks_have_devices_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     options = one_teacher(tmp_path, num_gpu="auto")
-    assert [choose_device(options, local).index for local in (0, 3)] == [0, 3]
+    assert [build.choose_device(options, local).index for local in (0, 3)] == [0, 3]
     # slurm may show each process its own device alone.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert choose_device(options, 3) == torch.device("cuda:0")
-    assert choose_device(one_teacher(tmp_path, num_gpu=0), 3) == torch.device("cpu")
+    assert build.choose_device(options, 3) == torch.device("cuda:0")
+    assert build.choose_device(one_teacher(tmp_path, num_gpu=0), 3) == torch.device("cpu")
 
 
 def test_a_rank_that_does_not_know_it_is_one_is_stopped(
