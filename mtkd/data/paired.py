@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PROBLEMS_SHOWN = 20
+_SECTION_KEYS = ("dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl", "io_backend")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class PairedImages(Sequence[PairedImage]):
                     self.lq_paths.append(partners[gt_path])
         roots = str(self.dataroot_gt) + ("" if self.dataroot_lq is None else f" and {self.dataroot_lq}")
         raise_problems(f"The images of {roots} cannot be used at scale {scale}", problems)
+
+    @classmethod
+    def of_section(cls, section: Mapping[str, Any], *, scale: int) -> PairedImages:
+        """The images of a data set section of an option file; `gt_size` is `min_gt_size`, other keys are unused."""
+        given = {key: section[key] for key in _SECTION_KEYS if section.get(key) is not None}
+        return cls(scale=scale, min_gt_size=section.get("gt_size"), **given)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -20,7 +20,6 @@ from mtkd.data.paired import PairedImages, raise_problems
 from mtkd.data.store import ImageStore, StoreWriter
 
 _RULE = "1: RGB uint8, gt cut to lq * scale, lq bicubic as MATLAB when there is no dataroot_lq"
-_FILE_KEYS = ("dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl", "io_backend")
 _DAY = 24 * 3600
 
 
@@ -57,11 +56,7 @@ def open_training_set(
     Raises:
         MtkdError: everything `PairedImages` finds wrong, or files that cannot be decoded, all listed at once.
     """
-    pairs = PairedImages(
-        scale=scale,
-        min_gt_size=options.get("gt_size"),
-        **{key: options[key] for key in _FILE_KEYS if options.get(key) is not None},
-    )
+    pairs = PairedImages.of_section(options, scale=scale)
     facts = _facts(pairs)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     cache = Path(cache_dir).expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,13 @@ def named_device(name: str | torch.device) -> torch.device:
     if (device.index or 0) >= count:
         raise MtkdError(f"There is no device {name}: torch sees {count} CUDA devices here.")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Context for `precision` "fp32", "bf16" or "fp16" on `device`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:

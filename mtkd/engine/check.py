@@ -23,15 +23,7 @@ def check_data(options: Options) -> list[Problem]:
             if isinstance(given, ItemSetOptions):
                 open_items(given, options.scale, phase=key.split("_")[0])
             else:
-                PairedImages(
-                    dataroot_gt=given.dataroot_gt,
-                    dataroot_lq=given.dataroot_lq,
-                    scale=options.scale,
-                    meta_info_file=given.meta_info_file,
-                    filename_tmpl=given.filename_tmpl,
-                    io_backend=given.io_backend,
-                    min_gt_size=getattr(given, "gt_size", None),
-                )
+                PairedImages.of_section(given.model_dump(), scale=options.scale)
         except MtkdError as error:
             problems.append(Problem(options.file, None, where, str(error)))
     return problems

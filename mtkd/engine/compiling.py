@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mtkd.engine.progress import Say
+
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
 """torch.compile's modes; "reduce-overhead" and "max-autotune" record CUDA graphs where shapes are fixed."""
 
@@ -19,7 +21,7 @@ def compile_networks(
     *,
     mode: Mode = "default",
     dynamic: bool | None = None,
-    say: Callable[[str], None],
+    say: Say,
 ) -> bool:
     """Compile `networks` in place and run `trial` with them; if it fails, they run uncompiled and `say` is told why.
 

@@ -21,6 +21,7 @@ from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.engine.compiling import compile_networks
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
+from mtkd.engine.progress import Say
 from mtkd.engine.tiling import self_ensemble, tiled
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Predict = Callable[[Tensor], Tensor]
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
-Say = Callable[[str], None]
 
 
 class ImageSet(Protocol):

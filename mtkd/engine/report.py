@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
     net.to(device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
     if options.val.compile:
-        compile_for_images(net, device, partial(autocast, options.precision, device), print)
+        compile_for_images(net, device, partial(build.autocast, options.precision, device), print)
     folder = free_folder(Path(options.path.results_root) / options.name)
     rows: list[Evaluation] = []
     for name, image_set in images.items():
@@ -64,7 +63,7 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
                 build_metrics(options.val.metrics),
                 dataset=name,
                 device=device,
-                autocast=partial(autocast, options.precision, device),
+                autocast=partial(build.autocast, options.precision, device),
                 save=save,
                 progress=lambda steps, name=name: tracked(steps, name),
             )
@@ -80,13 +79,6 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     write_results(folder, [(options.name, row) for row in rows], facts | {"environment": environment()})
     _print(options, rows, facts, folder)
     return rows
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context for `precision` "fp32", "bf16" or "fp16" on `device`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def free_folder(wanted: Path) -> Path:

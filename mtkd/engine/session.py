@@ -214,14 +214,7 @@ def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImag
     """Validation or test images from their section of the option file."""
     if isinstance(given, ItemSetOptions):
         return ItemImages(open_items(given, scale, phase=phase))
-    return PairedImages(
-        dataroot_gt=given.dataroot_gt,
-        dataroot_lq=given.dataroot_lq,
-        scale=scale,
-        meta_info_file=given.meta_info_file,
-        filename_tmpl=given.filename_tmpl,
-        io_backend=given.io_backend,
-    )
+    return PairedImages.of_section(given.model_dump(), scale=scale)
 
 
 def save_weights(session: Session, step: int | str) -> None:

@@ -34,16 +34,7 @@ def open_training_images(options: Options, progress: Callable[[int, int], None] 
 
 def training_pairs(options: Options) -> PairedImages:
     """The training images where they lie, nothing decoded."""
-    section = _training_section(options)
-    return PairedImages(
-        dataroot_gt=section.dataroot_gt,
-        dataroot_lq=section.dataroot_lq,
-        scale=options.scale,
-        meta_info_file=section.meta_info_file,
-        filename_tmpl=section.filename_tmpl,
-        io_backend=section.io_backend,
-        min_gt_size=section.gt_size,
-    )
+    return PairedImages.of_section(_training_section(options).model_dump(), scale=options.scale)
 
 
 def _training_section(options: Options) -> TrainSetOptions:

@@ -203,8 +203,6 @@ class _Teacher(nn.Module):
 
     def __init__(self, options: Options, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
-        from mtkd.engine.report import autocast
-
         precision = recipe.resolved_precision(options)
         if precision == "fp16" and device.type != "cuda":
             raise MtkdError("fp16 needs a CUDA device; use --precision bf16 or fp32 on the CPU.")
@@ -213,7 +211,7 @@ class _Teacher(nn.Module):
             raise MtkdError(
                 f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say with `fusion` how they become one."
             )
-        self.autocast = partial(autocast, precision, device)
+        self.autocast = partial(build.autocast, precision, device)
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         (net,) = teachers.values()
         self.net = Frozen(net).to(device).to(memory_format=self.memory_format)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
 from mtkd.data.residence import available_memory
+from mtkd.engine.progress import Say
 
 SMALL_IMAGE = 256 * 256
 """lq pixels that are run at once without asking for memory, and that tiles are batched up to on a GPU."""
@@ -118,7 +119,7 @@ class FittingTiles:
         scale: int,
         tile_size: int | None = None,
         tile_pad: int = 32,
-        say: Callable[[str], None] = print,
+        say: Say = print,
     ) -> None:
         self.net, self.scale, self.tile_pad, self.say = net, scale, tile_pad, say
         self._given = tile_size

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import IMAGE_SUFFIXES, list_images, read_image, write_image
-from mtkd.engine.build import named_device
+from mtkd.engine.build import autocast, named_device
 from mtkd.engine.evaluate import Predict, compile_for_images, to_pixels, to_tensor
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
-from mtkd.engine.progress import tracked
-from mtkd.engine.report import autocast
+from mtkd.engine.progress import Say, tracked
 from mtkd.engine.tiling import FittingTiles, self_ensemble
 
 
@@ -33,7 +32,7 @@ def upscale(
     device: str | torch.device | None = None,
     overwrite: bool = False,
     skip_existing: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> int:
     """Upscale the image `source`, or every image of the folder `source`, and return how many were written.
 
