@@ -10,10 +10,10 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format gpu-bundle clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "PYTHON=python3.12 builds .venv with another interpreter; PYTEST_ARGS='-k wavelet' goes to pytest."
 
 demo: $(INSTALLED) ## distil a small student on the CPU and print its table
@@ -30,6 +30,9 @@ lint: $(INSTALLED) ## ruff (rules and layout) and pyright
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+gpu-bundle: $(INSTALLED) ## fill .gpu/ with what benchmarks/gpu.py needs on a GPU machine without an index
+	$(VENV)/bin/python benchmarks/gpu_bundle.py $(BUNDLE_ARGS)
 
 clean: ## remove .venv and caches; experiments, results and data stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

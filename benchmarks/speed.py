@@ -5,10 +5,10 @@
     python benchmarks/speed.py --report         # measures nothing, writes the reports again
 
 Every number is a ratio against something real that ran in the same process, case after case, round after round; tables
-show medians and the spread of the rounds. Results are `benchmarks/results/speed_cpu.json` and `speed_cuda.json`, each
-section with the machine, versions, commit and command that measured it; sections that are not measured again stay.
-From them come `benchmarks/results/speed.md`, with every table, and the section "Speed" of README.md. What was never
-measured on a device says so.
+show medians and the spread of the rounds. Results are `benchmarks/results/speed_cpu.json` and, for each GPU,
+`speed_cuda_DEVICE.json`, each section with the machine, versions, commit and command that measured it; sections that
+are not measured again stay. From them come `benchmarks/results/speed.md`, with every table, and the section "Speed" of
+README.md. What was never measured on a device says so. `benchmarks/gpu.py` takes the same measurements in minutes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from measures import report
+from measures.timing import FULL, QUICK, Effort
 
 from mtkd.engine.log import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-MEASURES = ("stage2", "training", "wavelet", "data_path", "attention", "inference", "scaling", "quality")
-"""Modules of `measures`; each has `measure(device, quick) -> Section`."""
+MEASURES = ("stage2", "graphs", "training", "wavelet", "data_path", "attention", "inference", "scaling", "quality")
+"""Modules of `measures`; each has `measure(device, effort) -> Iterator[Section]`, a section that grows."""
 DEVICES = ("cpu", "cuda")
 
 
@@ -45,37 +48,44 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the reports from the stored results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    command = "python " + shlex.join(["benchmarks/speed.py", *sys.argv[1:]])
     if not args.report:
         for name in args.only:
-            run(name, args)
+            print(f"{name} on {args.device} ...", flush=True)
+            record: dict[str, Any] = {}
+            for record in records(name, args.device, QUICK if args.quick else FULL, command):
+                if not args.quick:
+                    store(RESULTS / file_name(args.device), {name: record})
+            print(report.table(record), flush=True)
     if not args.quick:
-        report.write(ROOT, MEASURES, {device: load(device) for device in DEVICES})
+        report.write(ROOT, MEASURES, report.stored(RESULTS))
 
 
-def run(name: str, args: argparse.Namespace) -> None:
-    """Measure one section and store it."""
-    print(f"{name} on {args.device} ...", flush=True)
+def records(name: str, device: str, effort: Effort, command: str) -> Iterator[dict[str, Any]]:
+    """Measure one section: its record each time that it has grown, the last one whole."""
     began = time.perf_counter()
-    section = importlib.import_module(f"measures.{name}").measure(args.device, args.quick)
-    record = {
-        **section.record(),
-        "environment": environment(),
-        "threads": args.threads,
-        "command": "python " + shlex.join(["benchmarks/speed.py", *sys.argv[1:]]),
-        "seconds": time.perf_counter() - began,
-    }
-    print(report.table(record), flush=True)
-    if args.quick:
-        return
-    stored = {**load(args.device), name: record}
-    path = RESULTS / f"speed_{args.device}.json"
-    path.write_text(json.dumps({key: stored[key] for key in MEASURES if key in stored}, indent=2) + "\n")
+    for section in importlib.import_module(f"measures.{name}").measure(device, effort):
+        yield {
+            **section.record(),
+            "environment": environment(),
+            "threads": torch.get_num_threads(),
+            "command": command,
+            "seconds": time.perf_counter() - began,
+        }
 
 
-def load(device: str) -> dict[str, Any]:
-    """Stored sections of `device`, none when nothing was measured there."""
-    path = RESULTS / f"speed_{device}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def file_name(device: str) -> str:
+    """Name of the file of results for the device at hand."""
+    if device == "cpu":
+        return "speed_cpu.json"
+    words = re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()).strip("_")
+    return f"speed_cuda_{words}.json"
+
+
+def store(path: Path, sections: dict[str, dict[str, Any]]) -> None:
+    """Put `sections` into the file beside those that are there."""
+    kept = {**report.load(path), **sections}
+    path.write_text(json.dumps({key: kept[key] for key in MEASURES if key in kept}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

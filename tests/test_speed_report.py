@@ -66,7 +66,7 @@ def test_a_section_becomes_a_table_with_its_setting_verdicts_notes_and_machine()
 
 
 def test_the_summary_has_a_row_per_aim_and_says_what_was_never_measured() -> None:
-    assert report.summary({"cpu": {"one": record(), "two": record(aims=[])}, "cuda": {}}).splitlines() == [
+    assert report.summary({"CPU": {"one": record(), "two": record(aims=[])}, "CUDA": {}}).splitlines() == [
         "| ratio | aim | CPU | CUDA |",
         "|---|---:|---:|---:|",
         "| slow / fast | >= 2 | 10,000 | not measured |",
@@ -74,12 +74,12 @@ def test_the_summary_has_a_row_per_aim_and_says_what_was_never_measured() -> Non
         "",
         "Measured on A machine (2 CPU threads), torch 2.0, commit abc, with `python speed.py`.",
     ]
-    assert report.summary({"cpu": {}, "cuda": {}}) == "Not measured yet."
+    assert report.summary({"CPU": {}, "CUDA": {}}) == "Not measured yet."
 
 
 def test_devices_with_different_aims_show_both() -> None:
     higher = [{"about": "slow / fast", "wanted": 3.0, "measured": 2.5, "at_least": True, "met": False}]
-    lines = report.summary({"cpu": {"one": record()}, "cuda": {"one": record(aims=higher)}}).splitlines()
+    lines = report.summary({"CPU": {"one": record()}, "CUDA": {"one": record(aims=higher)}}).splitlines()
     assert lines[2] == "| slow / fast | >= 2 / >= 3 | 10,000 | 2.5 (missed) |"
 
 
@@ -92,7 +92,7 @@ def test_both_pages_are_written_and_text_around_the_marks_stays(tmp_path: Path) 
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    results = {"cpu": {"one": record()}, "cuda": {}}
+    results = {"CPU": {"one": record()}, "CUDA": {}}
     report.write(tmp_path, ["one", "two"], results)
     assert readme.read_text() == f"before\n{report.BEGIN}\n{report.summary(results)}\n{report.END}\nafter\n"
     page = (tmp_path / "benchmarks/results/speed.md").read_text()
@@ -101,10 +101,7 @@ def test_both_pages_are_written_and_text_around_the_marks_stays(tmp_path: Path) 
 
 
 def test_the_readme_says_what_the_stored_results_say() -> None:
-    results = {}
-    for device in report.HEADS:
-        path = ROOT / f"benchmarks/results/speed_{device}.json"
-        results[device] = json.loads(path.read_text()) if path.exists() else {}
+    results = report.stored(ROOT / "benchmarks/results")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{report.BEGIN}\n{report.summary(results)}\n{report.END}" in text
     if any(results.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ import torch_dct
 from torch import Tensor, nn
 
 from measures import basicsr_world
-from measures.timing import Aim, Section, ratios, side_by_side, spread
+from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread
 from mtkd import basicsr as bridge
 from mtkd.archs import blocks
 from mtkd.archs.dctswin import DCTSwin, DCTSwinLayer
@@ -46,12 +46,16 @@ class Case(NamedTuple):
     promised: bool = True
 
 
-def measure(device: str, quick: bool) -> Section:
+def measure(device: str, effort: Effort) -> Iterator[Section]:
     rows, aims = [], []
-    for case in cases(device, quick):
+    for case in cases(device, effort):
         for pass_, variants in (("forward", forward(case)), ("forward + backward", training(case))):
             times = side_by_side(
-                variants, device, rounds=2 if quick else 6 if device == "cpu" else 15, seconds=0.3, warm_up=2
+                variants,
+                device,
+                rounds=effort.rounds(6 if device == "cpu" else 15),
+                seconds=effort.seconds(0.3),
+                warm_up=2,
             )
             for name in variants:
                 ratio, seconds = spread(ratios(times, case.base, name)), spread(times[name])
@@ -71,6 +75,11 @@ def measure(device: str, quick: bool) -> Section:
             if case.promised:
                 ratio = spread(ratios(times, case.base, OURS))["median"]
                 aims.append(Aim(f"{case.name}, {pass_}: {case.base} / mtkd", AIM, ratio))
+        yield section(rows, aims, device)
+
+
+def section(rows: list[dict[str, Any]], aims: list[Aim], device: str) -> Section:
+    """What is known after some of the networks."""
     return Section(
         title="Window attention: SwinIR and DCTSwin",
         setting=(
@@ -95,21 +104,19 @@ def measure(device: str, quick: bool) -> Section:
     )
 
 
-def cases(device: str, quick: bool) -> list[Case]:
-    """The networks of a device, all built."""
+def cases(device: str, effort: Effort) -> Iterator[Case]:
+    """The networks of a device, each built when its turn comes."""
     cuda = device == "cuda"
-    if quick:
-        return [
-            swinir("SwinIR, 2 blocks", SMALL, 1, (1, 16), device),
-            dctswin((1, 16), device, depths=(2,), num_heads=(6,)),
-        ]
-    compiled = [] if cuda else [swinir("SwinIR-S, 2 blocks", SMALL, 1, (4, 48), device, compiled=True, promised=False)]
-    return [
-        swinir("SwinIR-S", SMALL, 4, (16, 64) if cuda else (4, 48), device, compiled=cuda),
-        *compiled,
-        swinir("SwinIR-M", MEDIUM, 6 if cuda else 2, (8, 64) if cuda else (4, 32), device, compiled=cuda),
-        dctswin((16, 64) if cuda else (4, 64), device, compiled=cuda),
-    ]
+    if effort.quick:
+        yield swinir("SwinIR, 2 blocks", SMALL, 1, (1, 16), device)
+        yield dctswin((1, 16), device, depths=(2,), num_heads=(6,))
+        return
+    compiled = cuda and effort.full
+    yield swinir("SwinIR-S", SMALL, 4, (16, 64) if cuda else (4, 48), device, compiled=compiled)
+    if not cuda:
+        yield swinir("SwinIR-S, 2 blocks", SMALL, 1, (4, 48), device, compiled=True, promised=False)
+    yield swinir("SwinIR-M", MEDIUM, 6 if cuda else 2, (8, 64) if cuda else (4, 32), device, compiled=compiled)
+    yield dctswin((16, 64) if cuda else (4, 64), device, compiled=compiled)
 
 
 def swinir(name: str, options: dict[str, Any], groups: int, size: tuple[int, int], device: str, **flags: bool) -> Case:

@@ -17,7 +17,7 @@ from typing import Any
 
 import mtkd.basicsr  # noqa: F401  BasicSR cannot be imported before
 from measures.photos import pairs
-from measures.timing import Aim, Section, Times, ratios, spread, wait
+from measures.timing import Aim, Effort, Section, Times, ratios, spread, wait
 from mtkd.data.images import list_images, read_image, write_image
 from mtkd.data.sampling import CropSampler
 from mtkd.data.training import TrainingSet, open_training_set
@@ -28,8 +28,9 @@ SUB_IMAGE, SUB_STEP = 480, 240
 AIM = 10.0
 
 
-def measure(device: str, quick: bool) -> Section:
-    workers, count, size, rounds = (2, 2, (512, 512), 1) if quick else (8, 16, DIV2K, 3)
+def measure(device: str, effort: Effort) -> Iterator[Section]:
+    quick = effort.quick
+    workers, count, size, rounds = (2, 2, (512, 512), 1) if quick else (8, 16, DIV2K, effort.rounds(3))
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         folder = Path(name)
@@ -82,7 +83,7 @@ def measure(device: str, quick: bool) -> Section:
     rows.append(
         {**dict.fromkeys(rows[0]), "source of batches": "building the store, once: images/s", "crops/s": 1 / building}
     )
-    return Section(
+    yield Section(
         title="The data path: crops per second",
         setting=(
             f"Pairs (lq, gt) of random crops, x{SCALE}, batch {BATCH}, gt_size {GT_SIZE}, flipped and transposed, as "

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from measures import basicsr_world, memory, runs
-from measures.timing import Aim, Section, ratios, side_by_side, spread
+from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread
 from mtkd.config import NetworkOptions
 from mtkd.engine import build
 
 BASE = "BasicSR, fp32"
-LQ_SIZE = (180, 320)
+LQ_SIZES = [(180, 320), (270, 480)]
+"""What becomes 1280x720 and 1920x1080."""
 WINDOW = 8
-AIM = 1.5
+AIM = 2.0
 
 
-def measure(device: str, quick: bool) -> Section:
-    size = (24, 32) if quick else LQ_SIZE
+def measure(device: str, effort: Effort) -> Iterator[Section]:
+    quick = effort.quick
+    sizes = [(24, 32)] if quick else LQ_SIZES if device == "cuda" else LQ_SIZES[:1]
     rows, aims, notes = [], [], []
-    for student in list(runs.STUDENTS)[:: 2 if quick else 1]:
+    for student, size in product(list(runs.STUDENTS)[:: 2 if quick else 1], sizes):
+        shown = f"{size[1] * runs.SCALE}x{size[0] * runs.SCALE}"
         with runs.workplace() as folder:
             options = runs.student_only(runs.recipe(student, folder, device, small=quick))
             build.set_backends(options)
-        cases, failed = variants(
-            options.network_g, size, device, compiling=not quick and (device == "cuda" or student != "RCAN_lw")
-        )
+        compiling = effort.full and (device == "cuda" or student != "RCAN_lw")
+        cases, failed = variants(options.network_g, size, device, compiling=compiling)
         notes += [f"{student}: {failure}" for failure in failed]
-        times = side_by_side(cases, device, rounds=2 if quick else 3 if device == "cpu" else 15, seconds=0.3, warm_up=1)
+        times = side_by_side(
+            cases, device, rounds=effort.rounds(3 if device == "cpu" else 15), seconds=effort.seconds(0.3), warm_up=1
+        )
         for name, case in cases.items():
             ratio, seconds = spread(ratios(times, BASE, name)), spread(times[name])
             rows.append(
                 {
                     "student": student,
+                    "image": shown,
                     "case": name,
                     "ms": seconds["median"] * 1e3,
                     "ms, low": seconds["low"] * 1e3,
@@ -46,16 +53,23 @@ def measure(device: str, quick: bool) -> Section:
             )
         if device == "cuda":
             best = max((spread(ratios(times, BASE, name))["median"], name) for name in cases if name != BASE)
-            aims.append(Aim(f"inference, {student}: {BASE} / fastest of mtkd", AIM, best[0]))
-            notes.append(f"{student}: the fastest is {best[1]}.")
+            aims.append(Aim(f"inference, {student} to {shown}: {BASE} / fastest of mtkd", AIM, best[0]))
+            notes.append(f"{student} to {shown}: the fastest is {best[1]}.")
+        yield section(rows, aims, notes, device, effort)
+
+
+def section(rows: list[dict[str, Any]], aims: list[Aim], notes: list[str], device: str, effort: Effort) -> Section:
+    """What is known after some of the students."""
     if device == "cpu":
-        notes.append("Compiling takes about as long as everything else here, so RCAN_lw is not compiled on the CPU.")
+        notes = [*notes, "Compiling takes about as long as all the rest here: RCAN_lw is not compiled on the CPU."]
+    elif not effort.full:
+        notes = [*notes, "Nothing was compiled in this short run."]
     return Section(
-        title="Inference: latency at 1280x720",
+        title="Inference: latency",
         setting=(
-            f"x4, one image of {size[1]}x{size[0]} lq in device memory, no gradients, weights drawn at random, the "
-            "networks of options/train/MTKD/stage2_*_x4.yml, in eval mode. BasicSR: its own classes (SwinIR's input "
-            "padded to whole windows, as its SwinIRModel does), contiguous, torch's defaults. mtkd: channels_last as "
+            "x4, one lq image in device memory that becomes an image of the size in the row, no gradients, weights "
+            "drawn at random, the networks of options/train/MTKD/stage2_*_x4.yml, in eval mode. BasicSR: its own classes "
+            "(SwinIR's input padded to whole windows, as its SwinIRModel does), contiguous, torch's defaults. mtkd: channels_last as "
             "in training and upscaling, TF32 allowed as by default (CUDA), `compiled` with torch.compile after its "
             "compilation. Peak memory is what the call needs beside weights and input."
         ),

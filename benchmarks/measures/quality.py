@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from measures import basicsr_world, photos, runs
-from measures.timing import Section
+from measures.timing import Effort, Section
 from mtkd import zoo
 from mtkd.config import NetworkOptions, make_options
 from mtkd.engine import build
@@ -53,7 +53,8 @@ class Family:
     equal: Sequence[str] = ()
 
 
-def measure(device: str, quick: bool) -> Section:
+def measure(device: str, effort: Effort) -> Iterator[Section]:
+    quick = effort.quick
     iterations = 2 * LAST if quick else ITERATIONS
     rows = []
     with runs.workplace() as folder:
@@ -68,7 +69,7 @@ def measure(device: str, quick: bool) -> Section:
                 verdict = judged(loss, baselines[0], noise, exactly=name in family.equal)
                 rows.append(as_row(family.baseline, name, loss, baselines[0], noise, verdict))
     outside = [f"{row['run']}: {row['change']}" for row in rows if row["verdict"] in ("differs", "not equal")]
-    return Section(
+    yield Section(
         title="Quality: what is fast learns the same",
         setting=(
             f"Real runs of `mtkd train`, x{SCALE}, {iterations} iterations at batch 8 of 24x24 lq, Adam {RATE:g} with "

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- from benchmarks/results/speed_*.json -->", "<!-- end of the measured part -->"
-HEADS = {"cpu": "CPU", "cuda": "CUDA"}
 
 Record = Mapping[str, Any]
 """A section as `speed.py` stores it: `Section.record()` with the machine, versions, commit and command."""
 
 
 def write(root: Path, names: Sequence[str], results: Mapping[str, Mapping[str, Record]]) -> None:
-    """Write both pages; `results` is device -> section name -> record."""
+    """Write both pages; `results` is device, as headings show it -> section name -> record."""
     (root / "benchmarks/results/speed.md").write_text(page(names, results), encoding="utf-8")
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -23,11 +23,25 @@ def write(root: Path, names: Sequence[str], results: Mapping[str, Mapping[str, R
         readme.write_text(f"{head}{BEGIN}\n{summary(results)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
+def stored(folder: Path) -> dict[str, dict[str, Record]]:
+    """The results in `folder`, device as headings show it -> section name -> record; CUDA is there without results."""
+    found = {"CPU": load(folder / "speed_cpu.json")}
+    for path in sorted(folder.glob("speed_cuda_*.json")):
+        sections = load(path)
+        found["CUDA, " + next(iter(sections.values()))["environment"]["device"]] = sections
+    return found if len(found) > 1 else {**found, "CUDA": {}}
+
+
+def load(path: Path) -> dict[str, Record]:
+    """Stored sections, none when there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def page(names: Sequence[str], results: Mapping[str, Mapping[str, Record]]) -> str:
     """Every table of every device; what was not measured says so."""
     lines = ["# Speed", "", "Written by `python benchmarks/speed.py` from the JSON files beside it.", ""]
     for device, sections in results.items():
-        lines += [f"# {HEADS[device]}", ""]
+        lines += [f"# {device}", ""]
         if not sections:
             lines += ["Not measured.", ""]
         for name in names:
@@ -63,10 +77,10 @@ def summary(results: Mapping[str, Mapping[str, Record]]) -> str:
                 aims.setdefault(aim["about"], {})[device] = aim
     if not aims:
         return "Not measured yet."
-    lines = [_line(["ratio", "aim", *HEADS.values()]), "|---|---:|---:|---:|"]
+    lines = [_line(["ratio", "aim", *results]), "|---|---:|" + "---:|" * len(results)]
     for about, found in aims.items():
         bounds = dict.fromkeys(f"{'>=' if a['at_least'] else '<='} {shown(a['wanted'])}" for a in found.values())
-        lines.append(_line([about, " / ".join(bounds), *(_outcome(found.get(device)) for device in HEADS)]))
+        lines.append(_line([about, " / ".join(bounds), *(_outcome(found.get(device)) for device in results)]))
     for sections in results.values():
         if sections:
             lines += ["", measured_on(list(sections.values()))]

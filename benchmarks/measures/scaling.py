@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from measures import runs
-from measures.timing import Section, side_by_side, spread
+from measures.timing import Aim, Effort, Section, side_by_side, spread
 from mtkd.config import Options
 from mtkd.engine import build
 from mtkd.metrics.complexity import complexity
@@ -17,12 +17,15 @@ from mtkd.metrics.complexity import complexity
 BATCHES, PATCHES = (1, 4, 16, 32), (24, 32, 48, 64)
 GROWING = "EDSR_M"
 """The student whose batch, patch and teachers are varied."""
+USE_AIM = 0.45
 
 
-def measure(device: str, quick: bool) -> Section:
+def measure(device: str, effort: Effort) -> Iterator[Section]:
+    quick = effort.quick
     batch = 2 if quick else 16 if device == "cuda" else 4
-    rounds = 2 if quick else 3 if device == "cpu" else 9
+    rounds = effort.rounds(3 if device == "cpu" else 9)
     rows: list[dict[str, Any]] = []
+    aims: list[Aim] = []
     peaks: dict[str, float] = {}
     for precision in ("fp32", "bf16") if device == "cuda" else ("fp32",):
         for student in list(runs.STUDENTS)[:: 2 if quick else 1]:
@@ -32,10 +35,16 @@ def measure(device: str, quick: bool) -> Section:
                 steps: dict[str, Callable[[], object]] = {student: runs.Steps(options)}
                 # Beside the step, so that both meet the machine in the same state.
                 steps["peak"] = matmul(256 if quick else 8192 if device == "cuda" else 2048, device, precision)
-                times = side_by_side(steps, device, rounds=rounds, seconds=0.5)
+                times = side_by_side(steps, device, rounds=rounds, seconds=effort.seconds(0.5))
             rate = steps["peak"].operations / min(times["peak"])  # pyright: ignore[reportFunctionMemberAccess]
             peaks[precision] = max(peaks.get(precision, 0.0), rate)
             rows.append(row("student", f"{student}, {precision}", times[student], flops(options), rate))
+            if (student, precision) == ("EDSR_M", "bf16"):
+                used = flops(options) / spread(times[student])["median"] / rate
+                aims.append(Aim("training EDSR_M in bf16: rate / that of a large matrix product", USE_AIM, used))
+            yield section(rows, aims, peaks, device, batch)
+    if not (effort.full or quick):
+        return
     rate = peaks["fp32"]
     with runs.workplace() as folder:
         plain = runs.recipe(GROWING, folder, device, small=quick)
@@ -48,6 +57,11 @@ def measure(device: str, quick: bool) -> Section:
             }
             rows += grow(what, settings, device, rounds, rate)
         rows += grow("teachers", with_teachers(plain, folder, device, batch, quick), device, rounds, rate)
+    yield section(rows, aims, peaks, device, batch)
+
+
+def section(rows: list[dict[str, Any]], aims: list[Aim], peaks: dict[str, float], device: str, batch: int) -> Section:
+    """What is known after some of the rows."""
     return Section(
         title="Scaling: use of the machine, and growth",
         setting=(
@@ -61,6 +75,7 @@ def measure(device: str, quick: bool) -> Section:
             "student's alone."
         ),
         rows=rows,
+        aims=aims,
         notes=[
             f"A matrix product reaches {value / 1e12:,.2f} TFLOP/s in {precision}" + (" (TF32)." if is_tf32 else ".")
             for precision, value in peaks.items()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from measures import basicsr_world, memory, runs
-from measures.timing import Aim, Section, ratios, side_by_side, spread, wait
+from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread, wait
 from mtkd.config import Options
 from mtkd.contracts import Batch
 from mtkd.data.residence import available_memory
@@ -22,29 +23,36 @@ from mtkd.engine import build
 from mtkd.metrics.complexity import complexity
 
 ALONE, STORE, ON_LINE, PUBLISHED = "student only", "from store", "on-line teachers", "published scheme"
-STORE_AIM, PUBLISHED_AIM = 1.05, 20.0
+STORE_AIM, PUBLISHED_AIM = {"cpu": 1.05, "cuda": 1.03}, {"cpu": 20.0, "cuda": 30.0}
 
 
-def measure(device: str, quick: bool) -> Section:
+def measure(device: str, effort: Effort) -> Iterator[Section]:
+    quick = effort.quick
     roomy = device == "cuda" or available_memory() > ROOM
     batch = 2 if quick else 16 if roomy else 8
     rows, aims, notes = [], [], []
     for student in list(runs.STUDENTS)[: 1 if quick else None]:
         with runs.workplace() as folder:
             plain = runs.recipe(student, folder, device, small=quick)
-            found, seconds, bound = of_student(plain, folder, device, batch, rounds=2 if quick else 15)
+            found, seconds, bound = of_student(plain, folder, device, batch, effort)
         rows += [{"student": student, **row} for row in found]
-        aims.append(Aim(f"stage 2, {student}: {STORE} / {ALONE}", STORE_AIM, seconds["store"], at_least=False))
-        aims.append(Aim(f"stage 2, {student}: {PUBLISHED} / {STORE}", PUBLISHED_AIM, seconds["published"]))
+        aims.append(Aim(f"stage 2, {student}: {STORE} / {ALONE}", STORE_AIM[device], seconds["store"], at_least=False))
+        aims.append(Aim(f"stage 2, {student}: {PUBLISHED} / {STORE}", PUBLISHED_AIM[device], seconds["published"]))
         notes.append(
             f"{student}: a step of {PUBLISHED} has {bound:.1f} times the multiply-adds of one {STORE} (forward and "
             "backward count as three forwards): their ratio where both use the machine equally well."
         )
+        yield section(rows, aims, notes, device, batch)
+
+
+def section(rows: list[dict[str, Any]], aims: list[Aim], notes: list[str], device: str, batch: int) -> Section:
+    """What is known after some of the students."""
     if device == "cpu":
-        notes.append(
+        notes = [
+            *notes,
             f"Where `rounds` is 1, the case ran once on the whole batch after a warm-up on one image, and its ratio is "
-            f"to the median of {ALONE}, with the spread of that."
-        )
+            f"to the median of {ALONE}, with the spread of that.",
+        ]
     return Section(
         title="Stage 2: the cost of an iteration",
         setting=(
@@ -70,7 +78,7 @@ ROOM = 20 * 2**30
 
 
 def of_student(
-    plain: dict[str, Any], folder: Path, device: str, batch: int, rounds: int
+    plain: dict[str, Any], folder: Path, device: str, batch: int, effort: Effort
 ) -> tuple[list[dict[str, Any]], dict[str, float], float]:
     """Rows, the ratios that aims are about, and the bound that multiply-adds set to the second."""
     fast: dict[str, Callable[[], object]] = {
@@ -83,20 +91,22 @@ def of_student(
         fast[f"{STORE}, bf16"] = runs.Steps(runs.from_store(plain, folder, batch=batch, **low))
     options = runs.on_line(plain, folder, batch=batch)
 
-    def on_line() -> runs.Steps:
-        return runs.Steps(options)
+    def on_line(**changes: Any) -> runs.Steps:
+        return runs.Steps(runs.on_line(plain, folder, batch=batch, **changes))
 
     def published() -> PublishedScheme:
         return PublishedScheme(options, runs.Steps(runs.student_only(plain, batch=batch)).batch, device)
 
-    slow = {ON_LINE: on_line, PUBLISHED: published}
+    slow: dict[str, Callable[[], Any]] = {ON_LINE: on_line, PUBLISHED: published}
+    if device == "cuda":
+        slow = {ON_LINE: on_line, f"{ON_LINE}, bf16": partial(on_line, precision="bf16"), PUBLISHED: published}
     peaks: dict[str, float] = {}
     if device == "cuda":
         cases = fast | {name: make() for name, make in slow.items()}
-        times = side_by_side(cases, device, rounds=rounds, seconds=1.0, warm_up=3)
+        times = side_by_side(cases, device, rounds=effort.rounds(15), seconds=effort.seconds(1.0), warm_up=3)
         peaks = {name: memory.peak(case, device) for name, case in cases.items()}
     else:
-        times = side_by_side(fast, device, rounds=rounds, seconds=0.0, warm_up=2)
+        times = side_by_side(fast, device, rounds=effort.rounds(15), seconds=0.0, warm_up=2)
         peaks = {name: memory.peak(case, device) for name, case in fast.items()}
         for name, make in slow.items():
             times[name], peaks[name] = once(make(), device)

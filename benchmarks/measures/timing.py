@@ -36,6 +36,42 @@ class Aim:
         return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much time a measurement may take.
+
+    Attributes:
+        name: "full"; "lease", for minutes on a borrowed GPU; or "quick", which shows that it runs.
+        most_rounds: upper bound of the rounds of `side_by_side`.
+        most_seconds: upper bound of the seconds that a case is repeated in a round.
+    """
+
+    name: str
+    most_rounds: int
+    most_seconds: float
+
+    @property
+    def quick(self) -> bool:
+        """Whether numbers do not matter."""
+        return self.name == "quick"
+
+    @property
+    def full(self) -> bool:
+        """Whether time does not matter."""
+        return self.name == "full"
+
+    def rounds(self, wanted: int) -> int:
+        """`wanted` rounds, or as many as there is time for."""
+        return min(wanted, self.most_rounds)
+
+    def seconds(self, wanted: float) -> float:
+        """`wanted` seconds a round and case, or as many as there is time for."""
+        return min(wanted, self.most_seconds)
+
+
+QUICK, LEASE, FULL = Effort("quick", 2, 0.02), Effort("lease", 5, 0.15), Effort("full", 1000, 1000.0)
+
+
 @dataclass
 class Section:
     """Answers to one question.

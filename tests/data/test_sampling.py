@@ -300,7 +300,7 @@ def only_child():
     return child.pid
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize(
     "changes",
     [{"residence": "device"}, {"residence": "ram"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}],

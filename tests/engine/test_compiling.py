@@ -87,7 +87,7 @@ def test_gradients_accumulate_although_graphs_overwrite_theirs(tmp_path: Path, t
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("model_type", ["SRModel", "DUKD"])
 def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, model_type: str) -> None:
     settings = {

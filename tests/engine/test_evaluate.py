@@ -231,7 +231,7 @@ def test_testing_runs_the_network_in_channels_last_and_compiled(
     assert row.values["psnr"] == pytest.approx(direct.values["psnr"], abs=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_evaluation_on_a_gpu_equals_the_cpus(tmp_path: Path) -> None:
     images = PairedImages(dataroot_gt=make_images(tmp_path / "gt"), scale=2)
     shots: list[dict[str, np.ndarray]] = [{}, {}]

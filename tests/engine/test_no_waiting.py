@@ -72,7 +72,7 @@ def test_an_iteration_of_the_trainer_reads_nothing(tmp_path: Path) -> None:
     session.log.close()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_an_iteration_on_cuda_comes_back_before_the_device_is_done(tmp_path: Path, precision: str) -> None:
     session = train_module.prepare(

@@ -7,7 +7,6 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-import torch
 
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
 
@@ -90,7 +89,7 @@ def test_arrays_are_staged_and_fetched_unchanged() -> None:
     assert np.array_equal(to_host(staged(array[:, ::-1], "cpu"))().numpy(), array[:, ::-1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_gpu_is_fed_from_and_read_into_pinned_memory() -> None:
     array = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
     host = staged(array, "cuda")

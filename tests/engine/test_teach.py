@@ -156,7 +156,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str) -> Non
     assert not (tmp_path / "targets.partial").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_plain_cuda_is_a_device(tmp_path: Path) -> None:
     teach(one_teacher(tmp_path), tmp_path / "targets", device="cuda", progress=quiet)
     assert build.named_device("cuda").index is not None
@@ -185,7 +185,7 @@ def test_fp16_on_the_cpu_is_refused(tmp_path: Path) -> None:
         teach(one_teacher(tmp_path), tmp_path / "targets", Recipe(precision="fp16"), progress=quiet)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_answers_on_cuda_are_those_on_the_cpu(tmp_path: Path, precision: Any) -> None:
     options = one_teacher(tmp_path, tf32=False)

@@ -141,7 +141,7 @@ def test_a_device_without_any_room_is_an_error() -> None:
         FittingTiles(Limited(4), scale=2, say=lambda line: None)(torch.rand(1, 3, 100, 150))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_gpu_runs_batches_of_tiles_that_fit_its_memory() -> None:
     net = EDSR(num_feat=16, num_block=2, upscale=2).eval().cuda()
     lq = torch.rand(1, 3, 500, 700, device="cuda")

@@ -174,7 +174,7 @@ def test_the_command_goes_on_and_says_how_fast_it_was(tmp_path: Path, capsys: py
     assert "tile_size >= 1" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_gpu_writes_what_the_cpu_does(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 15)
     for device in ("cpu", "cuda"):

@@ -1,0 +1,70 @@
+"""What CUDA graphs bring: steps of the students with `compile: reduce-overhead` beside the same steps without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from measures import runs
+from measures.timing import Effort, Section, ratios, side_by_side, spread
+from mtkd.engine.train import _compile
+
+ALONE, STORE = "student only", "from store"
+MODE = "reduce-overhead"
+
+
+def measure(device: str, effort: Effort) -> Iterator[Section]:
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    if device == "cpu":
+        yield section(rows, ["CUDA only: this mode of torch.compile records CUDA graphs."])
+        return
+    for student in runs.STUDENTS:
+        for precision in ("fp32", "bf16"):
+            with runs.workplace() as folder:
+                plain = runs.recipe(student, folder, device, small=effort.quick)
+                for name, options in (
+                    (ALONE, runs.student_only(plain, precision=precision, compile=MODE)),
+                    (STORE, runs.from_store(plain, folder, precision=precision, compile=MODE)),
+                ):
+                    graphs, eager = runs.Steps(options), runs.Steps(options.model_copy(update={"compile": False}))
+                    began = time.perf_counter()
+                    _compile(graphs.session)
+                    taken = time.perf_counter() - began
+                    times = side_by_side(
+                        {"eager": eager, "graphs": graphs},
+                        device,
+                        rounds=effort.rounds(15),
+                        seconds=effort.seconds(0.5),
+                        warm_up=5,
+                    )
+                    ratio = spread(ratios(times, "eager", "graphs"))
+                    rows.append(
+                        {
+                            "student": student,
+                            "precision": precision,
+                            "case": name,
+                            "ms, eager": spread(times["eager"])["median"] * 1e3,
+                            "ms, graphs": spread(times["graphs"])["median"] * 1e3,
+                            "times as fast": ratio["median"],
+                            "low": ratio["low"],
+                            "high": ratio["high"],
+                            "compiling, s": taken,
+                        }
+                    )
+                    yield section(rows, notes)
+
+
+def section(rows: list[dict[str, Any]], notes: list[str]) -> Section:
+    """What is known after some of the rows."""
+    return Section(
+        title=f"compile: {MODE}",
+        setting=(
+            f"The same steps as in stage 2 with `compile: {MODE}` beside steps without, on the option files' batch of "
+            f"{runs.LQ}x{runs.LQ} lq. `{ALONE}`: L1 to gt. `{STORE}`: MTKD with its target from memory. Compiling is "
+            "what the run waits for before its first iteration, with inductor's cache as it is at that moment."
+        ),
+        rows=rows,
+        notes=notes,
+    )
