@@ -42,13 +42,16 @@ MISSING = (
 """Packages that it lacks, with what they need and it lacks too."""
 IMPORTS = (
     "basicsr, pytorch_wavelets, pywt, lpips, pydantic, lightning_fabric, pooch, lmdb, spandrel, torch_dct, "
-    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.engine.train, mtkd.engine.report, speed, measures.cells, measures.stage2, "
+    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.engine.train, mtkd.engine.report, speed, measures.cells, "
+    "measures.stage2, "
     "measures.training, measures.attention, measures.inference, measures.wavelet, measures.scaling, measures.graphs"
 )
 """What must import there."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 SIDE = 256
 """Longest side of a training crop: `answers` are of these crops."""
+EACH = 100
+"""Training images of BSDS500 and of General100 each: with their answers, what there is room for."""
 RUN = """\
 #!/usr/bin/env bash
 # Install the wheels beside this file into a folder of their own, then run benchmarks/gpu.py with the given arguments.
@@ -138,11 +141,10 @@ def wheels(folder: Path) -> None:
 def data(shared: Path, folder: Path) -> None:
     """Training crops and answers, the teacher, and test images, as `benchmarks/gpu_grid.yml` names them."""
     answers = shared / "answers/hitsr_x4/train"
-    for source in sorted(answers.iterdir()):
+    shutil.rmtree(folder, ignore_errors=True)
+    for source in [file for kind in "bg" for file in sorted(answers.glob(f"{kind}_*"))[:EACH]]:
         copy(source, folder / "answers" / source.name)
         target = folder / "train" / source.name
-        if target.exists():
-            continue
         kind, name = source.stem.split("_", 1)
         origin = {"b": f"BSDS500_train/{name}.jpg", "g": f"General100/{name}.webp"}[kind]
         with Image.open(shared / "data/train" / origin) as image:
@@ -159,10 +161,9 @@ def data(shared: Path, folder: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file that is not there yet."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    """Copy a file into a folder that need not be there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def weigh() -> None:
