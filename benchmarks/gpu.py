@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 PARTS = ("check", "speed", "train")
 SHARES = {"check": 0.2, "speed": 0.45, "train": 0.35}
 """Of the time, for parts that come together."""
-PIECES = ("stage2", "training", "scaling", "inference", "attention", "wavelet", "graphs")
+PIECES = ("stage2", "training", "scaling", "inference", "graphs", "wavelet", "attention")
 """Measures of the speed part, the most worthwhile first."""
 REHEARSED = ("stage2", "scaling", "wavelet")
 CLOSING, PACKING = 4.0, 10.0
@@ -60,8 +60,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of check,speed,train (default: all)")
     parser.add_argument("--only", nargs="+", choices=PIECES, help="measures of the speed part")
+    parser.add_argument("--tests", nargs="+", default=[], metavar="PATH", help="tests of the check part (default: all)")
+    parser.add_argument("--iterations", type=int, help="of every run of the grid, instead of its own")
     parser.add_argument("--grid", type=Path, default=ROOT / "benchmarks/gpu_grid.yml", help="what is trained")
-    parser.add_argument("--data", type=Path, default=DATA, help="images of the grid, DATA in its file")
+    parser.add_argument(
+        "--data", type=Path, help="images of the grid, DATA in its file (default: .gpu/data, or toy ones)"
+    )
     parser.add_argument("--state", type=Path, help="folder with state.tar.N of an earlier call, to go on from")
     parser.add_argument(
         "--work", type=Path, help="folder of runs in progress (default: .cache/gpu, or a temporary one)"
@@ -124,9 +128,11 @@ class Lease:
         outcomes.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "measures.outcomes"]
         command += ["-p", "no:cacheprovider"]
-        if self.args.rehearse:
+        if self.args.tests:
+            command += self.args.tests
+        elif self.args.rehearse:
             command += ["tests/engine", "tests/data", "tests/methods/test_cuda.py"]
-        elif _has("xdist"):
+        if _has("xdist") and not self.args.rehearse:
             command += ["-n", "4"]
         environment = {
             **os.environ,
@@ -179,15 +185,15 @@ class Lease:
 
         from mtkd.engine.log import environment
 
-        state, data = self.work / "state", self.args.data.resolve()
+        state, data = self.work / "state", (self.args.data or DATA).resolve()
         os.environ["MTKD_HOME"] = str(state / "home")
         if self.args.state is not None:
             cells.unpack(self.args.state, state)
         small = self.args.rehearse
-        if small:
+        if small and self.args.data is None:
             data = state / "data"
             toy_data(data)
-        found = cells.cells(self.args.grid, data, state, iterations=4 if small else None, small=small)
+        found = cells.cells(self.args.grid, data, state, iterations=4 if small else self.args.iterations, small=small)
         if any("target_store" in cell.options for cell in found):
             # Before packing, and not beyond the runs' own time.
             self.in_fork("targets", until, cells.make_targets, found[0], data, state, self.device)

@@ -19,6 +19,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -50,8 +52,10 @@ IMPORTS = (
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 SIDE = 256
 """Longest side of a training crop: `answers` are of these crops."""
-EACH = 100
-"""Training images of BSDS500 and of General100 each: with their answers, what there is room for."""
+EACH, CROP = 100, 128
+"""Training images of BSDS500 and of General100 each, with their answers what there is room for; none is smaller than
+the grid's gt_size.
+"""
 RUN = """\
 #!/usr/bin/env bash
 # Install the wheels beside this file into a folder of their own, then run benchmarks/gpu.py with the given arguments.
@@ -92,6 +96,8 @@ def main() -> None:
     run.write_text(RUN)
     run.chmod(0o755)
     weigh()
+    if (BUNDLE / "data").exists():
+        try_data()
     if args.python:
         try_imports(args.python)
 
@@ -142,7 +148,7 @@ def data(shared: Path, folder: Path) -> None:
     """Training crops and answers, the teacher, and test images, as `benchmarks/gpu_grid.yml` names them."""
     answers = shared / "answers/hitsr_x4/train"
     shutil.rmtree(folder, ignore_errors=True)
-    for source in [file for kind in "bg" for file in sorted(answers.glob(f"{kind}_*"))[:EACH]]:
+    for source in chosen(answers):
         copy(source, folder / "answers" / source.name)
         target = folder / "train" / source.name
         kind, name = source.stem.split("_", 1)
@@ -158,6 +164,17 @@ def data(shared: Path, folder: Path) -> None:
         source = shared / "data/test" / origin
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             copy(file, folder / "test" / name / file.name)
+
+
+def chosen(answers: Path) -> Iterator[Path]:
+    """The answers whose images are trained on."""
+    for kind in "bg":
+        large = []
+        for file in sorted(answers.glob(f"{kind}_*")):
+            with Image.open(file) as image:
+                if min(image.size) >= CROP:
+                    large.append(file)
+        yield from large[:EACH]
 
 
 def copy(source: Path, target: Path) -> None:
@@ -179,6 +196,22 @@ def weigh() -> None:
     print(f"{'sum':20} {total / 2**20:8.2f} MiB, at most {LIMIT / 2**20:.0f}")
     if total > LIMIT:
         raise SystemExit("Too much to travel: leave something out.")
+
+
+def try_data() -> None:
+    """Check the option file of every cell of the grid against the images."""
+    from measures import cells
+
+    from mtkd.config import make_options
+    from mtkd.engine.check import check_data
+
+    with tempfile.TemporaryDirectory() as state:
+        for cell in cells.cells(ROOT / "benchmarks/gpu_grid.yml", BUNDLE / "data", Path(state)):
+            # The stores are made there, and so is the GPU.
+            options = make_options({**cells.without_teachers(cell), "num_gpu": 0})
+            if problems := check_data(options):
+                raise SystemExit(f"{cell.name}: " + "; ".join(map(str, problems)))
+    print("images: fit every cell of the grid")
 
 
 def try_imports(python: str) -> None:

@@ -112,10 +112,7 @@ def make_targets(cell: Cell, data: Path, state: Path, device: str) -> None:
 
     `single` holds the answers as they are; `mean` their mean with the answers of the teacher, which runs here.
     """
-    base = {key: value for key, value in cell.options.items() if key not in ("target_store", "teachers")}
-    base |= {"model_type": "SRModel", "train": {**cell.options["train"], "pixel_opt": {"type": "L1Loss"}}}
-    base["train"].pop("target_opt", None)
-    base["train"].pop("spatial_opt", None)
+    base = without_teachers(cell)
     options = make_options(base)
     folder = state / "targets"
     images = open_training_images(options)
@@ -135,6 +132,13 @@ def make_targets(cell: Cell, data: Path, state: Path, device: str) -> None:
         others = answers
     means = [((a.astype(np.uint16) + b + 1) // 2).astype(np.uint8) for a, b in zip(answers, others, strict=True)]
     store.write(mean, images.gt.names, means, facts)
+
+
+def without_teachers(cell: Cell) -> dict[str, Any]:
+    """The option file of the cell's student, trained on gt alone."""
+    train = {key: value for key, value in cell.options["train"].items() if not key.endswith("_opt")}
+    kept = {key: value for key, value in cell.options.items() if key not in ("target_store", "teachers", "fusion")}
+    return {**kept, "model_type": "SRModel", "train": {**train, "pixel_opt": {"type": "L1Loss"}}}
 
 
 def _with_teacher(base: dict[str, Any], weights: Path) -> Options:

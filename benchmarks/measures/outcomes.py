@@ -16,8 +16,8 @@ _KEPT = 3000
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    # One line a test: its call, or what kept it from being called.
-    if report.when != "call" and report.outcome == "passed":
+    # One line a test: its call, or what kept it from being called; from the process that hears of all of them.
+    if "PYTEST_XDIST_WORKER" in os.environ or report.when != "call" and report.outcome == "passed":
         return
     line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2)}
     if report.outcome == "failed":

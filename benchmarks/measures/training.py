@@ -58,9 +58,9 @@ def measure(device: str, effort: Effort) -> Iterator[Section]:
     elif device == "cpu":
         cases = cases[:3]
     turns = 2 if effort.full else 1
-    counts = {"whole images": (10 if effort.full else 2 if quick else 4, WHOLE), "sub-images": (48, CUT)}
+    counts = {"whole images": (10 if effort.full else 2, WHOLE), "sub-images": (48 if effort.full else 12, CUT)}
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    worlds = ["BasicSR", "mtkd", *(["mtkd, bf16"] if device == "cuda" else [])]
+    worlds = ["BasicSR", "mtkd", *(["mtkd, bf16"] if device == "cuda" and effort.full else [])]
     start_up: dict[str, float] = {}
     with runs.workplace() as folder:
         for images in {case.images: None for case in cases}:
@@ -153,7 +153,7 @@ def throughput(world: str, case: Case, images: Path, place: Path, device: str, e
     start_up = time.perf_counter() - began
     rates = windows(step, case.batch, device, effort, warm_up=2 * WORKERS + 2 if world == "BasicSR" else 4)
     held = torch.cuda.max_memory_allocated() / memory.GIB if device == "cuda" else memory.of_processes()
-    share = busy(step) if device == "cuda" else None
+    share = busy(step, 20 if effort.full else 5) if device == "cuda" else None
     # Loader workers finish what they have ahead before they end, which the next case would feel.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
@@ -182,7 +182,7 @@ def windows(step: Callable[[], object], batch: int, device: str, effort: Effort,
     return rates
 
 
-def busy(step: Callable[[], object], steps: int = 20) -> float:
+def busy(step: Callable[[], object], steps: int) -> float:
     """Share of the time of some steps in which at least one kernel or copy ran on the GPU."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -54,8 +54,8 @@ def _gpus(value: Any) -> Any:
 
 
 def _compile_mode(value: Any) -> Any:
-    if not isinstance(value, bool) and value not in ("reduce-overhead", "max-autotune"):
-        raise ValueError(f"must be true, false, 'reduce-overhead' or 'max-autotune', found {shown(value)}.")
+    if not isinstance(value, bool) and value not in ("graphs", "reduce-overhead", "max-autotune"):
+        raise ValueError(f"must be true, false, 'graphs', 'reduce-overhead' or 'max-autotune', found {shown(value)}.")
     return value
 
 
@@ -390,10 +390,12 @@ class Head(Section):
     teacher_precision: Precision | None = Field(
         default=None, description="autocast of frozen teachers, on line and in `mtkd teach`; `~`: as `precision`"
     )
-    compile: Annotated[bool | Literal["reduce-overhead", "max-autotune"], BeforeValidator(_compile_mode)] = Field(
-        default=False,
-        description="torch.compile of student and teachers; the named modes record CUDA graphs. What cannot be "
-        "compiled runs uncompiled, and the log says so",
+    compile: Annotated[bool | Literal["graphs", "reduce-overhead", "max-autotune"], BeforeValidator(_compile_mode)] = (
+        Field(
+            default=False,
+            description="torch.compile of student and teachers; the named modes record CUDA graphs. What cannot be "
+            "compiled runs uncompiled, and the log says so",
+        )
     )
     channels_last: bool = True
     tf32: bool = True

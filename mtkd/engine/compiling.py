@@ -11,8 +11,11 @@ from torch import nn
 
 from mtkd.engine.progress import Say
 
-Mode = Literal["default", "reduce-overhead", "max-autotune"]
-"""torch.compile's modes; "reduce-overhead" and "max-autotune" record CUDA graphs where shapes are fixed."""
+Mode = Literal["default", "graphs", "reduce-overhead", "max-autotune"]
+"""torch.compile's modes, of which "reduce-overhead" and "max-autotune" record CUDA graphs where shapes are fixed; and
+"graphs", its backend "cudagraphs", which records the kernels as they are: ready in seconds, where the others compile
+for minutes.
+"""
 
 
 def compile_networks(
@@ -45,7 +48,10 @@ def compile_networks(
     began = time.perf_counter()
     try:
         for net in networks:
-            net.compile(mode=mode, dynamic=dynamic)
+            if mode == "graphs":
+                net.compile(backend="cudagraphs", dynamic=dynamic)
+            else:
+                net.compile(mode=mode, dynamic=dynamic)
         trial()
     except Exception as error:
         uncompile(networks)

@@ -20,6 +20,14 @@ def difference(sr: Tensor, target: Tensor) -> Tensor:
     Raises:
         MtkdError: the shapes differ (nothing is broadcast) or a tensor is not floating point.
     """
+    check_comparable(sr, target)
+    if torch.promote_types(sr.dtype, target.dtype) in (torch.float16, torch.bfloat16):
+        sr = sr.float()
+    return sr - target
+
+
+def check_comparable(sr: Tensor, target: Tensor) -> None:
+    """Raise an MtkdError when the shapes differ (nothing is broadcast) or a tensor is not floating point."""
     if sr.shape != target.shape:
         raise MtkdError(
             f"A loss compares tensors of the same shape, and sr is {tuple(sr.shape)} while target is "
@@ -30,9 +38,6 @@ def difference(sr: Tensor, target: Tensor) -> Tensor:
             f"A loss compares floating point images in [0, 1], and sr is {sr.dtype} while target is {target.dtype}. "
             "Convert 8-bit images with `image.float() / 255`."
         )
-    if torch.promote_types(sr.dtype, target.dtype) in (torch.float16, torch.bfloat16):
-        sr = sr.float()
-    return sr - target
 
 
 def images(x: Tensor, loss: str) -> Tensor:

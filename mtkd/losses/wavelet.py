@@ -6,6 +6,7 @@ HL the other way round (cV), HH high-pass along both (cD).
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from functools import lru_cache, reduce
 from operator import add
@@ -17,7 +18,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import constant, difference, images
+from mtkd.losses.difference import check_comparable, constant, difference, images
 
 Criterion = Literal["l1", "charbonnier", "mse"]
 
@@ -105,6 +106,9 @@ class WaveletLoss(nn.Module):
         Raises:
             MtkdError: the shapes differ, or pytorch-wavelets is needed and cannot be imported.
         """
+        if self.levels == 1 and _is_haar(self.wavelet) and _for_kernel(sr, target):
+            check_comparable(sr, target)
+            return _HaarKernel.apply(images(sr, "WaveletLoss"), target, self)
         d = images(difference(sr, target), "WaveletLoss")
         ll = (self.band_weights["ll"],)
         details = tuple(self.band_weights[band] / 3 for band in Details._fields)
@@ -246,6 +250,58 @@ class _HaarLoss(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = ctx.saved_tensors
         return factor * grad, None
+
+
+class _HaarKernel(torch.autograd.Function):
+    """`WaveletLoss` of one Haar level on CUDA."""
+
+    @staticmethod
+    def forward(ctx: Any, sr: Tensor, target: Tensor, loss: WaveletLoss) -> Tensor:
+        from mtkd.losses.haar_kernel import value_and_gradient
+
+        ll, *details = (loss.band_weights[band] for band in ("ll", *Details._fields))
+        value, grad = value_and_gradient(
+            sr,
+            target,
+            criterion=loss.criterion,
+            eps=loss.eps,
+            weights=(ll, details[0] / 3, details[1] / 3, details[2] / 3),
+            gradient=ctx.needs_input_grad[0],
+        )
+        if grad is not None:
+            ctx.save_for_backward(grad)
+            ctx.dtype = sr.dtype
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = ctx.saved_tensors
+        return (factor * grad).to(ctx.dtype), None, None
+
+
+def _for_kernel(sr: Tensor, target: Tensor) -> bool:
+    """Whether the Triton kernel serves these tensors: both on one CUDA device, at most float32, no gradient for target,
+    and nobody traces.
+    """
+    return (
+        sr.device.type in _KERNEL_DEVICES
+        and sr.device == target.device
+        and sr.dtype != torch.float64 != target.dtype
+        and not target.requires_grad
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and _has_triton()
+    )
+
+
+_KERNEL_DEVICES = {"cuda"}
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    # It comes with torch on Linux, and not everywhere else.
+    return importlib.util.find_spec("triton") is not None
 
 
 def _butterflies(x: Tensor) -> Tensor:

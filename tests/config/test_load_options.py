@@ -231,7 +231,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("name", "a/b", "names a folder"),
         ("num_gpu", -1, "must be 'auto' or a number of devices"),
         ("precision", "bf17", "must be 'fp32', 'bf16' or 'fp16'"),
-        ("compile", "yes", "must be true, false, 'reduce-overhead' or 'max-autotune', found 'yes'"),
+        ("compile", "yes", "must be true, false, 'graphs', 'reduce-overhead' or 'max-autotune', found 'yes'"),
         ("channels_last", "yes", "must be true or false, found 'yes'"),
         ("datasets.train.gt_size", 33, "must be a multiple of the scale 2"),
         ("datasets.train.gt_size", True, "must be a whole number"),

@@ -88,8 +88,9 @@ def test_gradients_accumulate_although_graphs_overwrite_theirs(tmp_path: Path, t
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("mode", ["graphs", "reduce-overhead"])
 @pytest.mark.parametrize("model_type", ["SRModel", "DUKD"])
-def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, model_type: str) -> None:
+def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, model_type: str, mode: str) -> None:
     settings = {
         "images": make_images(tmp_path / "images"),
         "model_type": model_type,
@@ -99,8 +100,8 @@ def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, mode
     }
     if model_type == "DUKD":
         settings["teachers"] = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
-    for name, mode in (("plain", False), ("graphs", "reduce-overhead")):
-        train(run_options(tmp_path, name=name, compile=mode, **settings))
+    for name, compiling in (("plain", False), ("graphs", mode)):
+        train(run_options(tmp_path, name=name, compile=compiling, **settings))
     log = next((tmp_path / "experiments/graphs").glob("train*.log")).read_text()
     assert "compile: EDSR compiled in" in log
     plain, graphs = (losses(tmp_path / "experiments" / name) for name in ("plain", "graphs"))

@@ -38,13 +38,14 @@ def step(method: Method, device: str, dtype: torch.dtype | None = None) -> tuple
     """Losses and gradients of the first step, without dropped paths, which are drawn on the device."""
     method = copy.deepcopy(method).eval().to(device)
     torch.manual_seed(5)
-    given = type(batch())(*(None if part is None else part.to(device) for part in batch()))
+    (weight,) = {p.dtype for p in method.parameters()}
+    given = type(batch())(*(None if part is None else part.to(device) for part in batch(dtype=weight)))
     with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
         out = method(given, 0)
         terms = {**out.losses, **out.critic}
         total = sum(terms.values())
     total.backward()  # pyright: ignore[reportAttributeAccessIssue]
-    gradients = {name: p.grad.float().cpu() for name, p in method.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.double().cpu() for name, p in method.named_parameters() if p.grad is not None}
     return {name: value.item() for name, value in terms.items()}, gradients
 
 
@@ -55,11 +56,13 @@ def norm(gradients: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_in_fp32_is_that_of_the_cpu(name: str) -> None:
     method = build(name)
+    exact = step(copy.deepcopy(method).double(), "cpu")
     here, there = step(method, "cpu"), step(method, "cuda")
     assert there[0] == pytest.approx(here[0], rel=1e-4)
     assert there[1].keys() == here[1].keys()
-    difference = norm({key: there[1][key] - value for key, value in here[1].items()})
-    assert difference <= 1e-4 * norm(here[1])
+    error, rounding = (norm({key: found[1][key] - value for key, value in exact[1].items()}) for found in (there, here))
+    # Where fp32 itself is off by more, as in CSD's ratio of distances, no device can be asked for better.
+    assert error <= max(1e-4 * norm(exact[1]), 3 * rounding)
 
 
 @pytest.mark.parametrize("name", METHODS)
