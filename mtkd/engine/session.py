@@ -17,10 +17,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import nn
 
-from mtkd import catalog, zoo
-from mtkd.config import ItemSetOptions, ItemTrainSetOptions, Options, resolved_yaml
+from mtkd import zoo
+from mtkd.config import ItemTrainSetOptions, Options, resolved_yaml
 from mtkd.contracts import Batch, MtkdError, Task
-from mtkd.data.items import ItemImages, Items, ItemSampler
+from mtkd.data.items import ItemImages, ItemSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.engine import build, checkpoint
@@ -101,7 +101,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     train_set = options.datasets.train
     images = items = targets = None
     if isinstance(train_set, ItemTrainSetOptions):
-        items = open_items(train_set, options.scale, phase="train", seed=seed)
+        items = build.open_items(train_set, options.scale, phase="train", seed=seed)
     else:
         with Progress("decoding the training images", print) as decoding:
             images = open_training_images(options, decoding)
@@ -169,7 +169,9 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
             workers=train_set.num_worker_per_gpu,
             **place,
         )
-    val_sets = {name: build_image_set(given, options.scale) for name, given in options.datasets.evaluation.items()}
+    val_sets = {
+        name: build.build_image_set(given, options.scale) for name, given in options.datasets.evaluation.items()
+    }
     session = Session(
         options=options,
         fabric=fabric,
@@ -203,18 +205,6 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
         wandb=logger.wandb.model_dump() if logger.wandb else None,
     )
     return session
-
-
-def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> Items:
-    """The data set of a class from outside that a section of the option file describes."""
-    return Items(catalog.get("dataset", given.type), given.model_dump(), phase=phase, scale=scale, seed=seed)
-
-
-def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImages | ItemImages:
-    """Validation or test images from their section of the option file."""
-    if isinstance(given, ItemSetOptions):
-        return ItemImages(open_items(given, scale, phase=phase))
-    return PairedImages.of_section(given.model_dump(), scale=scale)
 
 
 def save_weights(session: Session, step: int | str) -> None:
