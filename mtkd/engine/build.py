@@ -65,8 +65,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
-    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none."""
-    return catalog.build_network(options.type, options.args, scale=scale)
+    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none.
+
+    Raises:
+        MtkdError: it does not take these arguments.
+    """
+    try:
+        return catalog.build_network(options.type, options.args, scale=scale)
+    except MtkdError:
+        raise
+    except Exception as error:  # a class from anywhere may raise anything
+        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise MtkdError(f"{options.type} cannot be built with {plain(options.args)}: {told}") from error
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:

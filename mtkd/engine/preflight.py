@@ -17,25 +17,32 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import catalog, zoo
-from mtkd.config import FusionOptions, Options, Problem
+from mtkd.config import FusionOptions, Options, Problem, TrainSetOptions
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.items import ItemImages
 from mtkd.data.paired import PairedImages
 from mtkd.engine import build
 from mtkd.engine.evaluate import build_metrics, to_tensor
+from mtkd.engine.optim import fresh_state
 from mtkd.engine.overlap import ahead
 from mtkd.methods.base import Method
 
 ImageSets = Mapping[str, PairedImages | ItemImages]
 
-_SIDE = 32
-"""Side of the lq image that networks are tried on: a multiple of what common ones need, and quick on a CPU."""
+_SIDE = 48
+"""Side of the lq image that networks are tried on where no crop size says what they will get: a multiple of most."""
 _SHOWN = 20
 
 
 def try_parts(options: Options) -> list[Problem]:
     """All that this module tries, on the CPU; see the functions below."""
-    return [*try_packages(options), *try_networks(options), *try_images(options), *try_metrics(options)]
+    return [
+        *try_packages(options),
+        *try_optimizers(options),
+        *try_networks(options),
+        *try_images(options),
+        *try_metrics(options),
+    ]
 
 
 def try_packages(options: Options) -> list[Problem]:
@@ -54,6 +61,19 @@ def try_packages(options: Options) -> list[Problem]:
         except ImportError as error:
             message = f"{package} cannot be imported ({error}). `pip install {package}`, or set {without}."
             problems.append(options._origin.problem(("logger", key), message))
+    return problems
+
+
+def try_optimizers(options: Options) -> list[Problem]:
+    """A problem for each optimizer that torch refuses to build, or that cannot make a step as training makes it."""
+    problems = []
+    given = {"optim_g": options.train.optim_g, "optim_d": options.train.optim_d} if options.train else {}
+    for key, optimizer in given.items():
+        if optimizer is not None:
+            try:
+                fresh_state(torch.zeros(2, 2), optimizer.arguments())
+            except MtkdError as error:
+                problems.append(options._origin.problem(("train", key), str(error)))
     return problems
 
 
@@ -84,14 +104,14 @@ def try_networks(options: Options) -> list[Problem]:
         return problems
     cls = catalog.get("method", options.model_type)
     if cls.predictor is Method.predictor:
-        tried(("network_g",), lambda: try_output(student, options.scale, options.network_g.type))
+        tried(("network_g",), lambda: try_output(options, student, options.network_g.type))
     taught = not (options.is_train and options.target_store)
     inside = [options.method, *(term.args for term in options.train.terms.values())] if options.train else []
     if problems or (taught and not all(_fetched(section.pretrain) for section in sections.values())):
         return problems
     teachers = tried(("teachers",), lambda: build.build_teachers(options)) if taught else {}
     for name, teacher in (teachers or {}).items():
-        tried(("teachers", name), lambda: try_output(teacher, options.scale, f"The teacher {name}"))  # noqa: B023
+        tried(("teachers", name), lambda: try_output(options, teacher, f"The teacher {name}"))  # noqa: B023
     if problems or not _fetched(inside):
         return problems
     # What a method keeps of the images (CRD's queue) is made for their number, which opening them would tell.
@@ -99,37 +119,39 @@ def try_networks(options: Options) -> list[Problem]:
     method = tried(("model_type",), lambda: build.build_method(options, student, teachers, task))
     if method is not None and cls.predictor is not Method.predictor:
         predictor = method.predictor(student)
-        tried(("network_g",), lambda: try_output(predictor, options.scale, options.network_g.type))
+        tried(("network_g",), lambda: try_output(options, predictor, options.network_g.type))
     return problems
 
 
-def try_output(net: nn.Module, scale: int, what: str) -> None:
-    """Run `net` (lq -> sr, float32, on any device) on one small image; nothing of it changes.
+def try_output(options: Options, net: nn.Module, what: str) -> None:
+    """Run `net` (lq -> sr, float32, on any device) on one image of a training crop's size; nothing of it changes.
 
     Raises:
         MtkdError: it cannot take a (1, 3, h, w) image, or makes something else than (1, 3, h * scale, w * scale) of it.
     """
+    train = options.datasets.train
+    side = train.gt_size // options.scale if isinstance(train, TrainSetOptions) else _SIDE
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
     training = [module for module in net.modules() if module.training]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            sr = net.eval()(torch.rand(1, 3, _SIDE, _SIDE, device=device))
+            sr = net.eval()(torch.rand(1, 3, side, side, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise MtkdError(
-            f"{what} cannot run on an image of 3 channels, {_SIDE}x{_SIDE} pixels: {_told(error)}. Images are RGB, so "
+            f"{what} cannot run on an image of 3 channels, {side}x{side} pixels: {_told(error)}. Images are RGB, so "
             f"networks take and make 3 channels{_channels(net)}."
         ) from error
     finally:
         for module in training:
             module.training = True
-    wanted = (1, 3, _SIDE * scale, _SIDE * scale)
+    wanted = (1, 3, side * options.scale, side * options.scale)
     if not isinstance(sr, Tensor) or tuple(sr.shape) != wanted:
         found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
         raise MtkdError(
-            f"{what} makes {found} of an image of (1, 3, {_SIDE}, {_SIDE}), and at scale {scale} it must be {wanted}: "
-            f"images are RGB, so networks take and make 3 channels{_channels(net)}."
+            f"{what} makes {found} of an image of (1, 3, {side}, {side}), and at scale {options.scale} it must be "
+            f"{wanted}: images are RGB, so networks take and make 3 channels{_channels(net)}."
         )
 
 

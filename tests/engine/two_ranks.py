@@ -13,7 +13,7 @@ import torch
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.engine import train as train_module
-from mtkd.engine.train import prepare, train
+from mtkd.engine.train import Stopped, prepare, train
 from tests.engine.runs import run_options
 
 SGD = {"type": "SGD", "lr": 1.0}
@@ -54,7 +54,7 @@ def update(options: Options, launcher: str) -> dict[str, torch.Tensor]:
     session = prepare(options, launcher=launcher)
     before = {name: p.detach().clone() for name, p in session.method.named_parameters()}
     train_module._iterate(session, 0, session.batches())
-    session.log.close()
+    session.close()
     return {name: before[name] - p.detach() for name, p in session.method.named_parameters()}
 
 
@@ -85,7 +85,10 @@ def main(folder: Path) -> None:
         return real(session, step, batches)
 
     train_module._iterate = asked
-    train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
+    try:
+        train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
+    except Stopped as stopped:
+        (folder / f"stopped_{rank}.txt").write_text(str(stopped.code))
 
     def poisoned(session: Any, step: int, batches: Any) -> Any:
         values = real(session, step, batches)
