@@ -116,7 +116,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
         raise MtkdError("Training needs the sections `train` and `datasets.train` in the option file.")
     preflight.raise_if_any([*preflight.try_packages(options), *preflight.try_optimizers(options)])
     fabric = launch(options, launcher)
-    folder = RunFolder(Path(options.path.experiments_root).expanduser() / options.name)
+    folder = RunFolder(Path(options.path.experiments_root) / options.name)
     held: Claim | None = None
     state_path: Path | None = None
     notices: list[str] = []

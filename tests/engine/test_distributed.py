@@ -138,6 +138,15 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_anything_is_save
     assert states == ["2.state"]
 
 
+def test_what_keeps_one_rank_from_starting_keeps_all(ended: Ended) -> None:
+    told = {path.stem: path.read_text() for path in ended.folder.glob("*_[01].txt")}
+    assert told["unprepared_1"] == "rank 1 cannot read its images"
+    assert "Another process of this run could not start" in told["unprepared_0"]
+    assert not (ended.folder / "experiments/unprepared").exists()
+    assert "already holds a run" in told["whole_0"]
+    assert "Another process of this run could not start" in told["whole_1"]
+
+
 def test_a_rank_that_dies_ends_the_run_with_its_error(ended: Ended) -> None:
     assert ended.code != 0
     assert "the disk of rank 1 is gone" in ended.output

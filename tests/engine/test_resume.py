@@ -24,9 +24,27 @@ from tests.helpers import photo
 SHORT = {"total_iter": 4}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, and a run of four iterations that `ran` copies."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTKD_HOME", str(place / "home"))
+        train(run_options(place, images=make_images(place / "images"), train=SHORT))
+    return place
+
+
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return make_images(tmp_path / "images")
+def images(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MTKD_HOME", str(finished / "home"))
+    return finished / "images"
+
+
+@pytest.fixture
+def ran(finished: Path, images: Path, tmp_path: Path) -> Path:
+    """The folder of a run of four iterations, under `tmp_path`."""
+    shutil.copytree(finished / "experiments", tmp_path / "experiments")
+    return folder(tmp_path)
 
 
 def folder(tmp_path: Path) -> Path:
@@ -51,44 +69,41 @@ def flip_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["training_states", "models"])
-def test_auto_resume_never_begins_anew_over_a_finished_run(tmp_path: Path, images: Path, gone: str) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
-    for file in (folder(tmp_path) / gone).iterdir():
+def test_auto_resume_never_begins_anew_over_a_finished_run(tmp_path: Path, images: Path, ran: Path, gone: str) -> None:
+    for file in (ran / gone).iterdir():
         file.unlink()
-    before = digests(folder(tmp_path))
-    rows = (folder(tmp_path) / "metrics.jsonl").read_bytes()
+    before = digests(ran)
+    rows = (ran / "metrics.jsonl").read_bytes()
     with pytest.raises(MtkdError, match="hold"):
         train(run_options(tmp_path, images=images), auto_resume=True)
-    assert digests(folder(tmp_path)) == before
-    assert (folder(tmp_path) / "metrics.jsonl").read_bytes() == rows
+    assert digests(ran) == before
+    assert (ran / "metrics.jsonl").read_bytes() == rows
 
 
-def test_auto_resume_never_begins_anew_where_only_the_losses_are_left(tmp_path: Path, images: Path) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
+def test_auto_resume_never_begins_anew_where_only_the_losses_are_left(tmp_path: Path, images: Path, ran: Path) -> None:
     for gone in ("training_states", "models"):
-        shutil.rmtree(folder(tmp_path) / gone)
+        shutil.rmtree(ran / gone)
     with pytest.raises(MtkdError, match="losses up to iteration 4"):
         train(run_options(tmp_path, images=images), auto_resume=True)
 
 
-def test_a_run_killed_between_its_first_weights_and_their_state_starts_over(tmp_path: Path, images: Path) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
-    root = folder(tmp_path)
-    for file in [root / "models/net_g_latest.pth", root / "models/net_g_4.pth", *root.glob("training_states/*")]:
+def test_a_run_killed_between_its_first_weights_and_their_state_starts_over(
+    tmp_path: Path, images: Path, ran: Path
+) -> None:
+    for file in [ran / "models/net_g_latest.pth", ran / "models/net_g_4.pth", *ran.glob("training_states/*")]:
         file.unlink()
-    rows = (root / "metrics.jsonl").read_text().splitlines()
-    (root / "metrics.jsonl").write_text(rows[0] + "\n")
+    rows = (ran / "metrics.jsonl").read_text().splitlines()
+    (ran / "metrics.jsonl").write_text(rows[0] + "\n")
     train(run_options(tmp_path, images=images, train=SHORT), auto_resume=True)
-    assert (root / "training_states/4.state").exists()
+    assert (ran / "training_states/4.state").exists()
 
 
 @pytest.mark.parametrize("which", ["models/net_g_4.pth", "training_states/4.state"])
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "zeros"])
 def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
-    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], which: str, damage: str
+    tmp_path: Path, images: Path, ran: Path, capsys: pytest.CaptureFixture[str], which: str, damage: str
 ) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
-    file = folder(tmp_path) / which
+    file = ran / which
     whole = file.read_bytes()
     if damage == "bit":
         flip_bit(file)
@@ -98,28 +113,26 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
     out = capsys.readouterr().out
     assert f"The checkpoint of iteration 4 is not whole: {file}" in out and "Resuming from iteration 2." in out
     # Trained again from iteration 2, bit by bit.
-    again = torch.load(folder(tmp_path) / "models/net_g_4.pth", weights_only=True)
-    latest = torch.load(folder(tmp_path) / "models/net_g_latest.pth", weights_only=True)
+    again = torch.load(ran / "models/net_g_4.pth", weights_only=True)
+    latest = torch.load(ran / "models/net_g_latest.pth", weights_only=True)
     assert all(torch.equal(value, latest["params"][name]) for name, value in again["params"].items())
 
 
-def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path: Path, images: Path) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
-    for file in folder(tmp_path).glob("training_states/*"):
+def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path: Path, images: Path, ran: Path) -> None:
+    for file in ran.glob("training_states/*"):
         file.write_bytes(b"PK")
-    before = digests(folder(tmp_path))
+    before = digests(ran)
     with pytest.raises(MtkdError, match=r"no whole checkpoint.*4\.state.*2\.state"):
         train(run_options(tmp_path, images=images), auto_resume=True)
-    assert digests(folder(tmp_path)) == before
+    assert digests(ran) == before
 
 
-def test_what_is_no_name_of_a_state_or_row_is_passed_over(tmp_path: Path, images: Path) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
-    (folder(tmp_path) / "training_states/²³.state").write_bytes(b"x")
-    with (folder(tmp_path) / "metrics.jsonl").open("ab") as file:
+def test_what_is_no_name_of_a_state_or_row_is_passed_over(tmp_path: Path, images: Path, ran: Path) -> None:
+    (ran / "training_states/²³.state").write_bytes(b"x")
+    with (ran / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\xfe\n7\n["step"]\n{"step": "x"}\n{"step": 2')
     train(run_options(tmp_path, images=images), auto_resume=True)
-    rows = (folder(tmp_path) / "metrics.jsonl").read_text().splitlines()
+    rows = (ran / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [2, 4, 6, 8]
 
 
@@ -148,13 +161,11 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("craft", list(CRAFTED))
-def test_a_crafted_state_never_reaches_the_optimizer(tmp_path: Path, images: Path, craft: str) -> None:
-    options = run_options(tmp_path, images=images, train={"total_iter": 2})
-    train(options)
-    state = folder(tmp_path) / "training_states/2.state"
-    change_state(state, CRAFTED[craft])
-    with pytest.raises(MtkdError, match=r"2\.state"):
-        train_module.prepare(run_options(tmp_path, images=images, train=SHORT), auto_resume=True)
+def test_a_crafted_state_never_reaches_the_optimizer(tmp_path: Path, images: Path, ran: Path, craft: str) -> None:
+    change_state(ran / "training_states/4.state", CRAFTED[craft])
+    (ran / "training_states/2.state").unlink()
+    with pytest.raises(MtkdError, match=r"4\.state"):
+        train(run_options(tmp_path, images=images), auto_resume=True)
 
 
 def test_a_moment_of_another_shape_is_named_with_its_parameter() -> None:
@@ -233,9 +244,8 @@ def test_another_run_is_not_taken_up(
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "NAdam", "Rprop", "ASGD", "SGD"])
-def test_an_older_states_moments_tell_its_optimizer(tmp_path: Path, images: Path, name: str) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
-    change_state(folder(tmp_path) / "training_states/4.state", lambda state: state.pop("run"))
+def test_an_older_states_moments_tell_its_optimizer(tmp_path: Path, images: Path, ran: Path, name: str) -> None:
+    change_state(ran / "training_states/4.state", lambda state: state.pop("run"))
     changed = run_options(tmp_path, images=images, train={"optim_g": {"type": name, "lr": 1e-3}})
     with pytest.raises(MtkdError, match=f"does not fit this run's {name}"):
         train(changed, auto_resume=True)
@@ -251,9 +261,8 @@ def test_a_queue_of_another_length_is_named(tmp_path: Path, images: Path) -> Non
 
 
 def test_what_changes_harmlessly_is_said_in_one_line(
-    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, images: Path, ran: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(run_options(tmp_path, images=images, train=SHORT))
     train(run_options(tmp_path, images=images, train={"optim_g": {"type": "Adam", "lr": 5e-4}}), auto_resume=True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Changed since")]
     assert "train.total_iter was 4, here it is 8" in line and "train.optim_g.lr was 0.001, here it is 0.0005" in line

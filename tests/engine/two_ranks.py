@@ -12,6 +12,7 @@ import torch
 
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
+from mtkd.engine import session as session_module
 from mtkd.engine import train as train_module
 from mtkd.engine.train import Stopped, prepare, train
 from tests.engine.runs import run_options
@@ -99,6 +100,22 @@ def main(folder: Path) -> None:
         train(whole_run(folder, images, "nan", total_iter=50), launcher="pytorch")
     except MtkdError as error:
         (folder / f"nan_{rank}.txt").write_text(str(error))
+
+    train_module._iterate = real
+    built = session_module._built
+
+    def cannot(*given: Any, **named: Any) -> Any:
+        if rank == 1:
+            raise MtkdError("rank 1 cannot read its images")
+        return built(*given, **named)
+
+    for name, broken in (("unprepared", cannot), ("whole", built)):
+        session_module._built = broken
+        try:
+            train(whole_run(folder, images, name), launcher="pytorch")
+        except MtkdError as error:
+            (folder / f"{name}_{rank}.txt").write_text(str(error))
+    session_module._built = built
 
     def dies(session: Any, step: int, batches: Any) -> Any:
         if rank == 1 and step == 1:
