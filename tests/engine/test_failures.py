@@ -301,8 +301,8 @@ def test_a_port_in_use_is_one_paragraph(tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setenv(name, value)
         with pytest.raises(MtkdError, match=rf"127\.0\.0\.1:{port}.*--master_port"):
             train(run_options(tmp_path), launcher="pytorch")
-        monkeypatch.setenv("RANK", "x")
-        with pytest.raises(MtkdError, match="RANK=x"):
+        monkeypatch.setenv("WORLD_SIZE", "x")
+        with pytest.raises(MtkdError, match="WORLD_SIZE=x"):
             train(run_options(tmp_path / "x"), launcher="pytorch")
     assert not list(tmp_path.rglob("experiments"))
 
