@@ -136,6 +136,8 @@ def damage(path: Path) -> str | None:
     """What is broken in a file of `torch.save`, or None: its bytes are held to the checksums in it, which torch itself
     does not do. It takes about a second for a GB. Files of torch 1.5 and older have no checksums.
     """
+    if not path.is_file():
+        return "it does not exist"
     try:
         if not zipfile.is_zipfile(path):
             return None
@@ -143,8 +145,6 @@ def damage(path: Path) -> str | None:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 return "it is compressed, which torch.save never does"
             broken = archive.testzip()
-    except FileNotFoundError:
-        return "it does not exist"
     except Exception as error:  # noqa: BLE001  a broken zip raises whatever its bytes happen to trigger
         return f"{type(error).__name__}: {error}"
     return None if broken is None else f"the checksum of its part {broken} is wrong"
@@ -187,8 +187,8 @@ def _wrong_form(state: Any) -> str | None:
     for key in ("method", "precision", "best", "run", "losses"):
         if not isinstance(state.get(key, {}), dict):
             return f"its `{key}` is no mapping"
-    if "seed" in state and not _is_count(state["seed"]):
-        return "its `seed` is no whole number"
+    if "seed" in state and not (_is_count(state["seed"]) and state["seed"] < 2**63):
+        return "its `seed` is no whole number that seeds"
     scaler = state.get("precision", {}).values()
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in scaler):
         return "its `precision` holds more than finite numbers"

@@ -54,10 +54,10 @@ def state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> t
         refuse_to_begin_anew(folder, options.logger.save_checkpoint_freq)
         return None, []
     state = Path(options.path.resume_state).expanduser()
-    saved = folder.saved_states()
-    if saved and state.stem.isascii() and state.stem.isdigit() and saved[0] > int(state.stem):
+    newest = max([*folder.saved_states(), *folder.saved_weights()], default=0)
+    if state.stem.isascii() and state.stem.isdigit() and newest > int(state.stem):
         raise MtkdError(
-            f"{folder.root} holds later checkpoints ({folder.state(saved[0]).name}) than path.resume_state, "
+            f"{folder.root} holds later checkpoints ({newest:,d}) than path.resume_state, "
             f"{state.name}; going on from there would overwrite them. Give this run another `name`, or resume the "
             "newest with --auto_resume."
         )
@@ -123,7 +123,7 @@ def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
             "batches would not go on where they stopped. Give the old seed, or start a new run from these weights with "
             "path.pretrain_network_g."
         )
-    lines = _compare(state.get("run"), session.record, path)
+    lines = compare(state.get("run"), session.record, path)
     _restore_own(method, state.get("method", {}), path, session.options.model_type)
     if len(state["optimizers"]) != len(session.optimizers):
         raise MtkdError(
@@ -176,7 +176,13 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
         )
     for key, like in expected.items():
         found = own[key]
-        if not isinstance(found, Tensor) or found.shape != like.shape or found.dtype != like.dtype or found.is_sparse:
+        if (
+            not isinstance(found, Tensor)
+            or found.shape != like.shape
+            or found.dtype != like.dtype
+            or found.is_sparse
+            or found.is_meta
+        ):
             told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             raise MtkdError(
                 f"{path}: {key} of {model_type} is {told}, and here {tuple(like.shape)} {like.dtype}: options of the "
@@ -185,7 +191,12 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
     method.load_state_dict(own, strict=False)
 
 
-def _compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> list[str]:
+def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> list[str]:
+    """Lines that say what changed harmlessly between two `record`s; `then` is None in states that keep none.
+
+    Raises:
+        MtkdError: what changed makes another run, each difference named.
+    """
     if then is None:
         return [f"{path.name} does not say with which options and images it was trained; they are not compared."]
     differing: list[str] = []

@@ -88,9 +88,11 @@ class Session:
 
     def close(self) -> None:
         """End the log and give the run folder free; a run that has trained nothing takes its folder away."""
-        self.log.close()
-        if self.held is not None:
-            self.held.release()
+        try:
+            self.log.close()
+        finally:
+            if self.held is not None:
+                self.held.release()
 
     def label(self, key: str) -> str:
         """What the screen calls the validation set `key`: its `name`, with the key where several have that name."""

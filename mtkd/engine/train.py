@@ -195,8 +195,7 @@ def _mendable(error: Exception, where: str = "") -> MtkdError | None:
             "disk` for the training images."
         )
     elif isinstance(error, OSError):
-        file = f"{error.filename}: " if error.filename else ""
-        text = f"{file}{error.strerror or first}."
+        text = f"{error.filename or 'A file of the run cannot be written'}: {error.strerror or first}."
     else:
         return None
     return MtkdError(f"{text} {where}".rstrip())

@@ -17,6 +17,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.engine import train as train_module
 from mtkd.engine.optim import build_optimizer, checked_state
+from mtkd.engine.resume import compare
 from mtkd.engine.train import Stopped, train
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.helpers import photo
@@ -311,3 +312,28 @@ def test_the_rows_of_a_resumed_run_are_those_of_one_that_went_through(
     monkeypatch.setattr(train_module, "_iterate", real)
     train(run_options(tmp_path / "b", **often), auto_resume=True)
     assert rows_of(folder(tmp_path / "b")) == rows_of(folder(tmp_path / "a"))
+
+
+def of_run(**changes: Any) -> dict[str, Any]:
+    options = {"datasets.train.batch_size_per_gpu": 4, "train.accumulate": 1, **changes.pop("options", {})}
+    return {"options": options, "images": {"count": 9, "digest": "a"}, "world_size": 2, **changes}
+
+
+def test_as_many_images_per_step_from_other_processes_are_the_same_run() -> None:
+    halved = of_run(world_size=1, options={"datasets.train.batch_size_per_gpu": 8})
+    (line,) = compare(of_run(), halved, Path("4.state"))
+    assert "the number of processes was 2, here it is 1" in line
+    with pytest.raises(MtkdError, match="batch_size_per_gpu x accumulate x processes was 8, here it is 4"):
+        compare(of_run(), of_run(world_size=1), Path("4.state"))
+    assert compare(of_run(), of_run(), Path("4.state")) == []
+
+
+def test_weights_alone_are_not_overwritten_from_an_older_state(tmp_path: Path, images: Path, ran: Path) -> None:
+    shutil.copytree(ran, tmp_path / "other")
+    (ran / "training_states/4.state").unlink()
+    path = {"experiments_root": str(tmp_path / "experiments")}
+    path["resume_state"] = str(tmp_path / "other/training_states/2.state")
+    before = digests(ran)
+    with pytest.raises(MtkdError, match="later checkpoints"):
+        train(run_options(tmp_path, images=images, path=path))
+    assert digests(ran) == before
