@@ -42,6 +42,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.26",
         "basicsr>=1.4.2; python_version < '3.13'",  # its setup.py cannot run on 3.13
+        "tensorboard; python_version >= '3.13'",  # before, basicsr brings tb-nightly, which holds the same files
         "opencv-python",  # what basicsr requires too; the -headless twin would overwrite the same files
         "pillow",
         "PyWavelets",

@@ -227,15 +227,18 @@ def _train(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
     options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")
-    from mtkd.engine.train import train
+    from mtkd.engine.train import Stopped, train
 
-    train(
-        options,
-        auto_resume=args.auto_resume,
-        launcher=args.launcher,
-        option_text=args.opt.read_text(encoding="utf-8"),
-        command=_command_line(),
-    )
+    try:
+        train(
+            options,
+            auto_resume=args.auto_resume,
+            launcher=args.launcher,
+            option_text=args.opt.read_text(encoding="utf-8"),
+            command=_command_line(),
+        )
+    except Stopped as stopped:
+        return int(stopped.code)
     return 0
 
 

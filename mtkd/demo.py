@@ -25,10 +25,10 @@ from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
 from mtkd.data.resize import imresize
 from mtkd.engine import build
+from mtkd.engine.build import build_image_set
 from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, write_results
 from mtkd.engine.log import environment
 from mtkd.engine.report import free_folder
-from mtkd.engine.session import build_image_set
 from mtkd.engine.teach import teach
 from mtkd.engine.train import train
 

@@ -14,7 +14,7 @@ def diff(first: Options, second: Options) -> list[str]:
 
     Both are compared as they run, defaults filled in; the order of keys does not count, the order of teachers does.
     """
-    one, two = _flat(first), _flat(second)
+    one, two = flat(first), flat(second)
     lines = []
     for key in [*one, *(key for key in two if key not in one)]:
         before, after = one.get(key, _ABSENT), two.get(key, _ABSENT)
@@ -24,7 +24,8 @@ def diff(first: Options, second: Options) -> list[str]:
     return lines
 
 
-def _flat(options: Options) -> dict[str, Any]:
+def flat(options: Options) -> dict[str, Any]:
+    """Every value of `options` that is not None, defaults included, by its dotted key."""
     values: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:

@@ -10,7 +10,10 @@ from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.config import ItemSetOptions
 from mtkd.contracts import MtkdError, Task
+from mtkd.data.items import ItemImages, Items
+from mtkd.data.paired import PairedImages
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
@@ -62,8 +65,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
-    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none."""
-    return catalog.build_network(options.type, options.args, scale=scale)
+    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none.
+
+    Raises:
+        MtkdError: it does not take these arguments.
+    """
+    try:
+        return catalog.build_network(options.type, options.args, scale=scale)
+    except MtkdError:
+        raise
+    except Exception as error:  # a class from anywhere may raise anything
+        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise MtkdError(f"{options.type} cannot be built with {plain(options.args)}: {told}") from error
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
@@ -120,6 +133,18 @@ def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Mo
         return cls(student, teachers, task, MethodConfig(terms={}, options=options.method))
     terms = {name: zoo.resolve_inside(term.args) for name, term in options.train.terms.items()}
     return cls(student, teachers, task, MethodConfig(terms=terms, options=zoo.resolve_inside(options.method)))
+
+
+def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> Items:
+    """The data set of a class from outside that a section of the option file describes."""
+    return Items(catalog.get("dataset", given.type), given.model_dump(), phase=phase, scale=scale, seed=seed)
+
+
+def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImages | ItemImages:
+    """Validation or test images from their section of the option file."""
+    if isinstance(given, ItemSetOptions):
+        return ItemImages(open_items(given, scale, phase=phase))
+    return PairedImages.of_section(given.model_dump(), scale=scale)
 
 
 def network_facts(options: Options) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mtkd.config import ItemSetOptions, Options, Problem, check_paths
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
-from mtkd.engine.session import open_items
+from mtkd.engine.build import open_items
 
 
 def check_data(options: Options) -> list[Problem]:

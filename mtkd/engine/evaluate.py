@@ -231,12 +231,20 @@ def evaluate_sharded(
     rank, world = distributed.get_rank(), distributed.get_world_size()
     share = _Share(images, range(rank, len(images), world))
     kept: list[tuple[str, np.ndarray]] = []
-    part = Evaluation(settings["dataset"], (), {name: () for name in metrics})
+    part: Evaluation | None = Evaluation(settings["dataset"], (), {name: () for name in metrics})
+    failure: Exception | None = None
     if len(share):
         keep = None if save is None else lambda name, image: kept.append((name, image))
-        part = evaluate(predict, share, metrics, save=keep, **settings)
+        try:
+            part = evaluate(predict, share, metrics, save=keep, **settings)
+        except Exception as error:  # noqa: BLE001  raised below, when the others know
+            part, failure = None, error
     parts: list[Any] = [None] * world
     distributed.all_gather_object(parts, part)
+    if failure is not None:
+        raise failure
+    if None in parts:
+        raise MtkdError(f"{settings['dataset']}: another process could not measure its images; its error says why.")
     if save is not None:
         shots: list[Any] | None = [None] * world if rank == 0 else None
         distributed.gather_object(kept, shots, dst=0)
@@ -245,7 +253,7 @@ def evaluate_sharded(
     order = sorted((index, owner) for owner in range(world) for index in range(owner, len(images), world))
     names = tuple(parts[owner].images[index // world] for index, owner in order)
     values = {m: tuple(parts[owner].values[m][index // world] for index, owner in order) for m in metrics}
-    return Evaluation(part.dataset, names, values)
+    return Evaluation(settings["dataset"], names, values)
 
 
 class _Share:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +90,15 @@ class RunLog:
         """Begin measuring the time per iteration for the ETA at iteration `step`."""
         self._began = (time.perf_counter(), step)
 
-    def losses(self, *, step: int, epoch: int, rate: float, values: Mapping[str, float], seconds: float) -> None:
-        """BasicSR's line for the iterations since the last one: mean losses, seconds per iteration, ETA."""
+    def losses(
+        self, *, step: int, epoch: int, rate: float, values: Mapping[str, float], seconds: float, keep: bool = True
+    ) -> None:
+        """BasicSR's line for the iterations since the last one: mean losses, seconds per iteration, ETA.
+
+        Args:
+            keep: False for a line that only tells where a run was stopped: no curve and no row of `metrics.jsonl`,
+                which are to be those of a run that went through.
+        """
         if not self.active:
             return
         eta = ""
@@ -101,16 +110,20 @@ class RunLog:
             f"[{self.name[:5]}..][epoch:{epoch:3d}, iter:{step:8,d}, lr:({rate:.3e},)] "
             f"[eta: {eta}, time: {seconds:.3f}] {parts}"
         )
+        if not keep:
+            return
         self._record({"step": step, "epoch": epoch, "lr": rate, "seconds_per_step": seconds, "losses": dict(values)})
         self._curves({f"losses/{name}": value for name, value in values.items()} | {"lr": rate}, step)
         if self._progress:
             self._progress.update(self._task, completed=step)
 
-    def validation(self, *, step: int, dataset: str, values: Mapping[str, float], best: Mapping[str, Any]) -> None:
-        """Result of one validation set, with the best so far."""
+    def validation(
+        self, *, step: int, dataset: str, label: str, values: Mapping[str, float], best: Mapping[str, Any]
+    ) -> None:
+        """Result of the validation set `dataset` (its key), called `label` on the screen, with the best so far."""
         if not self.active:
             return
-        lines = [f"Validation {dataset} @ {step:,d} iter"]
+        lines = [f"Validation {label} @ {step:,d} iter"]
         for name, value in values.items():
             top = best.get(name)
             lines.append(
@@ -132,7 +145,7 @@ class RunLog:
 
     def _record(self, row: Mapping[str, Any]) -> None:
         if self._jsonl:
-            self._jsonl.write(json.dumps(row) + "\n")
+            self._jsonl.write(json.dumps(_finite(row), allow_nan=False) + "\n")
             self._jsonl.flush()
 
     def _curves(self, values: Mapping[str, float], step: int) -> None:
@@ -143,19 +156,46 @@ class RunLog:
             self._wandb.log(dict(values), step=step)
 
 
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` after iteration `step`, and a torn last line: resuming repeats none."""
+def _finite(value: Any) -> Any:
+    """`value` with infinities and NaN as text, which JSON has no numbers for: the PSNR of equal images is "inf"."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def logged_step(path: Path) -> int:
+    """Last iteration of which `metrics.jsonl` tells; 0 when there is none."""
+    return max((row["step"] for _, row in metric_rows(path)), default=0)
+
+
+def metric_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of each whole row of `metrics.jsonl`; what is torn, or no row, is left out."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            text = line.decode()
+            row = json.loads(text)
+        except (ValueError, RecursionError):
             continue
-        if row.get("step", 0) <= step:
-            kept.append(line)
-    temporary = path.with_suffix(".tmp")
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield text, row
+
+
+def trim_metrics(path: Path, step: int, *, validation_due: bool = False) -> None:
+    """Drop the rows of `metrics.jsonl` after iteration `step`, and torn ones: resuming repeats none.
+
+    Args:
+        validation_due: drop the validation of iteration `step` too, which is done again because it was cut short.
+    """
+    if not path.exists():
+        return
+    kept = [
+        line
+        for line, row in metric_rows(path)
+        if row["step"] < step or (row["step"] == step and not (validation_due and "validation" in row))
+    ]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 
@@ -24,6 +24,9 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
     """Optimizer `options["type"]` of `torch.optim` over `parameters`, the rest of `options` as its arguments.
 
     Adam, AdamW and SGD use torch's fused implementation, unless `options` ask for another one.
+
+    Raises:
+        MtkdError: torch has no such optimizer, or it refuses its arguments.
     """
     arguments = dict(options)
     name = arguments.pop("type")
@@ -32,7 +35,88 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
         raise MtkdError(f"torch.optim has no optimizer {name!r}; use Adam, AdamW, SGD or another of torch.optim.")
     if name in ("Adam", "AdamW", "SGD") and not (arguments.get("foreach") or arguments.get("differentiable")):
         arguments.setdefault("fused", True)
-    return cls(parameters, **arguments)
+    try:
+        return cls(parameters, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MtkdError(f"{name} cannot be built with {arguments}: {error}") from error
+
+
+def checked_state(
+    saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, options: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """`saved`, a state of `optimizer` from a file, with nothing in it that the optimizer would not have made itself.
+
+    Optimizers trust their state: fused kernels write beyond a moment that is smaller than its parameter. So each value
+    is held to what a fresh optimizer keeps for a parameter of that shape. Weight decay, betas and the kernel come from
+    `optimizer`.
+
+    Args:
+        options: `type` and arguments that `optimizer` was built with.
+        names: of its parameters, in order.
+
+    Raises:
+        MtkdError: naming the parameter and the value that is missing, foreign, or of another shape or dtype.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    counts = [len(group["params"]) for group in saved["param_groups"]]
+    if counts != [len(group["params"]) for group in optimizer.param_groups]:
+        raise MtkdError(f"it has groups of {counts} parameters, and {len(parameters)} are in training")
+    positions = [position for group in saved["param_groups"] for position in group["params"]]
+    if positions != list(range(len(parameters))) or not set(saved["state"]) <= set(positions):
+        raise MtkdError("its parameters are not numbered one after the other")
+    expected: dict[tuple[Any, ...], dict[str, Any]] = {}
+    state: dict[int, dict[str, Any]] = {}
+    for position, found in saved["state"].items():
+        parameter, name = parameters[position], names[position]
+        kind = (tuple(parameter.shape), parameter.dtype)
+        if kind not in expected:
+            expected[kind] = fresh_state(parameter, options)
+        if not isinstance(found, Mapping) or (found and set(found) != set(expected[kind])):
+            keys = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+            raise MtkdError(f"for {name} it holds {keys}, and {options['type']} keeps {sorted(expected[kind])}")
+        state[position] = {key: _checked_value(name, key, found[key], expected[kind][key]) for key in found}
+    groups = []
+    for group in optimizer.param_groups:
+        kept = {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+        first = sum(len(other["params"]) for other in groups)
+        groups.append({**kept, "params": list(range(first, first + len(group["params"])))})
+    return {"state": state, "param_groups": groups}
+
+
+def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimizer of `options` keeps for a parameter like this one after its first step, tried on the CPU.
+
+    Raises:
+        MtkdError: it cannot be built, or cannot make a step as training makes it.
+    """
+    like = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
+    like.grad = torch.zeros_like(like)
+    optimizer = build_optimizer([like], options)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MtkdError(f"{options['type']} cannot make a step with these options: {error}") from error
+    return dict(optimizer.state[like])
+
+
+def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
+    if isinstance(like, Tensor) and like.dim() == 0 or isinstance(like, int | float):
+        # The count of steps was a plain number in older torch.
+        value = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise MtkdError(f"{key} of {name} is no finite number")
+        return torch.tensor(float(value), dtype=like.dtype) if isinstance(like, Tensor) else value
+    if like is None and found is None:
+        return None
+    if not isinstance(like, Tensor):
+        raise MtkdError(f"{key} of {name} cannot be taken up")
+    if not isinstance(found, Tensor) or found.is_sparse or found.is_meta:
+        raise MtkdError(f"{key} of {name} is no tensor of values")
+    if found.shape != like.shape or found.dtype != like.dtype:
+        raise MtkdError(
+            f"{key} of {name} is {tuple(found.shape)} {found.dtype}, and must be {tuple(like.shape)} {like.dtype}"
+        )
+    return found
 
 
 def learning_rate(base: float, scheduler: Mapping[str, Any] | None, warmup_iter: int = -1) -> LearningRate:

@@ -14,6 +14,7 @@ from mtkd import catalog
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.engine import build
+from mtkd.engine.build import build_image_set
 from mtkd.engine.evaluate import (
     Evaluation,
     build_metrics,
@@ -25,7 +26,6 @@ from mtkd.engine.evaluate import (
 )
 from mtkd.engine.log import environment
 from mtkd.engine.progress import tracked
-from mtkd.engine.session import build_image_set
 from mtkd.methods.base import Method
 from mtkd.metrics.complexity import complexity
 

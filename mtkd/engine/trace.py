@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
+
+
+class NotFiniteError(MtkdError):
+    """A loss or a weight is not finite: what the run holds is not worth saving."""
 
 
 class LossTrace:
@@ -23,6 +28,9 @@ class LossTrace:
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Remember one iteration's values without reading them."""
+        if self._rows and self._names != list(values):
+            # Taken up from a run with other terms.
+            self._rows, self._checked = [], 0
         self._names = list(values)
         self._rows.append(torch.stack(list(values.values())))
 
@@ -43,13 +51,15 @@ class LossTrace:
             anywhere = self._fabric.all_reduce((~torch.isfinite(table)).any().float(), reduce_op="sum")
             assert isinstance(anywhere, Tensor)
             if len(bad) == 0 and anywhere.item() > 0:
-                raise MtkdError(f"A loss term of another process is not finite by iteration {done:,d}; see its error.")
+                raise NotFiniteError(
+                    f"A loss term of another process is not finite by iteration {done:,d}; see its error."
+                )
         if len(bad) == 0:
             return
         first = int(bad[0])
         row = dict(zip(self._names, table[first].tolist(), strict=True))
         guilty = [name for name, value in row.items() if not np.isfinite(value) and name != "l_total"] or ["l_total"]
-        raise MtkdError(
+        raise NotFiniteError(
             f"{guilty[0]!r} became {row[guilty[0]]} at iteration {done - len(rows) + first + 1:,d} "
             f"({', '.join(f'{name}: {value:.4g}' for name, value in row.items())}). The last good checkpoint is kept; "
             "nothing was saved after it. Lower the learning rate, give the term a warm-up (`loss_weight: [[0, 0.0], "
@@ -68,18 +78,44 @@ class LossTrace:
         if self._fabric.world_size > 1:
             finite = self._fabric.all_reduce(finite.float(), reduce_op="sum") == self._fabric.world_size
         if not finite:
-            raise MtkdError(
+            raise NotFiniteError(
                 f"The weights are not finite after iteration {done:,d}, though its losses are: a gradient was not. "
                 "The last good checkpoint is kept; nothing was saved after it. Set train.clip_grad_norm, lower the "
                 "learning rate, or train in fp32, then continue with --auto_resume."
             )
 
-    def read(self, done: int) -> dict[str, float]:
-        """Means since the last reading, over all ranks; checks them first."""
+    def is_finite(self) -> bool:
+        """Whether this process alone has seen no value that is not finite."""
+        return not self._rows or bool(torch.stack(self._rows).isfinite().all())
+
+    def read(self, done: int, *, keep: bool = False) -> dict[str, float]:
+        """Means since the last reading, over all ranks; checks them first. With `keep` this was no reading."""
         self.check(done)
-        means = torch.stack(self._rows).mean(dim=0)
-        self._rows, self._checked = [], 0
-        if self._fabric.world_size > 1:
-            means = self._fabric.all_reduce(means, reduce_op="mean")
-            assert isinstance(means, Tensor)
+        means = self._over_ranks(torch.stack(self._rows).mean(dim=0))
+        if not keep:
+            self._rows, self._checked = [], 0
         return dict(zip(self._names, means.tolist(), strict=True))
+
+    def pending(self, *, alone: bool = False) -> dict[str, Any]:
+        """What has not been read yet, for a training state: `names` and `values` (iterations, names) on the CPU.
+
+        Args:
+            alone: of this process alone; else the mean over ranks, for which every rank must call.
+        """
+        if not self._rows:
+            return {}
+        values = torch.stack(self._rows)
+        return {"names": list(self._names), "values": (values if alone else self._over_ranks(values)).cpu()}
+
+    def take_up(self, pending: Mapping[str, Any]) -> None:
+        """Go on where the run stopped that wrote `pending`; the next means count what it had not read."""
+        names, values = pending.get("names"), pending.get("values")
+        if names and isinstance(values, Tensor) and values.shape[1:] == (len(names),) and not values.is_meta:
+            self._names = [str(name) for name in names]
+            self._rows = list(values.float().to(self._fabric.device).unbind())
+            self._checked = len(self._rows)
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        if self._fabric.world_size > 1:
+            values = self._fabric.all_reduce(values, reduce_op="mean")  # pyright: ignore[reportAssignmentType]
+        return values

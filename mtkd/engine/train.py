@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,20 @@ from mtkd.engine import checkpoint
 from mtkd.engine.compiling import compile_networks, uncompile
 from mtkd.engine.ema import Ema
 from mtkd.engine.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
-from mtkd.engine.session import Session, describe, prepare, save, save_deployable, save_weights
-from mtkd.engine.trace import LossTrace
+from mtkd.engine.session import Session, amend, describe, prepare, save, save_alone, save_deployable, save_weights
+from mtkd.engine.trace import NotFiniteError
 from mtkd.methods.base import Method
+
+
+class Stopped(SystemExit):
+    """A run ended before its last iteration because it was asked to; everything is saved.
+
+    As an exception of Python that nobody catches it ends the process with `code`, which is 128 + the signal's number as
+    shells have it: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
 
 
 def train(
@@ -41,44 +52,59 @@ def train(
     """Run the training that `options` describes and return the final weights, `models/net_g_latest.pth`.
 
     Args:
-        auto_resume: continue from the newest training state of the run's own folder when there is one.
+        auto_resume: continue from the newest whole training state of the run's own folder when there is one.
         launcher: "none", "pytorch" or "slurm"; with the last two, one process a device is already running.
         option_text: the option file as the user wrote it, kept in the run folder.
         command: the command line, kept beside it.
 
     Raises:
-        MtkdError: anything a user can mend. Options, data, weights and the run folder are checked before the first
-            iteration and before anything is written.
+        MtkdError: anything a user can mend. Options, data, weights, metrics and the run folder are checked before the
+            first iteration, and a start that fails leaves nothing behind.
+        Stopped: Ctrl-C or SIGTERM ended the run before its last iteration.
+        Exception: an error of mtkd, or of a class from outside. Like every error in training it is raised when the
+            iterations before it are saved; the log, or the text of a MtkdError, says where.
     """
-    session = prepare(options, auto_resume=auto_resume, launcher=launcher)
+    try:
+        session = prepare(options, auto_resume=auto_resume, launcher=launcher)
+    except Exception as error:
+        if (mendable := _mendable(error)) is None:
+            raise
+        raise mendable from error
     try:
         describe(session, option_text, command)
         with _stop_requests() as stop:
             _loop(session, stop)
+            if stop.asked and session.done < session.method.task.total_steps:
+                raise Stopped(stop.asked)
         return session.folder.model(checkpoint.LATEST)
-    except torch.OutOfMemoryError as error:
-        raise MtkdError(
-            f"The device ran out of memory: {str(error).splitlines()[0]} Lower batch_size_per_gpu or gt_size, raise "
-            "train.accumulate, use `precision: bf16`, or `residence: ram` for the training images."
-        ) from error
+    except Exception as error:
+        where = _rescue(session, error)
+        if (mendable := _mendable(error, where)) is not None:
+            raise mendable from error
+        with suppress(OSError):
+            session.log.say(where)
+        raise
     finally:
-        session.log.close()
+        session.close()
 
 
 def _loop(session: Session, stop: StopRequest) -> None:
-    options, fabric, log = session.options, session.fabric, session.log
+    options, log, trace = session.options, session.log, session.trace
     assert options.train is not None and options.datasets.train is not None
     logger, total_steps = options.logger, options.train.total_iter
+    if session.validation_due:
+        # Killed, or failed, between a checkpoint and its validation.
+        _validate(session, session.start)
+        if session.saved == session.start:
+            amend(session, session.start)
     if session.start >= total_steps:
         log.say(f"{options.name} is finished: {session.start:,d} of {total_steps:,d} iterations.")
         if not session.folder.model(checkpoint.LATEST).exists():
             # Killed between its last checkpoint and its end.
-            _validate(session, total_steps)
             _finish(session)
         return
     if options.compile:
         _compile(session)
-    trace = LossTrace(fabric)
     log.start_clock(session.start)
     printed_at, printed_step = time.perf_counter(), session.start
     session.method.train()
@@ -86,11 +112,13 @@ def _loop(session: Session, stop: StopRequest) -> None:
     for step in range(session.start, total_steps):
         values = _iterate(session, step, batches)
         trace.add(values)
-        done = step + 1
+        session.done = done = step + 1
         stopping = stop.agreed()
         last = done == total_steps or stopping
         if done % logger.print_freq == 0 or last:
-            means = trace.read(done)
+            # Where a run was stopped is no place of its own in the curves: the losses go on waiting there.
+            passing = done % logger.print_freq != 0 and done != total_steps
+            means = trace.read(done, keep=passing)
             now = time.perf_counter()
             log.losses(
                 step=done,
@@ -98,6 +126,7 @@ def _loop(session: Session, stop: StopRequest) -> None:
                 rate=session.rates["main"](step),
                 values=means,
                 seconds=(now - printed_at) / (done - printed_step),
+                keep=not passing,
             )
             printed_at, printed_step = now, done
         validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
@@ -106,18 +135,70 @@ def _loop(session: Session, stop: StopRequest) -> None:
             began = time.perf_counter()
             trace.check(done)
             trace.check_weights(done, session.method.parameters())
-            # Validation first, so that the state knows its result.
-            if validating:
-                _validate(session, done)
-                session.method.train()
+            session.validation_due = validating and bool(session.val_sets)
+            # Saved first: a validation can fail, and takes the time in which a run is killed.
             if saving:
                 save(session, done)
+            if session.validation_due:
+                _validate(session, done)
+                session.method.train()
+                if saving:
+                    amend(session, done)
+                session.validation_due = False
             # The pause is no iteration's time.
             printed_at += time.perf_counter() - began
         if stopping and done < total_steps:
             log.say(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
     _finish(session)
+
+
+def _rescue(session: Session, error: Exception) -> str:
+    """Save what was trained before `error`, as far as it is good, and say in a sentence where it is.
+
+    Other processes are not waited for: they may be waiting for this one. So only rank 0 saves, and only what it has
+    itself.
+    """
+    if not session.fabric.is_global_zero or isinstance(error, NotFiniteError):
+        return ""
+    unsaved = session.done > max(session.saved, session.start)
+    if unsaved and not session.stepping:
+        # An error of the device, or a disk that is full, ends this attempt too; the error that began it is told.
+        with suppress(Exception):
+            finite = all(bool(parameter.detach().isfinite().all()) for parameter in session.method.parameters())
+            if finite and session.trace.is_finite():
+                save_alone(session, session.done, session.trace.pending(alone=True))
+                session.saved = session.done
+    if session.saved:
+        return (
+            f"Everything up to iteration {session.saved:,d} is saved in {session.folder.state(session.saved)}; "
+            "continue with --auto_resume."
+        )
+    return f"The {session.done:,d} iterations before it could not be saved." if unsaved else "Nothing was trained yet."
+
+
+def _mendable(error: Exception, where: str = "") -> MtkdError | None:
+    """`error` as one that a user can mend, with `where` at its end; None for what may be a fault of mtkd."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, MtkdError):
+        if not where:
+            return error
+    elif isinstance(error, torch.OutOfMemoryError):
+        text = (
+            f"The device ran out of memory: {first} Lower batch_size_per_gpu or gt_size, raise train.accumulate, use "
+            "`precision: bf16`, or `residence: ram` for the training images."
+        )
+    elif isinstance(error, MemoryError) or "can't allocate memory" in text:
+        text = (
+            f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `residence: "
+            "disk` for the training images."
+        )
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'A file of the run cannot be written'}: {error.strerror or first}."
+    else:
+        return None
+    return MtkdError(f"{text} {where}".rstrip())
 
 
 def _compile(session: Session) -> None:
@@ -178,6 +259,7 @@ def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str,
             values[name] = values[name] + share if name in values else share
         if micro == 0 and settings.accumulate > 1 and session.options.compile:
             _keep_gradients(session.method)
+    session.stepping = True
     for optimizer in session.optimizers.values():
         if settings.clip_grad_norm:
             _clip(session, optimizer.optimizer, settings.clip_grad_norm)
@@ -185,6 +267,7 @@ def _iterate(session: Session, step: int, batches: Iterator[Batch]) -> dict[str,
         optimizer.zero_grad(set_to_none=True)
     if session.ema is not None:
         session.ema.update()
+    session.stepping = False
     return values
 
 
@@ -234,8 +317,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _save_visualization(session: Session, done: int, image: str, sr: np.ndarray) -> None:
-    save_to(session.folder.visualization / image, str(done))(image, sr)
+def _save_visualization(session: Session, key: str, done: int, image: str, sr: np.ndarray) -> None:
+    # Images of several sets may have one name.
+    folder = session.folder.visualization / (key if len(session.val_sets) > 1 else "")
+    save_to(folder / image, str(done))(image, sr)
 
 
 def _student_to_validate(session: Session) -> nn.Module:
@@ -261,7 +346,7 @@ def _validate(session: Session, done: int) -> None:
         part = student if student in net.modules() else net
         session.images_compile = compile_for_images(net, fabric.device, fabric.autocast, session.log.say, part=part)
     for name, images in session.val_sets.items():
-        save = partial(_save_visualization, session, done) if options.val.save_img else None
+        save = partial(_save_visualization, session, name, done) if options.val.save_img else None
         with torch.compiler.set_stance(stance):
             result = evaluate_sharded(
                 val_predict(net, options),
@@ -278,25 +363,30 @@ def _validate(session: Session, done: int) -> None:
             higher = options.val.metrics[metric]["better"] == "higher"
             if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
                 best[metric] = {"val": value, "iter": done}
-        session.log.validation(step=done, dataset=name, values=means, best=session.best[name] if means else {})
+        best = session.best[name] if means else {}
+        session.log.validation(step=done, dataset=name, label=session.label(name), values=means, best=best)
     fabric.barrier()
 
 
 class StopRequest:
-    """Whether someone asked the run to stop; asking one rank asks all, and they agree on the iteration."""
+    """Whether someone asked the run to stop; asking one rank asks all, and they agree on the iteration.
+
+    Attributes:
+        asked: number of the signal that asked, 0 for none.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
         self._group = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
 
     def agreed(self) -> bool:
         """Whether any rank was asked, the same answer on all; every rank calls it once per iteration."""
         if self._group is not None:
             # On the CPU, so that the device need not be waited for.
-            flag = torch.tensor([int(self.asked)])
+            flag = torch.tensor([self.asked])
             distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
-            self.asked = bool(flag.item())
-        return self.asked
+            self.asked = int(flag.item())
+        return bool(self.asked)
 
 
 @contextmanager
@@ -306,7 +396,7 @@ def _stop_requests() -> Iterator[StopRequest]:
     previous: dict[int, Any] = {}
 
     def ask(signum: int, frame: Any) -> None:
-        request.asked = True
+        request.asked = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:

@@ -91,11 +91,23 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
 
 
 def write_pth(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` that appears whole or not at all."""
+    """`torch.save` that appears whole or not at all, also when the machine stops.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:  # given a name, torch would write that name into the file
-            torch.save(dict(content), file)
+            try:
+                torch.save(dict(content), file)
+            except RuntimeError as error:
+                # What the file raised, torch's writer of zips turns into a complaint about positions.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

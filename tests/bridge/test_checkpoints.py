@@ -61,7 +61,7 @@ def test_a_run_of_basicsr_goes_on_here_as_it_would_there(tmp_path: Path) -> None
     ours = run_options(tmp_path, images=images, train=TRAIN)
     session = train_module.prepare(ours)
     batches = list(session.batches())
-    session.log.close()
+    session.close()
 
     root = tmp_path / "theirs"
     model = basicsr_model(root)
@@ -78,7 +78,7 @@ def test_a_run_of_basicsr_goes_on_here_as_it_would_there(tmp_path: Path) -> None
 
 
 def test_moments_follow_their_parameters_when_basicsr_orders_them_otherwise(tmp_path: Path) -> None:
-    from mtkd.engine.session import _in_our_order
+    from mtkd.engine.resume import in_our_order
 
     theirs = torch.nn.Sequential()
     theirs.b, theirs.a = torch.nn.Linear(2, 2), torch.nn.Linear(3, 3)
@@ -88,7 +88,7 @@ def test_moments_follow_their_parameters_when_basicsr_orders_them_otherwise(tmp_
     sum(p.square().sum() for p in theirs.parameters()).backward()
     optimizer.step()
     torch.save({"params": theirs.state_dict()}, tmp_path / "w.pth")
-    mapped = _in_our_order(optimizer.state_dict(), ours, tmp_path / "w.pth")
+    mapped = in_our_order(optimizer.state_dict(), ours, tmp_path / "w.pth")
     target = torch.optim.Adam(ours.parameters())
     target.load_state_dict(mapped)
     expected = {name: optimizer.state[p]["exp_avg"] for name, p in theirs.named_parameters()}

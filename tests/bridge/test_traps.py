@@ -100,7 +100,7 @@ def test_resuming_works_on_the_cpu_from_any_directory_and_keeps_the_best(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     session = prepare(run_options(tmp_path, images=images, datasets=sets, val=val), auto_resume=True)
-    session.log.close()
+    session.close()
     assert session.start == 4
     assert session.best["val"]["psnr"]["iter"] in (2, 4)
 

@@ -81,7 +81,7 @@ def test_gradients_accumulate_although_graphs_overwrite_theirs(tmp_path: Path, t
             memory = torch.empty_like(parameter)
             parameter.register_hook(lambda grad, memory=memory: memory.copy_(grad).detach())
         train_module._iterate(session, 0, session.batches())
-        session.log.close()
+        session.close()
         weights.append(session.method.state_dict())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
@@ -185,7 +185,7 @@ def test_the_trial_of_a_compiled_run_leaves_weights_and_gradients_alone(tmp_path
     train_module._compile(session)
     assert all(torch.equal(value, before[name]) for name, value in session.method.state_dict().items())
     assert all(parameter.grad is None for parameter in session.method.parameters())
-    session.log.close()
+    session.close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", None])
@@ -214,4 +214,4 @@ def test_the_option_file_sets_the_precision_of_teachers(tmp_path: Path) -> None:
         run_options(tmp_path, model_type="OutputKD", teachers=teachers, teacher_precision="bf16")
     )
     assert [teacher.precision for teacher in session.method.teachers.values()] == ["bf16"]
-    session.log.close()
+    session.close()

@@ -73,7 +73,7 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(en
     joined = Batch(torch.cat([one.lq, two.lq]), torch.cat([one.gt, two.gt]), torch.cat([one.index, two.index]))
     assert session.options.train is not None
     weighted_total(session.method(joined, 0), session.options.train.terms, 0).backward()
-    session.log.close()
+    session.close()
     assert_update(ended.folder, "plain", {name: p.grad for name, p in session.method.named_parameters()})  # pyright: ignore
 
 
@@ -100,7 +100,7 @@ def test_student_and_critic_get_the_mean_of_the_ranks_gradients(ended: Ended, tm
         for name, parameter in method.named_parameters():
             assert parameter.grad is not None
             expected[name] = expected.get(name, 0) + parameter.grad / 2
-    session.log.close()
+    session.close()
     assert any(name.startswith("critic.") for name in expected)
     assert_update(ended.folder, "critic", expected)
 
@@ -128,6 +128,7 @@ def test_a_stop_asked_of_one_rank_stops_all_at_one_iteration_with_everything_sav
     states = sorted(path.name for path in (ended.folder / "experiments/stopped/training_states").iterdir())
     assert states == ["2.state"]
     assert "Stopped at iteration 2" in ended.output
+    assert [(ended.folder / f"stopped_{rank}.txt").read_text() for rank in (0, 1)] == ["143", "143"]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_anything_is_saved(ended: Ended) -> None:
@@ -135,6 +136,15 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_anything_is_save
     assert "of another process" in (ended.folder / "nan_0.txt").read_text()
     states = [path.name for path in (ended.folder / "experiments/nan/training_states").iterdir()]
     assert states == ["2.state"]
+
+
+def test_what_keeps_one_rank_from_starting_keeps_all(ended: Ended) -> None:
+    told = {path.stem: path.read_text() for path in ended.folder.glob("*_[01].txt")}
+    assert told["unprepared_1"] == "rank 1 cannot read its images"
+    assert "Another process of this run could not start" in told["unprepared_0"]
+    assert not (ended.folder / "experiments/unprepared").exists()
+    assert "already holds a run" in told["whole_0"]
+    assert "Another process of this run could not start" in told["whole_1"]
 
 
 def test_a_rank_that_dies_ends_the_run_with_its_error(ended: Ended) -> None:

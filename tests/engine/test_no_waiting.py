@@ -69,7 +69,7 @@ def test_an_iteration_of_the_trainer_reads_nothing(tmp_path: Path) -> None:
     for step in range(2):
         with Refuse():
             train_module._iterate(session, step, batches)
-    session.log.close()
+    session.close()
 
 
 @pytest.mark.cuda
@@ -89,4 +89,4 @@ def test_an_iteration_on_cuda_comes_back_before_the_device_is_done(tmp_path: Pat
     returned = time.perf_counter() - began
     torch.cuda.synchronize()
     assert returned < (time.perf_counter() - began) / 2
-    session.log.close()
+    session.close()

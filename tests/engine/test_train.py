@@ -20,7 +20,7 @@ from mtkd.archs.edsr import EDSR
 from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.engine import train as train_module
-from mtkd.engine.train import train
+from mtkd.engine.train import Stopped, train
 from tests.engine.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
 CONSTANT = {"type": "MultiStepLR", "milestones": [1000]}
@@ -135,7 +135,9 @@ def test_first_ctrl_c_saves_and_a_resume_is_bit_exact(tmp_path: Path, monkeypatc
         return real(session, step, batches)
 
     monkeypatch.setattr(train_module, "_iterate", interrupted)
-    train(run_options(tmp_path / "b", images=images))
+    with pytest.raises(Stopped) as stopped:
+        train(run_options(tmp_path / "b", images=images))
+    assert stopped.value.code == 130
     assert (tmp_path / "b/experiments/tiny/training_states/5.state").exists()
     monkeypatch.setattr(train_module, "_iterate", real)
     assert same_weights(straight, train(run_options(tmp_path / "b", images=images), auto_resume=True))
@@ -191,7 +193,7 @@ def test_accumulation_takes_that_many_batches_and_their_mean(tmp_path: Path) -> 
             before = session.method.student.conv_first.weight.detach().clone()
             train_module._iterate(session, start, session.batches())
             updates.append(session.method.student.conv_first.weight.detach() - before)
-            session.log.close()
+            session.close()
     torch.testing.assert_close(updates[0], (updates[1] + updates[2]) / 2, rtol=1e-3, atol=1e-7)
 
 
@@ -206,7 +208,7 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     train_module._iterate(session, 0, session.batches())
     moved = sum((p.detach() - b).pow(2).sum() for p, b in zip(session.method.student.parameters(), before, strict=True))
     assert 0 < moved.sqrt() <= 1.001e-3
-    session.log.close()
+    session.close()
 
 
 def test_bf16_and_weight_schedules_train(tmp_path: Path) -> None:
@@ -262,7 +264,7 @@ def test_pretrained_student_starts_where_it_was(tmp_path: Path) -> None:
     expected = content(first)["params_ema"]
     for name, value in session.method.student.state_dict().items():
         torch.testing.assert_close(value, expected[name])
-    session.log.close()
+    session.close()
 
 
 def test_curriculum_grows_the_crops_and_resumes_exactly(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_curriculum_grows_the_crops_and_resumes_exactly(tmp_path: Path) -> None:
     options = run_options(tmp_path / "a", images=images, train=curriculum)
     session = train_module.prepare(options)
     assert [batch.gt.shape[-1] for batch in session.batches()] == [8, 8, 8, 16, 16, 16, 16, 16]
-    session.log.close()
+    session.close()
     straight = train(run_options(tmp_path / "c", images=images, train=curriculum))
     train(run_options(tmp_path / "b", images=images, train={**curriculum, "total_iter": 4}))
     assert same_weights(straight, train(run_options(tmp_path / "b", images=images, train=curriculum), auto_resume=True))
@@ -293,7 +295,7 @@ def test_bf16_does_not_round_the_images(tmp_path: Path, monkeypatch: pytest.Monk
     train_module._iterate(session, 0, session.batches())
     expected = session.sampler.batch(0)
     assert torch.equal(seen[0].gt, expected.gt) and torch.equal(seen[0].lq, expected.lq)
-    session.log.close()
+    session.close()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +329,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_without_repeating_
     for folder in ("models", "training_states"):
         for file in (root / folder).iterdir():
             file.unlink()
+    rows = (root / "metrics.jsonl").read_text().splitlines()
+    (root / "metrics.jsonl").write_text(rows[0] + "\n" + rows[1][:20])
     train(run_options(tmp_path, images=images), auto_resume=True)
     assert [json.loads(row)["step"] for row in (root / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6, 8]
 
@@ -348,7 +352,7 @@ def test_resuming_takes_the_option_files_optimizer_settings_and_refuses_another_
     session = train_module.prepare(run_options(tmp_path, images=images, train=changed), auto_resume=True)
     assert session.optimizers["main"].param_groups[0]["weight_decay"] == 0.5
     assert session.optimizers["main"].state_dict()["state"], "the moments must come from the state"
-    session.log.close()
+    session.close()
     with pytest.raises(MtkdError, match="manual_seed 3"):
         train(run_options(tmp_path, images=images, manual_seed=4), auto_resume=True)
 
@@ -420,6 +424,6 @@ def test_without_a_seed_one_is_drawn_kept_with_the_run_and_taken_up_again(tmp_pa
     assert f"manual_seed: {seed}\n" in (tmp_path / "experiments/tiny/resolved.yml").read_text()
     longer = train_module.prepare(run_options(tmp_path, **{**unseeded, "train": {"total_iter": 6}}), auto_resume=True)
     assert longer.seed == seed
-    longer.log.close()
+    longer.close()
     seeds = {train_module.prepare(run_options(tmp_path, **unseeded, name=f"run{n}")).seed for n in range(4)}
     assert len(seeds) > 1

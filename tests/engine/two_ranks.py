@@ -12,8 +12,9 @@ import torch
 
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
+from mtkd.engine import session as session_module
 from mtkd.engine import train as train_module
-from mtkd.engine.train import prepare, train
+from mtkd.engine.train import Stopped, prepare, train
 from tests.engine.runs import run_options
 
 SGD = {"type": "SGD", "lr": 1.0}
@@ -54,7 +55,7 @@ def update(options: Options, launcher: str) -> dict[str, torch.Tensor]:
     session = prepare(options, launcher=launcher)
     before = {name: p.detach().clone() for name, p in session.method.named_parameters()}
     train_module._iterate(session, 0, session.batches())
-    session.log.close()
+    session.close()
     return {name: before[name] - p.detach() for name, p in session.method.named_parameters()}
 
 
@@ -85,7 +86,10 @@ def main(folder: Path) -> None:
         return real(session, step, batches)
 
     train_module._iterate = asked
-    train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
+    try:
+        train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
+    except Stopped as stopped:
+        (folder / f"stopped_{rank}.txt").write_text(str(stopped.code))
 
     def poisoned(session: Any, step: int, batches: Any) -> Any:
         values = real(session, step, batches)
@@ -96,6 +100,22 @@ def main(folder: Path) -> None:
         train(whole_run(folder, images, "nan", total_iter=50), launcher="pytorch")
     except MtkdError as error:
         (folder / f"nan_{rank}.txt").write_text(str(error))
+
+    train_module._iterate = real
+    built = session_module._built
+
+    def cannot(*given: Any, **named: Any) -> Any:
+        if rank == 1:
+            raise MtkdError("rank 1 cannot read its images")
+        return built(*given, **named)
+
+    for name, broken in (("unprepared", cannot), ("whole", built)):
+        session_module._built = broken
+        try:
+            train(whole_run(folder, images, name), launcher="pytorch")
+        except MtkdError as error:
+            (folder / f"{name}_{rank}.txt").write_text(str(error))
+    session_module._built = built
 
     def dies(session: Any, step: int, batches: Any) -> Any:
         if rank == 1 and step == 1:

@@ -1,0 +1,112 @@
+"""The processes of a run: how they meet, and that none waits for one that failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from torch import Tensor
+
+from mtkd.config import Options
+from mtkd.contracts import MtkdError
+
+
+def launch(options: Options, launcher: str) -> Fabric:
+    """Join this process with the others that `launcher` ("none", "pytorch", "slurm") started; the devices are those of
+    `options`.
+
+    Raises:
+        MtkdError: devices are missing, the environment of the launcher is wrong, or the processes cannot meet.
+    """
+    try:
+        fabric = _fabric(options, launcher)
+        fabric.launch()
+    except torch.distributed.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        raise MtkdError(
+            f"The processes of the run cannot meet at {address} ({str(error).strip().splitlines()[0]}). If another job "
+            "has that port, take a free one: `torchrun --master_port N ...`, or MASTER_PORT=N in the environment."
+        ) from error
+    except (ValueError, KeyError) as error:
+        if launcher == "none":
+            raise
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        found = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or "nothing"
+        raise MtkdError(
+            f"--launcher {launcher}: the environment does not say which process this is ({type(error).__name__}: "
+            f"{error}; it holds {found}). Start with `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`, or "
+            "with srun and `--launcher slurm`."
+        ) from error
+    return fabric
+
+
+@contextmanager
+def together(fabric: Fabric) -> Generator[None]:
+    """What the block raises on one process ends the others too, at the end of their block, where else they would wait
+    for it. The block itself must not wait for other processes.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  raised below, when the others know
+        failure = error
+    if fabric.world_size > 1:
+        failed = fabric.all_reduce(torch.tensor(float(failure is not None), device=fabric.device), reduce_op="sum")
+        assert isinstance(failed, Tensor)
+        if failed.item() and failure is None:
+            failure = MtkdError("Another process of this run could not start; its error says why.")
+    if failure is not None:
+        raise failure
+
+
+def _fabric(options: Options, launcher: str) -> Fabric:
+    gpus = torch.cuda.device_count() if options.num_gpu == "auto" else int(options.num_gpu)
+    if gpus > torch.cuda.device_count():
+        raise MtkdError(
+            f"num_gpu is {gpus} and this machine shows {torch.cuda.device_count()} CUDA devices. Use `num_gpu: "
+            "auto` or `num_gpu: 0` for the CPU."
+        )
+    accelerator = "cuda" if gpus else "cpu"
+    if options.precision == "fp16" and not gpus:
+        raise MtkdError("`precision: fp16` needs a CUDA device; use bf16 or fp32 on the CPU.")
+    if launcher == "none":
+        if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise MtkdError(
+                "torchrun started several processes, and this one was not told: add `--launcher pytorch`, or every "
+                "process would train by itself and write the same files."
+            )
+        if options.num_gpu != "auto" and gpus > 1:
+            raise MtkdError(
+                f"num_gpu is {gpus}, and one process drives one device. Start them with `torchrun --nproc_per_node "
+                f"{gpus} -m mtkd train -opt FILE --launcher pytorch`."
+            )
+        return Fabric(accelerator=accelerator, devices=1, plugins=_precision(options, accelerator))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
+    return Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(world // local, 1),
+        strategy="ddp",
+        plugins=_precision(options, accelerator),
+    )
+
+
+class _Autocast(MixedPrecision):
+    """Fabric's mixed precision without its rounding of what enters: gt and targets are not the network's to round,
+    and autocast narrows what it should by itself.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def _precision(options: Options, accelerator: str) -> Precision:
+    if options.precision == "fp32":
+        return Precision()
+    return _Autocast("bf16-mixed" if options.precision == "bf16" else "16-mixed", accelerator)
