@@ -87,14 +87,14 @@ def test_check_reports_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     text = resolved_yaml(run_options(tmp_path))
     (folder / "good.yml").write_text(text)
     (folder / "bad.yml").write_text(text.replace("total_iter", "total_itr"))
-    assert main(["check", str(folder)]) == 1
+    assert main(["check", str(folder)]) == 2
     out = capsys.readouterr().out
     assert "FAIL" in out and "total_iter" in out and "ok " in out and "1 of 2" in out
     assert main(["check", str(folder / "good.yml"), "--data"]) == 0
 
 
 def test_errors_are_one_paragraph_and_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "-opt", "missing.yml"]) == 1
+    assert main(["train", "-opt", "missing.yml"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mtkd: ") and "missing.yml" in error and "Traceback" not in error
 
@@ -128,5 +128,5 @@ def test_a_training_file_is_not_tested_with_its_start_weights(
 ) -> None:
     file = tmp_path / "tiny.yml"
     file.write_text(resolved_yaml(run_options(tmp_path)))
-    assert main(["test", "-opt", str(file)]) == 1
+    assert main(["test", "-opt", str(file)]) == 2
     assert "training file" in capsys.readouterr().err
