@@ -57,11 +57,11 @@ def check_name(name: str) -> None:
     """
     if not name or name.startswith(".") or any(sign in name for sign in "/\\") or not name.isprintable():
         raise MtkdError(
-            f"files and folders are called so: it cannot be empty, start with a dot, hold a slash or an unprintable "
+            f"names files and folders, so it cannot be empty, start with a dot, hold a slash or an unprintable "
             f"character; found {name[:60]!r}."
         )
     if (length := len(name.encode("utf-8"))) > NAME_BYTES:
-        raise MtkdError(f"files and folders are called so: it may have {NAME_BYTES} bytes, and has {length}.")
+        raise MtkdError(f"names files and folders, so it may have {NAME_BYTES} bytes, and has {length}.")
 
 
 def check_readable(file: Path) -> None:
@@ -104,7 +104,7 @@ def errors_of(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
         text = text if len(text) <= 600 else text[:600] + "..."
         raise MtkdError(f"{what}: {type(error).__name__}{f': {text}' if text else ''}.") from error
 

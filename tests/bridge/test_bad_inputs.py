@@ -54,7 +54,7 @@ def train(capsys: pytest.CaptureFixture[str], data: dict[str, Any]) -> str:
 
 def check(capsys: pytest.CaptureFixture[str], data: dict[str, Any]) -> str:
     code, said = command(capsys, data, "check", "run.yml", "--data")
-    assert code == 1
+    assert code == 2
     return said
 
 

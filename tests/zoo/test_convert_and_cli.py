@@ -14,7 +14,8 @@ from zoo.test_cache import NOWHERE
 from zoo.test_download import FILE
 
 from mtkd.contracts import MtkdError
-from mtkd.zoo import ENTRIES, Source, build, cli, read_checkpoint
+from mtkd import zoo_cli as cli
+from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
 
 
 def zoo(*words: object) -> int:
