@@ -11,6 +11,7 @@ from torch import nn
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.contracts import MtkdError, Task
+from mtkd.given import errors_of
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ def named_device(name: str | torch.device) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise MtkdError(f"There is no device {name}; name cpu, cuda, or one of several, cuda:1.") from error
+        if device.type != "cuda":
+            torch.ones(1, device=device).cpu()  # a device of torch's need not be here, and `meta` holds no values
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise MtkdError(f"There is no device {name} here; name cpu, cuda, or one of several, cuda:1.") from error
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()
@@ -62,8 +65,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
-    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none."""
-    return catalog.build_network(options.type, options.args, scale=scale)
+    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none.
+
+    Raises:
+        MtkdError: its class does not exist, or fails with these arguments.
+    """
+    with errors_of(f"{options.type} cannot be built"):
+        return catalog.build_network(options.type, options.args, scale=scale)
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
