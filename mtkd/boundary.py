@@ -50,7 +50,11 @@ def run(work: Callable[[], int], arguments: Sequence[str], *, debug: bool = Fals
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        code = work()
+        try:
+            code = work()
+        except SystemExit:  # argparse has printed its help, or what is wrong with the command line
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

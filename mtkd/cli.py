@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
-    given.check_environment()
+    if hasattr(args, "launcher"):
+        given.check_environment()
     with _no_exit("The command"):
         if imports := getattr(args, "imports", ()):
             from mtkd import catalog

@@ -200,5 +200,5 @@ def _convert(args: argparse.Namespace) -> int:
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # of deep nesting
         return text
