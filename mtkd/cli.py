@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _option_file(train)
     train.add_argument("--auto_resume", action="store_true", help="continue from the run's newest training state")
-    train.add_argument("--debug", action="store_true", help="validate and save every 8 iterations, print every one, show tracebacks")
+    train.add_argument(
+        "--debug", action="store_true", help="validate and save every 8 iterations, print every one, show tracebacks"
+    )
     _launcher(train)
     train.set_defaults(run=_train)
 
@@ -118,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
     upscale.add_argument("output", type=given.path, metavar="OUT", help="the image to write, or the folder to fill")
     source = upscale.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=_weights, help="a checkpoint written by mtkd, or zoo:NAME")
-    source.add_argument("-opt", type=given.path, metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g")
+    source.add_argument(
+        "-opt", type=given.path, metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g"
+    )
     upscale.add_argument(
         "--tile", type=_pixels, metavar="N", help="run in tiles of N lq pixels (default: as large as memory allows)"
     )
@@ -157,7 +161,10 @@ Shared over the GPUs of a machine:
     teach.add_argument("--merge", action="store_true", help="make the store of its finished shards")
     teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     teach.add_argument(
-        "--tile", type=_pixels, metavar="N", help="run in tiles of N lq pixels (default: whole, or what fits into memory)"
+        "--tile",
+        type=_pixels,
+        metavar="N",
+        help="run in tiles of N lq pixels (default: whole, or what fits into memory)",
     )
     teach.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
     teach.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the option file's")
@@ -200,7 +207,9 @@ def _command(commands: argparse._SubParsersAction, name: str, about: str, exampl
 
 
 def _option_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-opt", required=True, type=given.path, metavar="FILE", help="option file (YAML, BasicSR's grammar)")
+    command.add_argument(
+        "-opt", required=True, type=given.path, metavar="FILE", help="option file (YAML, BasicSR's grammar)"
+    )
     _changes(command)
 
 

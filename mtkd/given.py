@@ -21,7 +21,7 @@ _NUMBERS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT",
     "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE",
 )  # fmt: skip
-"""Environment variables of launchers that are read as whole numbers, by us and by the libraries that start processes."""
+"""Environment variables of launchers that we, and the libraries that start processes, read as whole numbers."""
 
 
 def path(text: str | os.PathLike[str]) -> Path:
@@ -96,7 +96,7 @@ def check_environment() -> None:
 
 @contextmanager
 def errors_of(what: str) -> Iterator[None]:
-    """Turn any exception of code from outside into an MtkdError that begins with `what`; lack of memory stays itself."""
+    """Turn any exception of foreign code into an MtkdError that begins with `what`; lack of memory stays itself."""
     try:
         yield
     except MtkdError:

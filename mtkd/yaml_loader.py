@@ -20,7 +20,7 @@ from mtkd.contracts import MtkdError
 from mtkd.given import check_readable
 
 MAX_BYTES = 1_000_000
-MAX_VALUES = 20_000
+MAX_VALUES = 10_000
 """Most values in one file: no run takes as many, and aliases of aliases can name more than memory holds."""
 
 MAX_DEPTH = 50

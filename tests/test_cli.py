@@ -148,9 +148,7 @@ def test_a_training_file_is_not_tested_with_its_start_weights(
         (["demo", "--out", "~nosuchuser/x"], "no user"),
     ],
 )
-def test_a_path_that_cannot_be_is_one_line(
-    command: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_path_that_cannot_be_is_one_line(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 2
     said = capsys.readouterr().err
     assert said.startswith("mtkd: ") and said.count("\n") == 1 and words in said

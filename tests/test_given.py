@@ -69,7 +69,10 @@ def test_a_launchers_number_that_is_none(value: str, monkeypatch: pytest.MonkeyP
 
 def test_errors_of_foreign_code_name_it_and_lack_of_memory_stays_itself() -> None:
     for error in (KeyError("x"), SystemExit(0), ValueError("two\n lines.")):
-        with pytest.raises(MtkdError, match=f"^my:Net failed: {type(error).__name__}: "), given.errors_of("my:Net failed"):
+        with (
+            pytest.raises(MtkdError, match=f"^my:Net failed: {type(error).__name__}: "),
+            given.errors_of("my:Net failed"),
+        ):
             raise error
     with pytest.raises(MtkdError, match="^as it is$"), given.errors_of("my:Net failed"):
         raise MtkdError("as it is")

@@ -52,7 +52,7 @@ from mtkd.config.signatures import (
     whole_inside,
 )
 from mtkd.contracts import MtkdError
-from mtkd.given import errors_of
+from mtkd.given import check_readable, errors_of
 from mtkd.given import path as given_path
 from mtkd.yaml_loader import PROBLEMS_SHOWN, Document, KeyPath, OptionError, Problem, is_text, key_text
 
@@ -269,7 +269,7 @@ class _Reader:
         if len(path) == 1 and name in _UNSUPPORTED_KEYS:
             self.problem(path, f"not supported: mtkd has no {_UNSUPPORTED_KEYS[name]}.")
             return
-        if len(self.problems) > PROBLEMS_SHOWN:
+        if len(self.problems) >= PROBLEMS_SHOWN:
             self.problem(path, f"{kind}.")  # nobody reads it, and looking for near names takes time
             return
         ignored = TAKEN_OVER if path[0] == "datasets" else _TAKEN_OVER_ELSEWHERE
@@ -314,7 +314,7 @@ class _Reader:
             self.problem(path, f"must be text, found {shown(data)}.")
             return None
         try:
-            given_path(data)
+            check_readable(given_path(data))
         except MtkdError as error:
             self.problem(path, str(error))
             return None
@@ -700,7 +700,7 @@ class _Reader:
         for key in given:
             name = key.removesuffix("_opt")
             if self.method is not None and name not in known:
-                near = messages.near(name, list(known))
+                near = messages.near(name, list(known)) if len(self.problems) < PROBLEMS_SHOWN else None
                 hint = f" Did you mean {near}_opt?" if near else ""
                 terms_text = ", ".join(f"{term}_opt" for term in known)
                 self.problem(("train", key), f"{self.model_type} has no such term.{hint} Its terms are {terms_text}.")

@@ -22,7 +22,7 @@ from mtkd import yaml_loader
 from mtkd.config.messages import shown
 from mtkd.config.signatures import whole
 from mtkd.contracts import MtkdError
-from mtkd.given import check_name
+from mtkd.given import check_name, check_readable
 from mtkd.given import path as given_path
 from mtkd.yaml_loader import KeyPath, Problem, key_text
 
@@ -72,7 +72,7 @@ def _file_name(value: str) -> str:
 
 def _user_path(value: str) -> str:
     try:
-        given_path(value)
+        check_readable(given_path(value))
     except MtkdError as error:
         raise ValueError(str(error)) from error
     return os.path.expanduser(value)
@@ -408,7 +408,8 @@ class Head(Section):
     scale: Count
     num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = "auto"
     manual_seed: Annotated[Int, Field(ge=0, lt=2**63)] | None = Field(
-        default=None, description="`~`: drawn at random, and kept with the run")
+        default=None, description="`~`: drawn at random, and kept with the run"
+    )
     precision: Precision = "fp32"
     teacher_precision: Precision | None = Field(
         default=None, description="autocast of frozen teachers, on line and in `mtkd teach`; `~`: as `precision`"

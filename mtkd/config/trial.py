@@ -19,7 +19,7 @@ from mtkd import catalog, given
 from mtkd.contracts import MtkdError
 
 MAX_PARAMETERS = 2_000_000_000
-MAX_MODULES = 20_000
+MAX_MODULES = 10_000
 """The largest published super-resolution networks have 0.1 billion parameters in about 2,000 modules."""
 MAX_ARGUMENT = 1_000_000
 """Largest whole number that a network of ours takes: a loop over it must end."""
@@ -33,8 +33,8 @@ def network(name: str, arguments: Mapping[str, Any]) -> str | None:
     """Why network `name` cannot be built with `arguments`; None when it can.
 
     It is built on the meta device, which holds no values, and given up when it grows beyond `MAX_PARAMETERS` or
-    `MAX_MODULES`. A class from outside may need values to be built: it is then built on the CPU, within the same bounds.
-    Nothing is called that is no class of `torch.nn.Module`.
+    `MAX_MODULES`. A class from outside may need values to be built: it is then built on the CPU, within the same
+    bounds. Nothing is called that is no class of `torch.nn.Module`.
 
     Raises:
         MtkdError: there is nothing of that name.

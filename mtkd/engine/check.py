@@ -1,4 +1,4 @@
-"""`mtkd check --data`: everything about files and this machine that a run would trip over, found without starting one."""
+"""`mtkd check --data`: all about files and this machine that a run would trip over, found without starting one."""
 
 from __future__ import annotations
 

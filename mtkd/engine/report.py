@@ -40,8 +40,8 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     """
     if not options.val.metrics:
         raise MtkdError(
-            "val.metrics is missing, so there is nothing to measure: give it, for example `val: {metrics: {psnr: {type: "
-            "calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
+            "val.metrics is missing, so there is nothing to measure: give it, for example `val: {metrics: {psnr: "
+            "{type: calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
         )
     if not options.datasets.evaluation:
         raise MtkdError("There is no test set to measure on: give one, `datasets.test_1`.")

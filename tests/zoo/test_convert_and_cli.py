@@ -13,8 +13,8 @@ from zoo.official import filled, rcan_shapes, run_edsr, run_rcan
 from zoo.test_cache import NOWHERE
 from zoo.test_download import FILE
 
-from mtkd.contracts import MtkdError
 from mtkd import zoo_cli as cli
+from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
 
 
