@@ -11,7 +11,6 @@ from torch import nn
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.contracts import MtkdError, Task
-from mtkd.given import errors_of
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
@@ -65,13 +64,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
-    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none.
-
-    Raises:
-        MtkdError: its class does not exist, or fails with these arguments.
-    """
-    with errors_of(f"{options.type} cannot be built"):
-        return catalog.build_network(options.type, options.args, scale=scale)
+    """Network `options.type` of the catalog with its arguments, freshly initialised; `scale` where it has none."""
+    return catalog.build_network(options.type, options.args, scale=scale)
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:

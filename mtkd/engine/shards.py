@@ -41,9 +41,9 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Shard from "3/16"."""
-        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
-            raise MtkdError(f"--shard {text[:40]} is no share: write its number and their count, such as --shard 3/16.")
+            raise MtkdError(f"--shard {text} is no share: write its number and their count, such as --shard 3/16.")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
