@@ -35,8 +35,7 @@ def _run(arguments: Sequence[str]) -> int:
         if imports := getattr(args, "imports", ()):
             from mtkd import catalog
 
-            with _no_exit(f"--import {' '.join(imports)}"):
-                catalog.import_modules(imports)
+            catalog.import_modules(imports)
         return args.run(args)
 
 

@@ -168,9 +168,9 @@ def test_modules_of_the_user_may_not_end_the_command(tmp_path: Path, capsys: pyt
     file.write_text(resolved_yaml(run_options(tmp_path)))
     (tmp_path / "ends_the_command.py").write_text("import sys\nsys.exit(0)\n")
     assert main(["check", str(file), "--import", "ends_the_command"]) == 2
-    assert "--import ends_the_command was ended by code from outside" in capsys.readouterr().err
+    assert any(word in capsys.readouterr().err for word in ("sys.exit(0)", "SystemExit"))
     assert main(["train", "-opt", str(file), "--force_yml", "network_g={type: 'ends_the_command:Net'}"]) == 2
-    assert "'ends_the_command:Net' cannot be imported: SystemExit: 0." in capsys.readouterr().err
+    assert "network_g.type: 'ends_the_command:Net' cannot be" in capsys.readouterr().err
 
 
 def test_a_launchers_variable_that_is_no_number(

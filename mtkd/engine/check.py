@@ -64,11 +64,12 @@ def check_folders(options: Options) -> list[Problem]:
     key = "experiments_root" if options.is_train else "results_root"
     root = Path(getattr(options.path, key))
     problems = []
-    if options.is_train:
-        try:
-            RunFolder(root / options.name).check_new(resuming=options.path.resume_state is not None)
-        except (MtkdError, OSError) as error:
-            problems.append(options._origin.problem(("name",), str(error)))
+    folder = RunFolder(root / options.name)
+    if options.is_train and options.path.resume_state is None and any(folder.models.glob("*.pth")):
+        message = (
+            f"{folder.root} holds a run, and no run overwrites another. Go on with --auto_resume, or change `name`."
+        )
+        problems.append(options._origin.problem(("name",), message))
     there = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not there.is_dir():
         problems.append(options._origin.problem(("path", key), f"{there} is a file, and must be a folder."))

@@ -64,8 +64,8 @@ def a_function() -> None:
             "network_g",
             "parameters",
         ),
-        ({"network_g": {"type": ":"}}, "network_g.type", "':' cannot be"),
-        ({"network_g": {"type": ".x:y"}}, "network_g.type", "'.x:y' cannot be"),
+        ({"network_g": {"type": ":"}}, "network_g.type", "':'"),
+        ({"network_g": {"type": ".x:y"}}, "network_g.type", "'.x:y'"),
         ({"network_g": {"type": "config.test_refused_early:Fails"}}, "network_g", "LookupError: inside"),
     ],
 )

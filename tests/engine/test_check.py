@@ -33,6 +33,8 @@ def test_devices_that_are_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_run_that_is_there_and_folders_that_cannot_be_made(tmp_path: Path) -> None:
     options = run_options(tmp_path)
     (tmp_path / "experiments/tiny/models").mkdir(parents=True)
+    assert keys(options) == [], "a start that failed leaves empty folders"
+    (tmp_path / "experiments/tiny/models/net_g_5.pth").touch()
     assert keys(options) == ["name"]
     (tmp_path / "file").touch()
     for place, words in ((tmp_path / "file", "is a file"), (tmp_path / "file/inside", "is a file")):
