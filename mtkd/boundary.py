@@ -3,7 +3,7 @@
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | mtkd failed in a way that was not foreseen; the traceback is in the file that the text names |
+| 1 | mtkd failed in a way that was not foreseen; the traceback is in the file named. `config diff`: differs |
 | 2 | something the user can mend: a command line, an option file, a path, the disk, memory |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM |
 | 141 | nobody read the output to its end |

@@ -7,6 +7,7 @@ import ast
 from typing import Any
 
 from mtkd import given
+from mtkd.boundary import USER_ERROR
 from mtkd.contracts import MtkdError
 
 
@@ -161,7 +162,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"No converted weights in {home(args.weights_dir)}.")
     for report in reports:
         print(f"{report.name}: {'ok' if report.ok else 'BAD'}. {report.text}")
-    return 0 if all(report.ok for report in reports) else 1
+    return 0 if all(report.ok for report in reports) else USER_ERROR
 
 
 def _import(args: argparse.Namespace) -> int:

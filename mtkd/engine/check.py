@@ -66,9 +66,7 @@ def check_folders(options: Options) -> list[Problem]:
     problems = []
     folder = RunFolder(root / options.name)
     if options.is_train and options.path.resume_state is None and any(folder.models.glob("*.pth")):
-        message = (
-            f"{folder.root} holds a run, and none is overwritten. Go on with --auto_resume, or change `name`."
-        )
+        message = f"{folder.root} holds a run, and none is overwritten. Go on with --auto_resume, or change `name`."
         problems.append(options._origin.problem(("name",), message))
     there = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not there.is_dir():
