@@ -42,6 +42,8 @@ def a_function() -> None:
         ({"manual_seed": 2**63}, "manual_seed", "must be less than"),
         ({"train.accumulate": 10**15}, "train.accumulate", "at most"),
         ({"train.total_iter": 1e18}, "train.total_iter", "at most"),
+        ({"val.metrics.psnr.crop_border": 1e308}, "val.metrics.psnr.crop_border", "whole number, found 1e+308"),
+        ({"num_gpu": 1e308}, "num_gpu", "found 1e+308"),
         ({"train.warmup_iter": 10**18}, "train.warmup_iter", "at most"),
         ({"datasets.train.batch_size_per_gpu": 10**12}, "datasets.train.batch_size_per_gpu", "at most 65536"),
         ({"datasets.train.num_worker_per_gpu": 10**6, "datasets.train.residence": "disk"}, None, "at most 1024"),
