@@ -110,13 +110,14 @@ def _largest(value: Any) -> int:
 
 
 def optimizer(cls: type[torch.optim.Optimizer], lr: float, arguments: Mapping[str, Any]) -> str | None:
-    """Why optimizer `cls` cannot be made, or cannot step, with `arguments`; None when it can."""
-    parameter = nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.ones(1)
+    """Why optimizer `cls` cannot be made, or could not step, with `arguments`; None when it can.
+
+    It takes no step, which would start CUDA where there is a GPU.
+    """
+    if arguments.get("differentiable"):
+        return "differentiable: true is for gradients through the optimizer, and a step of training has none."
     try:
-        made = cls([parameter], lr=lr, **arguments)
-        if not arguments.get("capturable"):  # which needs a GPU
-            made.step()
+        cls([nn.Parameter(torch.zeros(1))], lr=lr, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         return f"{cls.__name__} refuses these arguments: {' '.join(str(error).split()).rstrip('.')}."
     return None

@@ -56,7 +56,7 @@ def a_function() -> None:
         ({"train.optim_g": {"type": "SGD", "lr": 1, "nesterov": True}}, "train.optim_g", "Nesterov"),
         ({"train.optim_g": {"type": "Adam", "lr": 1, "fused": True, "foreach": True}}, "train.optim_g", "together"),
         ({"train.optim_g": {"type": "Rprop", "lr": 1, "etas": [2, 1]}}, "train.optim_g", "eta"),
-        ({"train.optim_g": {"type": "Adam", "lr": 1, "differentiable": True}}, "train.optim_g", "in-place"),
+        ({"train.optim_g": {"type": "Adam", "lr": 1, "differentiable": True}}, "train.optim_g", "differentiable"),
         ({"network_g": {"type": "EDSR", "num_feat": 0}}, "network_g", "a size is 0"),
         ({"network_g": {"type": "EDSR", "num_feat": -1}}, "network_g", "negative dimension"),
         ({"network_g": {"type": "EDSR", "num_feat": 10**6}}, "network_g", "more than 2,000,000,000 parameters"),
