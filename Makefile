@@ -44,7 +44,7 @@ clean: ## remove .venv and caches; experiments, results and data stay
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo \
 	"The tested versions need Python 3.11 or 3.12, and $(PYTHON) is `$(PYTHON) -V 2>&1`. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Building $(VENV): about 5 GB, a few minutes."
+	@echo "Building $(VENV): about 6 GB, a few minutes."
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
 	$(PIP_INSTALL) torch torchvision numpy cython wheel setuptools

@@ -1,7 +1,7 @@
 """The command line: `mtkd train | test | check | config | upscale | teach | demo | list | zoo`.
 
-Each command imports what it needs when it runs, so that `mtkd --help` answers at once. Errors a user can mend are one
-paragraph on stderr and exit code 1; a traceback means a bug.
+Each command imports what it needs when it runs, so that `mtkd --help` answers at once. `boundary` says what becomes of
+errors, and what exit codes mean.
 """
 
 from __future__ import annotations
@@ -11,39 +11,55 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mtkd import boundary, given
 from mtkd.contracts import MtkdError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    args = parser().parse_args(argv)
-    try:
-        if getattr(args, "imports", ()):
+    """Run one command and return its exit code: see `mtkd.boundary`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("MTKD_DEBUG", "0") not in ("", "0") or "--debug" in arguments
+    return boundary.run(lambda: _run(arguments), arguments, debug=debug)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = parser().parse_args(arguments)
+    if hasattr(args, "launcher"):
+        given.check_environment()
+    with _no_exit("The command"):
+        if imports := getattr(args, "imports", ()):
             from mtkd import catalog
 
-            catalog.import_modules(args.imports)
+            catalog.import_modules(imports)
         return args.run(args)
-    except MtkdError as error:
-        print(f"mtkd: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mtkd: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 141
+
+
+@contextmanager
+def _no_exit(what: str) -> Iterator[None]:
+    """Foreign code that ends the program would make a command look done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise MtkdError(
+            f"{what} was ended by code from outside, which called sys.exit({error.code!r}). Remove the call, or put it "
+            "under `if __name__ == '__main__':`."
+        ) from error
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from mtkd import __version__
-    from mtkd.zoo import cli as zoo_cli
+    from mtkd import __version__, zoo_cli
 
     top = argparse.ArgumentParser(prog="mtkd", description="Knowledge distillation for image super-resolution.")
     top.add_argument("--version", action="version", version=f"mtkd {__version__}")
+    top.add_argument(
+        "--debug", dest="traceback", action="store_true", help="show the traceback of an error (also: MTKD_DEBUG=1)"
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     train = _command(
@@ -54,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _option_file(train)
     train.add_argument("--auto_resume", action="store_true", help="continue from the run's newest training state")
-    train.add_argument("--debug", action="store_true", help="validate and save every 8 iterations, print every one")
+    train.add_argument(
+        "--debug", action="store_true", help="validate and save every 8 iterations, print every one, show tracebacks"
+    )
     _launcher(train)
     train.set_defaults(run=_train)
 
@@ -74,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "validate option files without training",
         "mtkd check options/ my_run.yml --data",
     )
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="option files, or folders of them")
+    check.add_argument("files", nargs="+", type=given.path, metavar="FILE", help="option files, or folders of them")
     check.add_argument("--data", action="store_true", help="also check weights, data folders, pairs and image sizes")
     _imports(check)
     check.set_defaults(run=_check)
@@ -86,8 +104,8 @@ def parser() -> argparse.ArgumentParser:
     schema = _command(actions, "schema", "print the JSON schema for editors", "mtkd config schema > schema.json")
     schema.set_defaults(run=_config_schema)
     diff = _command(actions, "diff", "compare two option files, defaults included", "mtkd config diff A.yml B.yml")
-    diff.add_argument("first", type=Path, metavar="A")
-    diff.add_argument("second", type=Path, metavar="B")
+    diff.add_argument("first", type=given.path, metavar="A")
+    diff.add_argument("second", type=given.path, metavar="B")
     _imports(diff)
     diff.set_defaults(run=_config_diff)
 
@@ -95,17 +113,19 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "upscale",
         "upscale an image or a folder of images",
-        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_edsr_m_x4/models/net_g_latest.pth",
+        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_EDSR_M_x4/models/net_g_latest.pth",
     )
-    upscale.add_argument("input", type=Path, metavar="IN", help="an image, or a folder of images")
-    upscale.add_argument("output", type=Path, metavar="OUT", help="the image to write, or the folder to fill")
+    upscale.add_argument("input", type=given.path, metavar="IN", help="an image, or a folder of images")
+    upscale.add_argument("output", type=given.path, metavar="OUT", help="the image to write, or the folder to fill")
     source = upscale.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", help="a checkpoint written by mtkd, or zoo:NAME")
-    source.add_argument("-opt", metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g")
-    upscale.add_argument(
-        "--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: as large as memory allows)"
+    source.add_argument("--weights", type=_weights, help="a checkpoint written by mtkd, or zoo:NAME")
+    source.add_argument(
+        "-opt", type=given.path, metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g"
     )
-    upscale.add_argument("--tile_pad", type=int, default=32, metavar="N", help="context around each tile (32)")
+    upscale.add_argument(
+        "--tile", type=_pixels, metavar="N", help="run in tiles of N lq pixels (default: as large as memory allows)"
+    )
+    upscale.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     upscale.add_argument("--compile", action="store_true", help="torch.compile the network; on a CPU it may be slower")
@@ -140,9 +160,12 @@ Shared over the GPUs of a machine:
     teach.add_argument("--merge", action="store_true", help="make the store of its finished shards")
     teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     teach.add_argument(
-        "--tile", type=int, metavar="N", help="run in tiles of N lq pixels (default: whole, or what fits into memory)"
+        "--tile",
+        type=_pixels,
+        metavar="N",
+        help="run in tiles of N lq pixels (default: whole, or what fits into memory)",
     )
-    teach.add_argument("--tile_pad", type=int, default=32, metavar="N", help="context around each tile (32)")
+    teach.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
     teach.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the option file's")
     teach.add_argument(
         "--dtype",
@@ -160,7 +183,7 @@ Shared over the GPUs of a machine:
         "distil a student from three small teachers on real photographs, here and now",
         "mtkd demo --out demo_results",
     )
-    demo.add_argument("--out", type=Path, default=Path("experiments/demo"), help="folder for all that it makes")
+    demo.add_argument("--out", type=given.path, default=Path("experiments/demo"), help="folder for all that it makes")
     demo.add_argument("--quick", action="store_true", help="a few iterations each: shows the path, not the quality")
     demo.set_defaults(run=_demo)
 
@@ -183,7 +206,9 @@ def _command(commands: argparse._SubParsersAction, name: str, about: str, exampl
 
 
 def _option_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-opt", required=True, type=Path, metavar="FILE", help="option file (YAML, BasicSR's grammar)")
+    command.add_argument(
+        "-opt", required=True, type=given.path, metavar="FILE", help="option file (YAML, BasicSR's grammar)"
+    )
     _changes(command)
 
 
@@ -217,6 +242,16 @@ def _launcher(command: argparse.ArgumentParser) -> None:
         help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`",
     )
     command.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
+
+
+def _weights(text: str) -> str:
+    return text if text.startswith("zoo:") else str(given.path(text))
+
+
+def _pixels(text: str) -> int:
+    if abs(number := int(text)) > 1_000_000:
+        raise argparse.ArgumentTypeError("no image is as large as that")
+    return number
 
 
 def _command_line() -> str:
@@ -255,35 +290,42 @@ def _test(args: argparse.Namespace) -> int:
     return 0
 
 
+_PROBLEMS_SHOWN = 50
+
+
 def _check(args: argparse.Namespace) -> int:
     from mtkd.config import OptionError, load_options
 
     files: list[Path] = []
-    for given in args.files:
-        found = sorted([*given.rglob("*.yml"), *given.rglob("*.yaml")]) if given.is_dir() else [given]
+    for place in args.files:
+        found = sorted([*place.rglob("*.yml"), *place.rglob("*.yaml")]) if place.is_dir() else [place]
         if not found:
-            raise MtkdError(f"{given} holds no option files (*.yml).")
+            raise MtkdError(f"{place} holds no option files (*.yml).")
         files += found
     broken = 0
     for file in files:
+        problems: list[Any] = []
         try:
             options = load_options(file)
-            problems: list[Any] = []
             if args.data:
                 from mtkd.engine.check import check_data
 
                 problems = check_data(options)
         except OptionError as error:
             problems = error.problems
+        except MtkdError as error:
+            problems = [error]
         if problems:
             broken += 1
             print(f"FAIL {file}")
-            for problem in problems:
+            for problem in problems[:_PROBLEMS_SHOWN]:
                 print(f"  {problem}")
+            if len(problems) > _PROBLEMS_SHOWN:
+                print(f"  and {len(problems) - _PROBLEMS_SHOWN:,} more problems")
         else:
             print(f"ok   {file}")
     print(f"{len(files) - broken} of {len(files)} option files are valid.")
-    return 1 if broken else 0
+    return boundary.USER_ERROR if broken else 0
 
 
 def _config_schema(args: argparse.Namespace) -> int:
@@ -353,7 +395,7 @@ def _teach(args: argparse.Namespace) -> int:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
     from mtkd.engine import shards, teach
 
-    path = Path(options.target_store).expanduser()
+    path = Path(options.target_store)
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")

@@ -12,17 +12,24 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from mtkd.contracts import MtkdError
+from mtkd.given import check_readable
 
 MAX_BYTES = 1_000_000
-MAX_VALUES = 100_000
-"""Most values in one file: aliases of aliases can name more values than memory holds."""
+MAX_VALUES = 10_000
+"""Most values in one file: no run takes as many, and aliases of aliases can name more than memory holds."""
 
 MAX_DEPTH = 50
+
+MAX_WHOLE = 2**64
+"""Whole numbers are smaller than this. Python itself refuses to write, or to read, those of some thousand digits."""
+
+PROBLEMS_SHOWN = 100
+"""Most problems that the text of an `OptionError` lists."""
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: ("train", "scheduler", "milestones", 0)."""
@@ -47,9 +54,12 @@ class OptionError(MtkdError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
-        lines = [str(problem) for problem in self.problems]
-        text = lines[0] if len(lines) == 1 else "\n".join([f"{len(lines)} problems in the options:", *lines])
-        super().__init__(text)
+        lines = [str(problem) for problem in self.problems[:PROBLEMS_SHOWN]]
+        if (number := len(self.problems)) > 1:
+            lines.insert(0, f"{number:,} problems in the options:")
+        if number > PROBLEMS_SHOWN:
+            lines.append(f"and {number - PROBLEMS_SHOWN:,} more")
+        super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type[OptionError], tuple[list[Problem]]]:
         return type(self), (self.problems,)
@@ -77,12 +87,15 @@ def load(path: str | Path) -> Document:
         return OptionError([Problem(file, None, "", message)])
 
     try:
+        check_readable(Path(path))
         with open(path, "rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise fail("no such file.") from None
     except OSError as error:
         raise fail(f"cannot be read: {error.strerror}.") from None
+    except MtkdError as error:
+        raise fail(str(error)) from None
     if len(raw) > MAX_BYTES:
         raise fail(f"larger than {MAX_BYTES // 1_000_000} MB; this is not an option file.")
     try:
@@ -130,12 +143,16 @@ _RESOLVERS = (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)
 
 class _Dialect(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}
-    depth = 0
+    depth = count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.depth += 1
+        self.count += 1
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=self.peek_event().start_mark)
+        if self.count > 2 * MAX_VALUES:  # keys and values
+            problem = f"more than {MAX_VALUES:,} values, this is not an option file"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -166,16 +183,15 @@ class _NodeReader:
     def problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(self.document.file, node.start_mark.line + 1, key_text(path), message))
 
+    def stop(self, node: yaml.Node, path: KeyPath, message: str) -> NoReturn:
+        raise OptionError([Problem(self.document.file, node.start_mark.line + 1, key_text(path), message)])
+
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.count += 1
         if self.count > MAX_VALUES:
-            raise OptionError(
-                [
-                    Problem(
-                        self.document.file, node.start_mark.line + 1, key_text(path), "aliases repeat too many values."
-                    )
-                ]
-            )
+            self.stop(node, path, f"more than {MAX_VALUES:,} values, aliases counted as often as they are used.")
+        if len(self.open) >= MAX_DEPTH:
+            self.stop(node, path[:1], "aliases nest values too deeply.")
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if id(node) in self.open:
@@ -211,6 +227,9 @@ class _NodeReader:
                         self.problem(key_node, path, "`<<` takes a mapping, or a list of mappings.")
                 continue
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and not is_text(key):
+                self.problem(key_node, path, _NO_TEXT)
+                continue
             if key is None or not key_node.tag.endswith(":str"):
                 shown = "a list or mapping" if key is None else repr(key)
                 self.problem(key_node, path, f"a key must be a name, found {shown}; put it in quotes if it is meant.")
@@ -226,6 +245,9 @@ class _NodeReader:
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text, kind = node.value, node.tag.removeprefix("tag:yaml.org,2002:")
         if kind == "str":
+            if not is_text(text):
+                self.problem(node, path, _NO_TEXT)
+                return None
             return text
         if kind == "null" and _NULL.fullmatch(text):
             return None
@@ -233,7 +255,14 @@ class _NodeReader:
             return text.lower() == "true"
         if kind == "int" and _INT.fullmatch(text):
             digits = text.replace("_", "")
-            return int(digits, {"0o": 8, "0x": 16}.get(digits[:2], 10))
+            # 64 binary digits are 20 decimal ones and 22 octal ones.
+            significant = digits.lstrip("+-").removeprefix("0o").removeprefix("0x").lstrip("0")
+            number = int(digits, {"0o": 8, "0x": 16}.get(digits[:2], 10)) if len(significant) < 25 else MAX_WHOLE
+            if abs(number) >= MAX_WHOLE:
+                shown = f"{text[:20]}... of {len(significant):,} digits" if len(text) > 40 else text
+                self.problem(node, path, f"the whole number {shown} is too large.")
+                return None
+            return number
         if kind == "float" and (_FLOAT.fullmatch(text) or _INT.fullmatch(text)):
             return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         if kind in ("null", "bool", "int", "float"):
@@ -247,6 +276,14 @@ class _NodeReader:
         self.problem(
             node, path, f"the tag {tag} is not allowed here; values are text, numbers, true, false, ~, lists, maps."
         )
+
+
+_NO_TEXT = "text with a NUL or half a character (a lone surrogate), which no name, path or file can hold."
+
+
+def is_text(value: str) -> bool:
+    """Whether `value` can be a name, a path and a line of a file: no NUL, no lone surrogate."""
+    return "\0" not in value and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def key_text(path: KeyPath) -> str:

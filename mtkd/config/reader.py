@@ -8,14 +8,14 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mtkd import catalog, yaml_loader
-from mtkd.config import messages
+from mtkd.config import messages, trial
 from mtkd.config.messages import shown
 from mtkd.config.schema import (
     FORCE,
@@ -52,7 +52,9 @@ from mtkd.config.signatures import (
     whole_inside,
 )
 from mtkd.contracts import MtkdError
-from mtkd.yaml_loader import Document, KeyPath, OptionError, Problem, key_text
+from mtkd.given import check_readable, errors_of
+from mtkd.given import path as given_path
+from mtkd.yaml_loader import PROBLEMS_SHOWN, Document, KeyPath, OptionError, Problem, is_text, key_text
 
 _IMAGE_ARGUMENTS = frozenset({"sr", "gt", "img", "img2", "target"})
 _LOWER_IS_BETTER = ("calculate_lpips", "calculate_niqe")
@@ -66,6 +68,16 @@ _LOADER_KEYS = (
 """What BasicSR's loader, not its data sets, reads of a data set's section."""
 _NO_NETWORK = NetworkOptions(type="")
 """Stands where a network could not be read; the problem is reported, so that it never leaves the reader."""
+
+_UNSUPPORTED_MODELS = {
+    **dict.fromkeys(("SRGANModel", "ESRGANModel", "RealESRGANModel", "HiFaceGANModel", "StyleGAN2Model"), "GANs"),
+    **dict.fromkeys(
+        ("VideoBaseModel", "VideoGANModel", "VideoRecurrentModel", "VideoRecurrentGANModel", "EDVRModel"), "video"
+    ),
+    "RealESRNetModel": "degradations that are made during training",
+}
+"""BasicSR's other models, and what they would need."""
+_UNSUPPORTED_KEYS = {"network_d": "GANs", "degradation": "degradations that are made during training"}
 
 Kind = Literal["train", "test"]
 
@@ -139,6 +151,7 @@ class _Reader:
             self.problem(("datasets",), "holds no `train` set; this is no training file.")
         if kind == "test" and self.is_train:
             self.problem(("datasets",), "holds a `train` set; this is a training file, and a test file is wanted.")
+        self.refuse_unsupported_model()
         top = {key: value for key, value in self.data.items() if self.known_top_level(key)}
         head = self.section(Head, {key: top[key] for key in top if key in Head.model_fields}, ())
         scale = top.get("scale")
@@ -174,6 +187,16 @@ class _Reader:
         options._origin = self.origin
         return options
 
+    def refuse_unsupported_model(self) -> None:
+        """Say once that the file is of another kind, rather than of each of its keys that it is unknown."""
+        name = self.data.get("model_type")
+        if not isinstance(name, str) or (what := _UNSUPPORTED_MODELS.get(name)) is None:
+            return
+        message = f"{name} is not supported: mtkd has no {what}. Its models are {', '.join(catalog.names('method'))}."
+        if not self.is_train and what == "GANs":
+            message += " To measure the generator, which makes images of images as others do, write SRModel."
+        raise OptionError([self.origin.problem(("model_type",), message)])
+
     # What changes the tree before it is read.
 
     def apply_force(self, item: str) -> KeyPath | None:
@@ -182,10 +205,16 @@ class _Reader:
         if not equals or not all(path):
             self.problems.append(Problem(FORCE, None, "", f"{item!r} is not of the form a:b=VALUE."))
             return None
+        found: list[Problem] = []
         try:
             value = yaml_loader.parse(text, FORCE).data
         except OptionError as error:
-            self.problems.extend(Problem(FORCE, None, key_text(path), p.message) for p in error.problems)
+            value, found = None, error.problems
+        # `filename_tmpl={}x4` is text for BasicSR, and no mapping.
+        if (found or value is not None) and not isinstance(value, str) and _takes_text(path) and is_text(text):
+            value, found = text.strip(), []
+        if found:
+            self.problems.extend(Problem(FORCE, None, key_text(path), p.message) for p in found)
             return None
         target = self.data
         for depth, part in enumerate(path[:-1], start=1):
@@ -237,6 +266,12 @@ class _Reader:
 
     def unknown(self, path: KeyPath, valid: Sequence[str], kind: str = "unknown key") -> None:
         name = str(path[-1])
+        if len(path) == 1 and name in _UNSUPPORTED_KEYS:
+            self.problem(path, f"not supported: mtkd has no {_UNSUPPORTED_KEYS[name]}.")
+            return
+        if len(self.problems) >= PROBLEMS_SHOWN:
+            self.problem(path, f"{kind}.")  # nobody reads it, and looking for near names takes time
+            return
         ignored = TAKEN_OVER if path[0] == "datasets" else _TAKEN_OVER_ELSEWHERE
         if near := messages.near(name, [*valid, *ignored]):
             message = f"{kind}. Did you mean {near}?"
@@ -273,10 +308,17 @@ class _Reader:
         return data
 
     def text(self, data: Any, path: KeyPath) -> str | None:
-        if data is None or isinstance(data, str):
-            return None if data is None else os.path.expanduser(data)
-        self.problem(path, f"must be text, found {shown(data)}.")
-        return None
+        if data is None:
+            return None
+        if not isinstance(data, str):
+            self.problem(path, f"must be text, found {shown(data)}.")
+            return None
+        try:
+            check_readable(given_path(data))
+        except MtkdError as error:
+            self.problem(path, str(error))
+            return None
+        return os.path.expanduser(data)
 
     def path(self, data: Any) -> PathOptions:
         given = dict(self.mapping(data, ("path",)))
@@ -424,7 +466,8 @@ class _Reader:
         if not self.check:
             return None
         try:
-            found = catalog.get(kind, name)
+            with errors_of(f"{name!r} cannot be imported"):
+                found = catalog.get(kind, name)
         except MtkdError as error:
             self.problem(path, str(error))
             return None
@@ -467,7 +510,11 @@ class _Reader:
             if key in args and args[key] != value:
                 self.problem((*path, key), f"is {args[key]!r}, and {whose} is {value}.")
             args[key] = value
-        return NetworkOptions(type=name, args=self.arguments(arch, args, path, f"a key of {name}"))
+        before = len(self.problems)
+        args = self.arguments(arch, args, path, f"a key of {name}")
+        if len(self.problems) == before and (why := trial.network(name, args)) is not None:
+            self.problem(path, why)
+        return NetworkOptions(type=name, args=args)
 
     def teachers(self, data: Any) -> dict[str, TeacherOptions]:
         teachers = {}
@@ -625,11 +672,14 @@ class _Reader:
             self.problem((*path, "lr"), found_lr)
             lr = 1.0
         optimizer = getattr(torch.optim, name)
+        before = len(self.problems)
         args = self.arguments(optimizer, args, path, f"a key of {name}", skip={"params", "lr"}, more=["lr"])
         for key, value in args.items():
             numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if is_number(v)]
             if any(v < 0 for v in numbers) or (key == "betas" and any(v >= 1 for v in numbers)):
                 self.problem((*path, key), f"out of range, found {shown(given[key])}.")
+        if len(self.problems) == before and (why := trial.optimizer(optimizer, float(lr), args)) is not None:
+            self.problem(path, why)
         return OptimOptions(type=name, lr=float(lr), args=args)
 
     def scheduler(self, data: Any) -> SchedulerOptions:
@@ -650,7 +700,7 @@ class _Reader:
         for key in given:
             name = key.removesuffix("_opt")
             if self.method is not None and name not in known:
-                near = messages.near(name, list(known))
+                near = messages.near(name, list(known)) if len(self.problems) < PROBLEMS_SHOWN else None
                 hint = f" Did you mean {near}_opt?" if near else ""
                 terms_text = ", ".join(f"{term}_opt" for term in known)
                 self.problem(("train", key), f"{self.model_type} has no such term.{hint} Its terms are {terms_text}.")
@@ -790,6 +840,33 @@ def _nested(model: type[Section], loc: Sequence[Any]) -> type[Section] | None:
         options = [hint, *typing.get_args(hint)]
         found = next((o for o in options if inspect.isclass(o) and issubclass(o, Section)), None)
     return found
+
+
+def _takes_text(path: KeyPath) -> bool:
+    """Whether the value at `path` is text, or nothing, and never anything else."""
+    model: type[Section] | None = Options
+    for part in path[:-1]:
+        if model is DatasetsOptions:
+            model = TrainSetOptions if part == "train" else EvalSetOptions
+        elif part in ("teachers",) and model is Options:
+            model = _Teachers
+        elif model is _Teachers:
+            model = TeacherOptions
+        else:
+            model = _nested(model, [part]) if model is not None else None
+    field = model.model_fields.get(str(path[-1])) if model is not None else None
+    if field is None:
+        return False
+    kinds = set(typing.get_args(field.annotation)) or {field.annotation}
+    return bool(kinds) and all(kind in (str, type(None)) or _is_text_kind(kind) for kind in kinds)
+
+
+class _Teachers(Section):
+    """Stands for `teachers`, whose keys are names."""
+
+
+def _is_text_kind(kind: Any) -> bool:
+    return typing.get_origin(kind) is Annotated and typing.get_args(kind)[0] is str
 
 
 def _homes() -> dict[str, list[str]]:

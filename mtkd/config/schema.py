@@ -21,6 +21,9 @@ from pydantic import (
 from mtkd import yaml_loader
 from mtkd.config.messages import shown
 from mtkd.config.signatures import whole
+from mtkd.contracts import MtkdError
+from mtkd.given import check_name, check_readable
+from mtkd.given import path as given_path
 from mtkd.yaml_loader import KeyPath, Problem, key_text
 
 FORCE = "--force_yml"
@@ -59,16 +62,31 @@ def _compile_mode(value: Any) -> Any:
     return value
 
 
-def _run_name(value: str) -> str:
-    if not value or value.startswith(".") or any(sign in value for sign in "/\\\n"):
-        raise ValueError(f"names a folder, so it cannot be empty, start with a dot or hold a slash; found {value!r}.")
+def _file_name(value: str) -> str:
+    try:
+        check_name(value)
+    except MtkdError as error:
+        raise ValueError(str(error)) from error
     return value
 
 
+def _user_path(value: str) -> str:
+    try:
+        check_readable(given_path(value))
+    except MtkdError as error:
+        raise ValueError(str(error)) from error
+    return os.path.expanduser(value)
+
+
+_MOST = 2**31 - 1
+"""Largest count: products of two still fit into 64 bits."""
 Int = Annotated[int, BeforeValidator(whole)]
-Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1, le=_MOST)]
+Batch = Annotated[int, BeforeValidator(whole), Field(ge=1, le=65_536)]
+Workers = Annotated[int, BeforeValidator(whole), Field(ge=0, le=1024)]
 Precision = Literal["fp32", "bf16", "fp16"]
-UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+UserPath = Annotated[str, AfterValidator(_user_path)]
+FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class Section(BaseModel):
@@ -167,7 +185,7 @@ class TermOptions(Section):
 
 
 class _SetOptions(Section):
-    name: str
+    name: FileName
     type: Literal["PairedImageDataset"]
     dataroot_gt: UserPath
     dataroot_lq: UserPath | None = None
@@ -179,8 +197,12 @@ class _SetOptions(Section):
 
     @model_validator(mode="after")
     def _template(self) -> _SetOptions:
-        if self.filename_tmpl.count("{}") != 1:
-            raise ValueError(f"filename_tmpl must hold {{}} once, for the gt's name; found {self.filename_tmpl!r}.")
+        rest = self.filename_tmpl.replace("{}", "", 1)
+        if "{}" not in self.filename_tmpl or "{" in rest or "}" in rest:
+            raise ValueError(
+                "filename_tmpl must hold {} once, for the gt's name, and no other brace; found "
+                f"{shown(self.filename_tmpl)}."
+            )
         if self.filename_tmpl != "{}" and self.dataroot_lq is None:
             raise ValueError("filename_tmpl names lq files, and there is no dataroot_lq.")
         return self
@@ -190,7 +212,7 @@ class TrainSetOptions(_SetOptions):
     """`datasets.train`. `gt_size` is the side of a gt crop in pixels."""
 
     gt_size: Count
-    batch_size_per_gpu: Count
+    batch_size_per_gpu: Batch
     use_hflip: bool = True
     use_rot: bool = True
     residence: Literal["auto", "device", "ram", "disk"] = Field(
@@ -198,8 +220,8 @@ class TrainSetOptions(_SetOptions):
         description="where the decoded images stay; `disk` is for more than memory holds, and `auto` takes the first "
         "that has room",
     )
-    num_worker_per_gpu: Int = Field(
-        default=4, ge=0, description="processes that cut crops ahead, where the images stay on the disk; 0 is none"
+    num_worker_per_gpu: Workers = Field(
+        default=4, description="processes that cut crops ahead, where the images stay on the disk; 0 is none"
     )
 
 
@@ -211,7 +233,7 @@ class ItemSetOptions(Section):
     """A data set of a class from outside, `type`: what the engine needs of it, and the class's own keys in `args`."""
 
     internal: ClassVar[frozenset[str]] = frozenset({"args"})
-    name: str
+    name: FileName
     type: str
     args: dict[str, Any] = {}
 
@@ -224,8 +246,8 @@ class ItemSetOptions(Section):
 class ItemTrainSetOptions(ItemSetOptions):
     """The same in training; `num_worker_per_gpu` processes read items ahead."""
 
-    batch_size_per_gpu: Count
-    num_worker_per_gpu: Int = Field(default=0, ge=0)
+    batch_size_per_gpu: Batch
+    num_worker_per_gpu: Workers = 0
 
 
 class DatasetsOptions(Section):
@@ -320,7 +342,7 @@ class TrainOptions(Section):
     optim_d: OptimOptions | None = None
     scheduler: SchedulerOptions
     total_iter: Count
-    warmup_iter: Int = Field(default=-1, ge=-1)
+    warmup_iter: Int = Field(default=-1, ge=-1, le=_MOST)
     clip_grad_norm: float | None = Field(default=None, gt=0)
     accumulate: Count = 1
     curriculum: CurriculumOptions | None = None
@@ -342,7 +364,7 @@ class TileOptions(Section):
     """Evaluation in tiles of `tile_size` lq pixels with `tile_pad` pixels of context on each side."""
 
     tile_size: Count
-    tile_pad: Int = Field(default=32, ge=0)
+    tile_pad: Int = Field(default=32, ge=0, le=_MOST)
 
 
 class ValOptions(Section):
@@ -350,7 +372,7 @@ class ValOptions(Section):
 
     val_freq: Count | None = None
     save_img: bool = False
-    suffix: str | None = None
+    suffix: FileName | None = None
     metrics: dict[str, dict[str, Any]] = {}
     """name -> `type`, `better` ("higher" or "lower") and the metric's arguments."""
     tile: TileOptions | None = None
@@ -381,11 +403,13 @@ class LoggerOptions(Section):
 class Head(Section):
     """The top-level keys that hold one value. `tf32` allows TensorFloat-32 products; `deterministic` costs speed."""
 
-    name: Annotated[str, AfterValidator(_run_name)]
+    name: FileName
     model_type: str = "SRModel"
     scale: Count
     num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = "auto"
-    manual_seed: Int | None = Field(default=None, description="`~`: drawn at random, and kept with the run")
+    manual_seed: Annotated[Int, Field(ge=0, lt=2**63)] | None = Field(
+        default=None, description="`~`: drawn at random, and kept with the run"
+    )
     precision: Precision = "fp32"
     teacher_precision: Precision | None = Field(
         default=None, description="autocast of frozen teachers, on line and in `mtkd teach`; `~`: as `precision`"

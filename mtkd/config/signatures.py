@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from mtkd.yaml_loader import MAX_WHOLE
+
 
 def annotations_of(target: Any) -> dict[str, Any]:
     """Parameter -> annotation of a class's constructor or of a function; empty where they cannot be evaluated."""
@@ -56,7 +58,7 @@ def hint_text(hint: Any) -> str:
 
 def whole(value: Any) -> Any:
     """5000.0 as 5000: BasicSR's files write `!!float 5e3` for counts."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < MAX_WHOLE else value
 
 
 def whole_inside(value: Any) -> Any:

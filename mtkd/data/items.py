@@ -74,9 +74,11 @@ class Items:
             image = item.get(key) if isinstance(item, Mapping) else None
             if not isinstance(image, Tensor) or image.dim() != 3 or len(image) != 3 or not image.is_floating_point():
                 found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+                no_gt = isinstance(item, Mapping) and key == "gt" and key not in item
+                without = " Images that have no gt are enlarged with `mtkd upscale`." if no_gt else ""
                 raise MtkdError(
                     f"Item {index} of the {self.name} must be a dict whose {key!r} is a float (3, H, W) tensor in "
-                    f"[0, 1], and it is {found}."
+                    f"[0, 1], and it is {found}.{without}"
                 )
             # Resampling may leave [0, 1] a little; another range of values does not stay this close.
             if not -0.5 <= image.min() <= image.max() <= 1.5:

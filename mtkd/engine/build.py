@@ -47,8 +47,10 @@ def named_device(name: str | torch.device) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise MtkdError(f"There is no device {name}; name cpu, cuda, or one of several, cuda:1.") from error
+        if device.type != "cuda":
+            torch.ones(1, device=device).cpu()  # a device of torch's need not be here, and `meta` holds no values
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise MtkdError(f"There is no device {name} here; name cpu, cuda, or one of several, cuda:1.") from error
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()

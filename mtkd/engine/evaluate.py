@@ -23,6 +23,7 @@ from mtkd.engine.compiling import compile_networks
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
 from mtkd.engine.progress import Say
 from mtkd.engine.tiling import self_ensemble, tiled
+from mtkd.given import errors_of
 
 if TYPE_CHECKING:
     from mtkd.config import Options
@@ -66,8 +67,15 @@ def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricF
     metrics: dict[str, MetricFunction] = {}
     for name, given in options.items():
         arguments = {key: value for key, value in given.items() if key not in ("type", "better")}
-        metrics[name] = partial(catalog.get("metric", given["type"]), **zoo.resolve_inside(arguments))
+        function = partial(catalog.get("metric", given["type"]), **zoo.resolve_inside(arguments))
+        own = given["type"] in catalog.METRICS
+        metrics[name] = function if own else partial(_from_outside, f"val.metrics.{name}: {given['type']}", function)
     return metrics
+
+
+def _from_outside(what: str, metric: MetricFunction, sr: Tensor, gt: Tensor) -> Tensor:
+    with errors_of(f"{what} failed on an image of {gt.shape[-2]}x{gt.shape[-1]} pixels (height x width)"):
+        return metric(sr, gt)
 
 
 def val_predict(net: nn.Module, options: Options) -> Predict:

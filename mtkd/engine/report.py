@@ -38,8 +38,13 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     Raises:
         MtkdError: there are no test sets, no weights, or something about either is wrong.
     """
-    if not options.datasets.evaluation or not options.val.metrics:
-        raise MtkdError("Testing needs `network_g`, `val.metrics` and at least one test set, `datasets.test_1`.")
+    if not options.val.metrics:
+        raise MtkdError(
+            "val.metrics is missing, so there is nothing to measure: give it, for example `val: {metrics: {psnr: "
+            "{type: calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
+        )
+    if not options.datasets.evaluation:
+        raise MtkdError("There is no test set to measure on: give one, `datasets.test_1`.")
     images = {
         given.name or key: build_image_set(given, options.scale, phase="test")
         for key, given in options.datasets.evaluation.items()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.given import errors_of
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,16 @@ class Method(nn.Module):
         self.active = tuple(name for name in self.terms if name in active)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
+        self._from_outside: dict[str, str] = {}
         for name in self.active:
             term, given = self.terms[name], dict(active[name])
             self.term_options[name] = {key: given.pop(key, value) for key, value in term.options.items()}
             if term.loss is not None:
-                self.criteria[name] = catalog.get("loss", given.pop("type", term.loss))(**given)
+                kind = given.pop("type", term.loss)
+                with errors_of(f"train.{name}_opt: {kind} cannot be built"):
+                    self.criteria[name] = catalog.get("loss", kind)(**given)
+                if kind not in catalog.LOSSES:
+                    self._from_outside[name] = kind
             elif given:
                 raise MtkdError(f"Term {name!r} of {type(self).__name__} has no option {next(iter(given))!r}.")
 
@@ -172,7 +178,13 @@ class Method(nn.Module):
 
     def image_losses(self, sr: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of the active image terms named in `targets`."""
-        return {name: self.criteria[name](sr, target) for name, target in targets.items() if name in self.active}
+        return {name: self._image_term(name, sr, target) for name, target in targets.items() if name in self.active}
+
+    def _image_term(self, name: str, sr: Tensor, target: Tensor) -> Tensor:
+        if (kind := self._from_outside.get(name)) is None:
+            return self.criteria[name](sr, target)
+        with errors_of(f"train.{name}_opt: {kind} failed"):
+            return self.criteria[name](sr, target)
 
 
 class Frozen(nn.Module):

@@ -48,13 +48,13 @@ def command(capsys: pytest.CaptureFixture[str], data: dict[str, Any], *arguments
 
 def train(capsys: pytest.CaptureFixture[str], data: dict[str, Any]) -> str:
     code, said = command(capsys, data, "train", "-opt", "run.yml")
-    assert code == 1 and not Path("experiments").exists()
+    assert code == 2 and not Path("experiments").exists()
     return said
 
 
 def check(capsys: pytest.CaptureFixture[str], data: dict[str, Any]) -> str:
     code, said = command(capsys, data, "check", "run.yml", "--data")
-    assert code == 1
+    assert code == 2
     return said
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_would_run_code_is_refused(
 )
 def test_a_text_that_is_no_option_file(capsys: pytest.CaptureFixture[str], text: str, words: str) -> None:
     Path("bad.yml").write_text(text)
-    assert main(["train", "-opt", "bad.yml"]) == 1
+    assert main(["train", "-opt", "bad.yml"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mtkd: bad.yml") and words in said.lower() + said and "Traceback" not in said
     assert not Path("was_run").exists()
@@ -157,7 +157,7 @@ def test_a_folder_is_checked_file_by_file_with_all_problems(
     run["train"]["total_iter"] = "many"
     run["scalee"] = 3
     (tmp_path / "files/bad.yml").write_text(yaml_loader.dump(run))
-    assert main(["check", "files"]) == 1
+    assert main(["check", "files"]) == 2
     said = capsys.readouterr().out
     assert "ok   files/good.yml" in said and "train.total_iter: must be a whole number" in said
     assert "Did you mean scale?" in said and "1 of 2 option files are valid." in said

@@ -193,7 +193,7 @@ def test_wandb_that_is_not_there_is_said_before_anything_is_written(
 ) -> None:
     make_data(place, 4)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert train_small(FILES / "train_msrresnet_x4.yml", "MSRResNet") == 1
+    assert train_small(FILES / "train_msrresnet_x4.yml", "MSRResNet") == 2
     assert "pip install wandb" in capsys.readouterr().err
     assert not (place / "experiments").exists()
 

@@ -123,10 +123,10 @@ def test_import_names_a_module_of_the_working_directory_for_every_command(
 
     text = yaml_loader.dump({key: value for key, value in options.items() if value not in (None, {})})
     (tmp_path / "run.yml").write_text(text)
-    assert main(["check", "run.yml"]) == 1
+    assert main(["check", "run.yml"]) == 2
     assert "MyNetB" in capsys.readouterr().out
     assert main(["check", "run.yml", "--import", "user_more"]) == 0
-    assert main(["check", "run.yml", "--import", "no_such_module"]) == 1
+    assert main(["check", "run.yml", "--import", "no_such_module"]) == 2
     assert "--import no_such_module" in capsys.readouterr().err
 
 

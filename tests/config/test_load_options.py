@@ -228,7 +228,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("scale", "4", "must be a whole number, found '4'"),
         ("scale", 0, "must be at least 1"),
         ("scale", 2.5, "must be a whole number"),
-        ("name", "a/b", "names a folder"),
+        ("name", "a/b", "names files and folders"),
         ("num_gpu", -1, "must be 'auto' or a number of devices"),
         ("precision", "bf17", "must be 'fp32', 'bf16' or 'fp16'"),
         ("compile", "yes", "must be true, false, 'graphs', 'reduce-overhead' or 'max-autotune', found 'yes'"),

@@ -114,7 +114,7 @@ def test_all_bad_values_are_reported_at_once() -> None:
 def test_an_exponential_alias_bomb_is_refused() -> None:
     rows = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
-    with pytest.raises(OptionError, match="aliases repeat too many values"):
+    with pytest.raises(OptionError, match="more than 10,000 values, aliases counted"):
         yaml_loader.parse("\n".join(rows))
 
 

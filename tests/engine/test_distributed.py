@@ -161,5 +161,5 @@ def test_processes_of_torchrun_that_were_not_told_so_refuse_to_run(
     (tmp_path / "run.yml").write_text(resolved_yaml(two_ranks.plain(tmp_path, make_images(tmp_path / "images"))))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "-opt", str(tmp_path / "run.yml")]) == 1
+    assert main(["train", "-opt", str(tmp_path / "run.yml")]) == 2
     assert "--launcher pytorch" in capsys.readouterr().err

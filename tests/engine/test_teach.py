@@ -310,7 +310,7 @@ def test_merged_shards_are_the_store_made_in_one_go(tmp_path: Path, capsys: pyte
     with pytest.raises(MtkdError, match="--merge"):
         train(options)
 
-    assert main(["teach", "-opt", str(file), "--merge"]) == 1
+    assert main(["teach", "-opt", str(file), "--merge"]) == 2
     error = capsys.readouterr().err
     assert "1 of 3 shards" in error and "1 of 4 images still to make" in error
     assert f"for k in 2; do mtkd teach -opt {file} --shard $k/3; done" in error
@@ -376,7 +376,7 @@ def test_ranks_are_shards(
     file, options = option_file(tmp_path)
     keys = {"pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")}
     arguments = ["teach", "-opt", str(file), "--launcher", launcher]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert f"{keys[launcher][0]} is not set" in capsys.readouterr().err
     for rank in (0, 1):
         for key, value in zip(keys[launcher], (rank, 2, rank), strict=True):
@@ -404,9 +404,9 @@ def test_a_rank_that_does_not_know_it_is_one_is_stopped(
     file, _ = option_file(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["teach", "-opt", str(file)]) == 1
+    assert main(["teach", "-opt", str(file)]) == 2
     assert "--launcher pytorch" in capsys.readouterr().err
-    assert main(["teach", "-opt", str(file), "--merge", "--shard", "1/2"]) == 1
+    assert main(["teach", "-opt", str(file), "--merge", "--shard", "1/2"]) == 2
     assert "leave out" in capsys.readouterr().err
 
 

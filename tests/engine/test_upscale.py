@@ -164,13 +164,13 @@ def test_the_command_goes_on_and_says_how_fast_it_was(tmp_path: Path, capsys: py
     assert main([*command, "--tile", "8", "--tile_pad", "6"]) == 0
     assert re.search(r"3 images upscaled x2 into .*out in [\d.]+ s \([\d.]+ images/s\)", capsys.readouterr().out)
     (tmp_path / "out/02.png").unlink()
-    assert main(command) == 1
+    assert main(command) == 2
     assert "--skip_existing" in capsys.readouterr().err
     assert main([*command, "--skip_existing"]) == 0
     assert "1 image upscaled" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*command, "--skip_existing", "--overwrite"])
-    assert main([*command, "--overwrite", "--tile", "0"]) == 1
+    assert main([*command, "--overwrite", "--tile", "0"]) == 2
     assert "tile_size >= 1" in capsys.readouterr().err
 
 

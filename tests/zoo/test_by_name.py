@@ -80,7 +80,7 @@ def test_mtkd_test_without_a_network_ends_in_one_paragraph(
     host: Host, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host.replies.clear()
-    assert main(["test", "-opt", str(write_options(tmp_path, make_images(tmp_path / "images")))]) == 1
+    assert main(["test", "-opt", str(write_options(tmp_path, make_images(tmp_path / "images")))]) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     for part in (f"{host.url}/{FILE}", str(published.parent), "mtkd zoo import edsr_tiny_x2 FILE"):

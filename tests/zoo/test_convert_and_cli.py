@@ -13,8 +13,9 @@ from zoo.official import filled, rcan_shapes, run_edsr, run_rcan
 from zoo.test_cache import NOWHERE
 from zoo.test_download import FILE
 
+from mtkd import zoo_cli as cli
 from mtkd.contracts import MtkdError
-from mtkd.zoo import ENTRIES, Source, build, cli, read_checkpoint
+from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
 
 
 def zoo(*words: object) -> int:
@@ -77,7 +78,7 @@ def test_download_import_and_verify_from_the_command_line(
     assert zoo("import", "edsr_tiny_x2", tmp_path / FILE, "--weights-dir", tmp_path / "other") == 0
     assert str(tmp_path / "other" / "edsr_tiny_x2.safetensors") in capsys.readouterr().out
     (weights_dir / "edsr_tiny_x2.safetensors").write_bytes(b"changed")
-    assert zoo("verify", "--weights-dir", weights_dir) == 1
+    assert zoo("verify", "--weights-dir", weights_dir) == 2
     assert "BAD" in capsys.readouterr().out
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-from pathlib import Path
 from typing import Any
 
+from mtkd import given
+from mtkd.boundary import USER_ERROR
 from mtkd.contracts import MtkdError
 
 
@@ -23,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--weights-dir",
-        type=Path,
+        type=given.path,
         metavar="DIR",
         help="folder of the weights (else $MTKD_HOME/weights, else the cache folder)",
     )
@@ -50,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
     bring = commands.add_parser("import", parents=[common], help="take a file or archive that was fetched by hand")
     bring.add_argument("name", metavar="NAME")
-    bring.add_argument("file", type=Path, metavar="FILE")
+    bring.add_argument("file", type=given.path, metavar="FILE")
     bring.set_defaults(run=_import)
 
     where = commands.add_parser("where", parents=[common], help="the folder of the weights, or the file of NAME")
@@ -60,8 +61,8 @@ def add_parser(subparsers: Any) -> None:
     convert = commands.add_parser(
         "convert", help="write a checkpoint in another naming or as a file that describes itself"
     )
-    convert.add_argument("source", type=Path, metavar="IN")
-    convert.add_argument("target", type=Path, metavar="OUT")
+    convert.add_argument("source", type=given.path, metavar="IN")
+    convert.add_argument("target", type=given.path, metavar="OUT")
     convert.add_argument("--to", required=True, choices=("basicsr", "official", "safetensors"))
     convert.add_argument("--like", metavar="NAME", help="the network is that of this zoo entry")
     convert.add_argument(
@@ -161,7 +162,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"No converted weights in {home(args.weights_dir)}.")
     for report in reports:
         print(f"{report.name}: {'ok' if report.ok else 'BAD'}. {report.text}")
-    return 0 if all(report.ok for report in reports) else 1
+    return 0 if all(report.ok for report in reports) else USER_ERROR
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -200,5 +201,5 @@ def _convert(args: argparse.Namespace) -> int:
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # of deep nesting
         return text
