@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,8 @@ class Spandrel(nn.Module):
             raise MtkdError(
                 f"`type: spandrel` needs the package spandrel ({error}): pip install 'mtkd[spandrel]'."
             ) from error
+        # Several of its networks call torch.meshgrid the old way; the user can do nothing about it.
+        warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
         if all(name.startswith(_PREFIX) for name in state):  # saved from a network of this class
             state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
         try:

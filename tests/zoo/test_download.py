@@ -188,21 +188,30 @@ def test_a_part_longer_than_the_file_starts_over(host: Host, publish: Publish, w
     assert record(weights_dir)["source"]["sha256"] == sha256(body)
 
 
-def test_a_wrong_hash_stops_keeps_the_file_aside_and_names_both(
+def test_a_wrong_hash_is_set_aside_and_names_both(
     host: Host, publish: Publish, weights_dir: Path, body: bytes
 ) -> None:
     other = saved({"w": torch.zeros(3)})
-    item = publish(
-        Source(host.serve(FILE, other), FILE, sha256(body), "the author"),
-        Source(host.serve("second", body), FILE, sha256(body)),
-    )
+    item = publish(Source(host.serve(FILE, other), FILE, sha256(body), "the author"))
     with pytest.raises(MtkdError) as raised:
         ensure(item, weights_dir=weights_dir)
     assert sha256(body) in str(raised.value)
     assert sha256(other) in str(raised.value)
     assert left_over(weights_dir) == [f"{FILE}.bad-{sha256(other)[:8]}"]
-    assert [path for path, _ in host.requests] == [FILE]
     assert not (weights_dir / "edsr_tiny_x2.safetensors").exists()
+
+
+def test_after_a_wrong_hash_the_next_mirror_is_asked(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes
+) -> None:
+    other = saved({"w": torch.zeros(3)})
+    item = publish(
+        Source(host.serve(FILE, other), FILE, sha256(body), "the author"),
+        Source(host.serve("second", body), FILE, sha256(body), "the author"),
+    )
+    ensure(item, weights_dir=weights_dir)
+    assert record(weights_dir)["source"]["url"] == f"{host.url}/second"
+    assert left_over(weights_dir) == [f"{FILE}.bad-{sha256(other)[:8]}"]
 
 
 def test_the_published_prefix_of_a_hash_is_enough_to_refuse(
@@ -319,7 +328,7 @@ def test_an_archive_without_the_file_says_what_it_holds(
 def test_a_member_that_would_fill_the_disk_is_refused(
     host: Host, publish: Publish, weights_dir: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "LARGEST_MEMBER", len(body) - 1)
+    monkeypatch.setattr(download, "LARGEST_FILE", len(body) - 1)
     item = publish(Source(host.serve("a.zip", zipped(**{FILE: body})), "a.zip", None, member=FILE))
     with pytest.raises(MtkdError, match="claims .* bytes"):
         ensure(item, weights_dir=weights_dir)
