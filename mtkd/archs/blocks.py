@@ -151,9 +151,11 @@ def _kept_mask(*key: Any) -> Tensor:
 
 def relative_position_index(window: int) -> Tensor:
     """(window**2, window**2) int64: row of the relative position bias table for each pair (query, key)."""
-    position = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
-    dy, dx = position[:, :, None] - position[:, None, :] + window - 1
-    return dy * (2 * window - 1) + dx
+    # On the CPU: on the meta device, this arithmetic would import torch's compiler, which takes two seconds.
+    side = torch.arange(window, device="cpu")
+    y, x = side[:, None].expand(window, window).flatten(), side.expand(window, window).flatten()
+    dy, dx = (position[:, None] - position + window - 1 for position in (y, x))
+    return (dy * (2 * window - 1) + dx).to(torch.get_default_device())
 
 
 class _FusedAttention(torch.autograd.Function):

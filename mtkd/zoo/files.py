@@ -144,14 +144,24 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
 
 
 def write_pth(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` that appears whole or not at all."""
+    """`torch.save` that appears whole or not at all, also when the machine stops.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:  # given a name, torch would write that name into the file
-            torch.save(dict(content), file)
+            try:
+                torch.save(dict(content), file)
+            except RuntimeError as error:
+                # What the file raised, torch's writer of zips turns into a complaint about positions.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except RuntimeError as error:  # how torch's writer reports that the disk is full
-        raise OSError(f"{path}: {_one_line(error.__context__ or error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -298,9 +308,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "save "
             "its state dict alone, torch.save({'params': state_dict}, ...)."
         )
+    # torch's text advises to read the file without the safeguard; only its reason is passed on.
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", text) or re.search(r"^((?!.*weights_only).+)", text)
     return (
         f"{path} cannot be read as a checkpoint: it is truncated, damaged, or something else "
-        f"({type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}). Fetch it again."
+        f"({type(error).__name__}: {reason[1].strip()[:200].rstrip('.') if reason else 'no reason given'}). Fetch it "
+        "again."
     )
 
 

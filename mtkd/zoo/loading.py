@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
@@ -103,7 +104,7 @@ def build_network(arch: Mapping[str, Any], *, source: str, scale: int | None = N
 
 LARGEST_ARGUMENT = 1024
 """Whole number that a file may give as an argument when none of its tensors has a side as long."""
-LARGEST = {"upscale": 16, "scale": 16, "img_size": 1024}
+LARGEST = {"upscale": 16, "scale": 16, "img_size": 1024, "window_size": 32}
 """The same for arguments that shapes need not show, and memory grows with."""
 LONGEST_LIST = 256
 
@@ -125,7 +126,7 @@ def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, so
     _check_description(name, arguments, _longest_side(state), source, depth=0)
     if name in catalog.ARCHS:
         try:
-            with torch.device("meta"), _at_most(len(state), source):
+            with torch.device("meta"), _NoInitialValues(), _at_most(len(state), source):
                 empty = catalog.build_network(name, arguments, scale=scale)
         except MtkdError as error:
             raise MtkdError(f"{source} is refused: {error}") from error
@@ -211,6 +212,16 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**18:
         return "a number of more than 18 digits"
     return repr(value)[:80] if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Filling a tensor that has no values does nothing; torch would import its compiler, two seconds, to do it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
