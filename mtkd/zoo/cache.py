@@ -169,8 +169,8 @@ def _record(item: Entry, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise MtkdError(f"{path} cannot be read ({error}). Delete it and fetch the weights again.") from error
     source = record.get("source") if isinstance(record, dict) else None
-    texts = [record["sha256"], *(source.get(key) for key in ("file", "sha256", "check"))] if source else [None]
-    if not all(isinstance(text, str) for text in texts):
+    texts = [source.get(key) for key in ("file", "sha256", "check")] if isinstance(source, dict) else []
+    if not texts or not all(isinstance(text, str) for text in (*texts, record.get("sha256"))):
         raise MtkdError(f"{path} is no record of converted weights. Delete it and fetch the weights again.")
     return record
 

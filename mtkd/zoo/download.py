@@ -159,7 +159,7 @@ def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool, most
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and re.fullmatch(r"[0-9]{1,18}", length) else None
         if total is not None and total > most:
-            part.unlink(missing_ok=True)
+            _forget(part)
             raise TransferError(f"the host announces {total:,} bytes, and the file has at most {most:,}")
         _write_mark(part, url, response.headers)
         began, counted, got = time.monotonic(), 0, 0
@@ -176,10 +176,15 @@ def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool, most
                         raise _Incomplete(f"{got - counted:,} bytes came in {STALL:g} s")
                     began, counted = time.monotonic(), got
     if start + got > most:
-        part.unlink(missing_ok=True)
+        _forget(part)
         raise TransferError(f"the host sends more than the {most:,} bytes that the file has at most")
     if total is not None and _size(part) != total:
         raise _Incomplete(f"{_size(part):,} of {total:,} bytes came")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _marker(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

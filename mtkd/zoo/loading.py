@@ -205,7 +205,9 @@ def _check_value(value: Any, most: int, what: str, longest: int, source: str, de
             raise MtkdError(f"{what} has an argument whose name is not text.")
         _check_description(value["type"], arguments, longest, source, depth=depth + 1)
     else:
-        raise MtkdError(f"{what} is a {type(value).__name__}; numbers, texts, lists and networks {{type: ...}} are read.")
+        raise MtkdError(
+            f"{what} is a {type(value).__name__}; numbers, texts, lists and networks {{type: ...}} are read."
+        )
 
 
 def _shown(value: Any) -> str:
@@ -218,10 +220,9 @@ class _NoInitialValues(TorchFunctionMode):
     """Filling a tensor that has no values does nothing; torch would import its compiler, two seconds, to do it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        given, name = kwargs or {}, getattr(func, "__name__", "")
+        filled = next(iter((*args, *given.values())), None) if name.endswith("_") and not name.endswith("__") else None
+        return filled if isinstance(filled, Tensor) and filled.is_meta else func(*args, **given)
 
 
 @contextmanager
@@ -256,8 +257,9 @@ def _at_most(tensors: int, source: str) -> Iterator[None]:
         register_module_parameter_registration_hook,
     )
 
-    hooks = register_module_parameter_registration_hook(count_parameter), register_module_module_registration_hook(
-        count_module
+    hooks = (
+        register_module_parameter_registration_hook(count_parameter),
+        register_module_module_registration_hook(count_module),
     )
     try:
         yield
@@ -321,8 +323,12 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
     if abs(stored - wanted) > 1e-2:
         raise MtkdError(f"{source} works on values up to {stored:g}, your option says img_range {wanted:g}.")
     mean = getattr(net, "mean", None)
-    if isinstance(mean, Tensor) and not mean.is_meta and not torch.allclose(
-        mean.detach().flatten().double().cpu(), torch.tensor(keymaps.DIV2K_MEAN, dtype=torch.float64), atol=1e-4
+    if (
+        isinstance(mean, Tensor)
+        and not mean.is_meta
+        and not torch.allclose(
+            mean.detach().flatten().double().cpu(), torch.tensor(keymaps.DIV2K_MEAN, dtype=torch.float64), atol=1e-4
+        )
     ):
         raise MtkdError(
             f"{source} was trained with rgb_mean {list(keymaps.DIV2K_MEAN)}, your option says "

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.archs.test_arch_conformance import SMALL, build, every_arch, image
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mtkd.archs import blocks
+from tests.archs.test_arch_conformance import SMALL, build, every_arch, image
 
 SIZES = [(12, 8), (8, 8), (13, 11), (16, 24)]
 

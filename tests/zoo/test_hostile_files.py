@@ -310,7 +310,7 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path, key: Any) -> None:
         ("conv_first.weight", torch.zeros(3)),
         ("layers.0.residual_group.blocks.0.attn.relative_position_bias_table", torch.zeros(())),
         ("layers." + "9" * 5000 + ".residual_group.blocks.0.x", torch.zeros(1)),
-        ],
+    ],
     ids=["flat", "scalar", "digits"],
 )
 def test_shapes_that_no_network_has_are_told_not_stumbled_over(tmp_path: Path, name: str, tensor: Tensor) -> None:
