@@ -278,8 +278,9 @@ def _imported_by_the_user(kind: Kind, name: str) -> Any:
     if inspect.isclass(found):
         return _of_kind(kind, name, found)
     raise MtkdError(
-        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). A weights file "
-        "is no program: another class is built only when you import its module yourself (--import my_package.my_module, "
+        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). A weights "
+        "file is no program: another class is built only when you import its module yourself (--import "
+        "my_package.my_module, "
         "--import basicsr) or name it in an option file."
     )
 

@@ -55,7 +55,7 @@ class TransferError(Exception):
 
 
 def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int = LARGEST_FILE) -> None:
-    """Fetch `url`, of at most `most` bytes, into `part`, going on where an earlier transfer of the same address stopped.
+    """Fetch `url`, of at most `most` bytes, into `part`, going on where an earlier transfer of it stopped.
 
     A file that has changed on the host meanwhile is fetched from its beginning: the host is asked by ETag or date.
     Where it gives neither, `resume_unmarked` says whether to go on all the same, which is safe only if a hash is
@@ -123,8 +123,8 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
         if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
             raise
         raise MtkdError(
-            f"{archive} is damaged, truncated, encrypted or packed in an unknown way ({type(error).__name__}: {error}). "
-            "Fetch it again."
+            f"{archive} is damaged, truncated, encrypted or packed in an unknown way "
+            f"({type(error).__name__}: {error}). Fetch it again."
         ) from error
 
 
@@ -285,9 +285,10 @@ def _opened(archive: Path, most: int) -> Iterator[tuple[list[str], Callable, Cal
             yield names, lambda name: opened.getinfo(name).file_size, opened.open
     elif unpack is not None or head[257:262] == b"ustar":
         with contextlib.ExitStack() as stack:
-            plain: Any = stack.enter_context(open(archive, "rb") if unpack is None else unpack(archive))
-            source: Any = plain if unpack is None else _Bounded(plain, most, archive)
-            tar = stack.enter_context(tarfile.open(fileobj=source, mode="r:"))
+            source: Any = None
+            if unpack is not None:
+                source = _Bounded(stack.enter_context(unpack(archive)), most, archive)
+            tar = stack.enter_context(tarfile.open(archive, fileobj=source, mode="r:"))
             # Links and devices are left out: only the bytes of regular files are ever read.
             names = [info.name for info in tar.getmembers() if info.isfile()]
             yield names, lambda name: tar.getmember(name).size, tar.extractfile

@@ -251,7 +251,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def _numpy_scalars() -> list[Any]:
-    """What a pickle of numpy's numbers names: they stand beside weights as a score or an iteration, and hold no code."""
+    """What a pickle of numpy's numbers names: they stand beside weights as a score, and hold no code."""
     scalar = np.float64(0).__reduce__()[0]
     # numpy 1 called the module numpy.core, numpy 2 calls it numpy._core; a file of either is read under either.
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]

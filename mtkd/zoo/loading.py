@@ -227,7 +227,7 @@ class _NoInitialValues(TorchFunctionMode):
 
 @contextmanager
 def _at_most(tensors: int, source: str) -> Iterator[None]:
-    """Stop a constructor, in this thread, that registers more parameters or modules than a file of `tensors` can fill."""
+    """Stop a constructor, in this thread, that makes more parameters or modules than a file of `tensors` can fill."""
     thread, parameters, modules = threading.get_ident(), 0, 0
     # A block has one activation or more for each of its layers, and containers around them.
     most_modules = 8 * tensors + 64
