@@ -7,6 +7,7 @@ file it is, its first bytes tell: nothing is unpacked to find out, so neither ze
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -116,11 +117,12 @@ def verify(path: Path) -> str | None:
             return None
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except OSError:
-        raise
-    except Exception:  # noqa: BLE001  broken archives raise whatever the bytes happen to trigger
+            member = archive.testzip()
+    except Exception as error:  # broken archives raise whatever the bytes happen to trigger
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset in the table may be negative
+            raise
         return "its table of contents"
+    return None if member is None else " ".join(member.split())[:100]
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -272,7 +274,8 @@ def _check_zip(path: Path) -> None:
             raise MtkdError(f"{path} is no checkpoint: it is a packed or encrypted zip, and torch packs nothing.")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise MtkdError(f"{path} is refused: its members claim more bytes than the file has.")
-    if damaged := verify(path):
+        damaged = verify(path)
+    if damaged:
         raise MtkdError(
             f"{path} is damaged: {damaged} is not what was written (its checksum is wrong). Fetch or copy it again; of "
             "a run's weights take those of another iteration."

@@ -257,6 +257,11 @@ def test_every_flipped_bit_of_a_weight_is_found_and_the_member_named(tmp_path: P
         assert f"{name} is not what was written" in refusal(path)
     path.write_bytes(content[:-30])
     assert files.verify(path) == "its table of contents"
+    # This offset of the table of contents makes that of every member negative.
+    content = zipped()
+    path.write_bytes(content[:-6] + b"\xff\xff\xff\x7f" + content[-2:])
+    assert files.verify(path) == "its table of contents"
+    refusal(path)
 
 
 def test_files_without_checksums_are_not_judged(tmp_path: Path) -> None:
