@@ -8,6 +8,11 @@ and nothing else. Names from outside are accepted in three ways, tried in this o
 3. a name registered in BasicSR's registries (archs, losses, data sets, metrics), when basicsr is installed.
 
 Our own table always wins over BasicSR's registry, so a network called EDSR is mtkd's EDSR whatever else is imported.
+
+What a name leads to is held against its kind before anybody calls it: a network, loss or data set is a class of that
+kind, a metric takes two images. An option file is the user's word and may name anything of the right kind. A weights
+file is not: for a name that stands in a file, `get(..., from_file=True)` knows only the table and what the user has
+imported.
 """
 
 from __future__ import annotations
@@ -18,8 +23,11 @@ import importlib
 import inspect
 import os
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from torch import nn
 
 from mtkd.contracts import MtkdError
 
@@ -88,16 +96,24 @@ def names(kind: Kind) -> list[str]:
     return list(TABLES[kind])
 
 
-def get(kind: Kind, name: str) -> Any:
+def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     """Class or function called `name`.
 
+    Args:
+        from_file: the name stands in a weights file, which may come from anybody. Only the table and what the user has
+            imported (with `import_modules`, or registered in BasicSR's registries) are looked at, and nothing is
+            imported.
+
     Raises:
-        MtkdError: nothing of that name exists; the text says what was searched and names the nearest matches.
+        MtkdError: nothing of that name exists, or it is nothing of that kind; the text says what was searched and names
+            the nearest matches.
     """
     if name in TABLES[kind]:
         return _attribute(TABLES[kind][name])
+    if from_file:
+        return _imported_by_the_user(kind, name)
     if ":" in name:
-        return _attribute(name)
+        return _of_kind(kind, name, _attribute(name))
     found = _from_basicsr(kind, name)
     if found is not None:
         return found
@@ -150,21 +166,123 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:
+            _USER_MODULES.add(module)
+        except (Exception, SystemExit) as error:
             raise MtkdError(
                 f"--import {module}: {type(error).__name__}: {error}. The name is dotted (my_package.my_archs), found "
                 "from the working directory or PYTHONPATH."
             ) from error
 
 
+_USER_MODULES: set[str] = set()
+"""Modules that the user has named with --import: what they hold may be built for a weights file too."""
+
+
 def _attribute(path: str) -> Any:
     module, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise MtkdError(f"{path!r} is no path of a class: write my_package.my_module:MyClass.")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise MtkdError(f"{path!r} cannot be imported: {error}. Is the package installed, or on PYTHONPATH?") from error
     except AttributeError as error:
         raise MtkdError(f"{path!r} cannot be used: {error}.") from error
+    except (Exception, SystemExit) as error:
+        text = f"{path!r} cannot be imported: {type(error).__name__}: {error}."
+        raise MtkdError(f"{text} Mend the module, or try it with `python -c 'import {module}'`.") from error
+
+
+_WANTED: dict[Kind, tuple[str, str]] = {
+    "arch": ("network", "a class of torch.nn.Module, or a function whose annotation says that it returns one"),
+    "method": ("method", "a class of mtkd.methods.base.Method"),
+    "loss": ("loss", "a class of torch.nn.Module, called (sr, target)"),
+    "metric": ("metric", "a function of two images, (sr, gt, ...), from outside Python's standard library"),
+    "dataset": ("data set", "a class with __getitem__ and __len__, from outside Python's standard library"),
+}
+
+
+def _of_kind(kind: Kind, name: str, found: Any) -> Any:
+    """`found`, which `name` leads to, when it is something of that kind; it is looked at, not called."""
+    if not callable(found):
+        raise MtkdError(f"{name!r} is neither a class nor a function.")
+    fits = {
+        "arch": _is_network,
+        "method": _is_method,
+        "loss": _is_module,
+        "metric": _is_metric,
+        "dataset": _is_data_set,
+    }[kind]
+    if not fits(found):
+        word, wanted = _WANTED[kind]
+        raise MtkdError(f"{name!r} is no {word}, and was not called. It must be {wanted}.")
+    return found
+
+
+def _is_module(found: Any) -> bool:
+    return inspect.isclass(found) and issubclass(found, nn.Module)
+
+
+def _is_network(found: Any) -> bool:
+    if not inspect.isfunction(found):
+        return _is_module(found)
+    try:
+        return _is_module(typing.get_type_hints(found).get("return"))
+    except Exception:  # annotations may name anything
+        return False
+
+
+def _is_method(found: Any) -> bool:
+    # By name: the catalog imports no method before one is asked for.
+    return _is_module(found) and any(f"{c.__module__}.{c.__name__}" == "mtkd.methods.base.Method" for c in found.mro())
+
+
+def _is_metric(found: Any) -> bool:
+    if inspect.isclass(found) or _is_standard(found):
+        return False
+    try:
+        inspect.signature(found).bind_partial(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C without a signature
+        return True
+    return True
+
+
+def _is_data_set(found: Any) -> bool:
+    holds_items = inspect.isclass(found) and hasattr(found, "__getitem__") and hasattr(found, "__len__")
+    return holds_items and not _is_standard(found)
+
+
+def _is_standard(found: Any) -> bool:
+    """Whether `found` belongs to Python itself: os.system, subprocess.run, dict."""
+    inner = inspect.unwrap(getattr(found, "func", found))
+    module = getattr(inner, "__module__", None) or getattr(type(inner), "__module__", "")
+    return str(module).partition(".")[0] in sys.stdlib_module_names
+
+
+def _imported_by_the_user(kind: Kind, name: str) -> Any:
+    module, _, attribute = name.rpartition(":")
+    found = None
+    if module in _USER_MODULES:
+        found = getattr(sys.modules[module], attribute, None)
+    elif not module and "mtkd.basicsr" in sys.modules:
+        found = sys.modules["mtkd.basicsr"].registered(kind, name)
+        origin = str(getattr(found, "__module__", ""))
+        # BasicSR's own networks read files that their arguments name, so they too are built only when asked for.
+        if origin.partition(".")[0] == "basicsr" and not any(
+            f"{origin}.".startswith(f"{theirs}.") for theirs in _USER_MODULES
+        ):
+            found = None
+    # A function of the user's may do anything with what a file tells it; a class is what files describe.
+    if inspect.isclass(found):
+        return _of_kind(kind, name, found)
+    raise MtkdError(
+        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). A weights "
+        "file is no program: another class is built only when you import its module yourself (--import "
+        "my_package.my_module, "
+        "--import basicsr) or name it in an option file."
+    )
 
 
 def _from_basicsr(kind: Kind, name: str) -> Any | None:

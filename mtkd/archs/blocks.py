@@ -18,6 +18,26 @@ DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean RGB of the DIV2K training images in [0, 1]; what EDSR, RCAN and SwinIR subtract."""
 
 
+def is_traced() -> bool:
+    """Whether somebody records, transforms or fakes what a network computes: a compiler, an exporter,
+    `torch.jit.trace`, `make_fx`, `torch.func`.
+
+    Kernels of our own and tensors out of a cache then step aside for torch's operations.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def is_exported() -> bool:
+    """Whether the network is being recorded to be run elsewhere, at other sizes: nothing may be decided by a size."""
+    # torch 2.4 to 2.6 do not tell an export from a compilation.
+    return torch.jit.is_tracing() or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
+
+
 def channel_mean(values: Sequence[float], num_in_ch: int, num_out_ch: int) -> Tensor:
     """`values` as a (1, C, 1, 1) tensor that is subtracted from the input and added to the output.
 
@@ -27,8 +47,8 @@ def channel_mean(values: Sequence[float], num_in_ch: int, num_out_ch: int) -> Te
     if not len(values) == num_in_ch == num_out_ch:
         raise MtkdError(
             f"rgb_mean has {len(values)} values, num_in_ch is {num_in_ch} and num_out_ch {num_out_ch}; the mean is "
-            "subtracted from the input and added to the output, so the three must agree. Give one mean per channel, "
-            "for a one-channel net for example rgb_mean: [0.0]."
+            "subtracted from the input and added to the output, so the three must agree. Images have 3 channels: leave "
+            "num_in_ch and num_out_ch at 3, and give rgb_mean three values."
         )
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
@@ -65,14 +85,15 @@ def pad_to_size(x: Tensor, height: int, width: int) -> Tensor:
     """Reflect (N, C, H, W) at the right and bottom until it is `height` x `width`.
 
     A side that is shorter than its padding is reflected back and forth, as numpy.pad does; a side of 1 is repeated.
-    Returns `x` itself when nothing is missing.
+    Returns `x` itself when nothing is missing, but in an export, which must serve other sizes too.
     """
     h, w = x.shape[-2:]
     pad_h, pad_w = height - h, width - w
-    if pad_h == pad_w == 0:
-        return x
-    if pad_h < h and pad_w < w:
-        return F.pad(x, (0, pad_w, 0, pad_h), mode="reflect")
+    if not is_exported():
+        if pad_h == pad_w == 0:
+            return x
+        if pad_h < h and pad_w < w:
+            return F.pad(x, (0, pad_w, 0, pad_h), mode="reflect")
     rows = _reflected(h, height, x.device)
     columns = _reflected(w, width, x.device)
     return x[:, :, rows[:, None], columns]
@@ -104,8 +125,8 @@ def shifted_window_mask(
     0 between tokens that are neighbours in the image, -100 between tokens that only the cyclic shift brought into one
     window (Liu et al., ICCV 2021, section 3.2). The masks of the last sizes are kept: do not change them in place.
     """
-    # A compiler traces the arithmetic; a tensor out of a cache would be a constant of one size to it.
-    build = _mask if torch.compiler.is_compiling() else _kept_mask
+    # To a tracer, a tensor out of a cache would be a constant of one size.
+    build = _mask if is_traced() else _kept_mask
     return build(h, w, window, shift, device, dtype)
 
 
@@ -130,9 +151,11 @@ def _kept_mask(*key: Any) -> Tensor:
 
 def relative_position_index(window: int) -> Tensor:
     """(window**2, window**2) int64: row of the relative position bias table for each pair (query, key)."""
-    position = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
-    dy, dx = position[:, :, None] - position[:, None, :] + window - 1
-    return dy * (2 * window - 1) + dx
+    # On the CPU: on the meta device, this arithmetic would import torch's compiler, which takes two seconds.
+    side = torch.arange(window, device="cpu")
+    y, x = side[:, None].expand(window, window).flatten(), side.expand(window, window).flatten()
+    dy, dx = (position[:, None] - position + window - 1 for position in (y, x))
+    return (dy * (2 * window - 1) + dx).to(torch.get_default_device())
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -352,22 +375,24 @@ class WindowAttention(nn.Module):
             q,
             k,
             v,
-            attn_mask=self._logit_bias(mask, len(q)).to(q.dtype),
+            attn_mask=self._logit_bias(mask, q.shape[0]).to(q.dtype),
             dropout_p=self.attn_drop if self.training else 0.0,
             scale=self.logit_scale,
         )
+        if is_exported():
+            x = x.contiguous()  # exporters write the attention with operations whose result lies otherwise in memory
         x = rearrange(x, "b h n d -> b n (h d)")
         return self.proj_drop(self._padded_proj(x, pad) if pad else self.proj(x))
 
     def _is_fused(self, x: Tensor) -> bool:
-        # Elsewhere torch has kernels of its own; a compiler could not see into ours. It takes the projections' weights
+        # Elsewhere torch has kernels of its own; a tracer could not see into ours. It takes the projections' weights
         # past the modules, which must then be plain and unwatched.
         return (
             x.device.type == "cpu"
             and x.dtype in (torch.float32, torch.float64)
             and not torch.is_autocast_enabled("cpu")
             and not (self.training and self.attn_drop)
-            and not torch.compiler.is_compiling()
+            and not is_traced()
             and all(type(m) is nn.Linear and not m._forward_hooks for m in (self.qkv, self.proj))
         )
 
@@ -380,8 +405,8 @@ class WindowAttention(nn.Module):
         if mask is None:
             return bias[None]
         bias = bias + mask[:, None]
-        images = batch // len(bias)
-        return bias if images == 1 else bias.expand(images, *bias.shape).flatten(0, 1)
+        images = batch // bias.shape[0]
+        return bias if not is_exported() and images == 1 else bias.expand(images, *bias.shape).flatten(0, 1)
 
     def _head_padding(self, x: Tensor) -> int:
         # CUDA's fused attention with a bias wants heads of a multiple of 8; SwinIR's have 30 or 10 channels. Zeros

@@ -275,7 +275,8 @@ class WindowDCT(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         matrix = dct_matrix(size)
-        self.register_buffer("basis", torch.kron(matrix, matrix).float(), persistent=False)
+        basis = torch.kron(matrix, matrix).float().to(torch.get_default_device())
+        self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Coefficients of `pixels`; token `u * size + v` is vertical frequency u and horizontal frequency v."""
@@ -292,8 +293,9 @@ class WindowDCT(nn.Module):
 
 
 def dct_matrix(size: int) -> Tensor:
-    """Orthonormal DCT-II matrix (size, size), float64: row k holds the cosine of frequency k."""
-    position = torch.arange(size, dtype=torch.float64)
+    """Orthonormal DCT-II matrix (size, size), float64, on the CPU: row k holds the cosine of frequency k."""
+    # On the CPU: on the meta device, this arithmetic would import torch's compiler, which takes two seconds.
+    position = torch.arange(size, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi / size * (position + 0.5) * position[:, None]) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix

@@ -96,8 +96,10 @@ class Ensemble(nn.Module):
             stored: the names kept with the fusion weights.
 
         Raises:
-            MtkdError: `stored` is not `names`; both orders are in the text.
+            MtkdError: `stored` is not `names`, or no names at all; both orders are in the text.
         """
+        if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
+            raise MtkdError("The fusion weights do not say for which teachers they were made: `members` is no list.")
         if tuple(stored) == self.names:
             return
         if sorted(stored) == sorted(self.names):

@@ -75,8 +75,8 @@ class PrivilegedTeacher(nn.Module):
 def _build(options: Mapping[str, Any], upscale: int) -> nn.Module:
     from mtkd import catalog
 
-    arguments = dict(options)
-    if "type" not in arguments:
+    arguments = dict(options) if isinstance(options, Mapping) else {}
+    if not isinstance(arguments.get("type"), str):
         raise MtkdError("PrivilegedTeacher's decoder is a network: give decoder: {type: ARCH, ...}.")
     name = arguments.pop("type")
     cls = catalog.get("arch", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,8 @@ class Spandrel(nn.Module):
             raise MtkdError(
                 f"`type: spandrel` needs the package spandrel ({error}): pip install 'mtkd[spandrel]'."
             ) from error
+        # Several of its networks call torch.meshgrid the old way; the user can do nothing about it.
+        warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
         if all(name.startswith(_PREFIX) for name in state):  # saved from a network of this class
             state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
         try:
@@ -62,7 +65,7 @@ class Spandrel(nn.Module):
                 f"{', '.join(list(state)[:3])}). For a network that mtkd has itself write its name, e.g. `type: EDSR`; "
                 "see `mtkd list archs`."
             ) from error
-        except (RuntimeError, KeyError, ValueError, AssertionError, IndexError) as error:
+        except Exception as error:  # weights that only look like a network's raise whatever its constructor does
             lines = str(error).splitlines()
             raise MtkdError(
                 f"spandrel cannot load {source}: {' '.join(lines)[:300] if lines else type(error).__name__}."
@@ -118,7 +121,7 @@ class Spandrel(nn.Module):
         try:
             with torch.no_grad():
                 sr = self._call(self.model, torch.zeros(1, 3, h, w))
-        except (RuntimeError, ValueError, AssertionError, IndexError):
+        except Exception:  # networks of many authors say no in many ways
             return False
         return sr.shape == (1, 3, h * self.scale, w * self.scale)
 

@@ -237,13 +237,13 @@ def _torchvision_state(path: Path, sha256: str | None, advice: str) -> object:
 
 
 def _zoo_state(path: Path, sha256: str | None, advice: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             facts = json.loads((file.metadata() or {}).get("mtkd", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys() if name.startswith("features.")}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
+    except Exception as error:
         raise MtkdError(f"{path} cannot be read as safetensors ({type(error).__name__}). {advice}") from error
     if sha256 is not None and (not isinstance(facts, dict) or facts.get("name") != "vgg19"):
         raise MtkdError(

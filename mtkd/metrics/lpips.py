@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -70,7 +69,7 @@ def _network(path: str, modified: int, device: torch.device) -> nn.Module:
     own = net.net.state_dict()
     # slice2.3.weight -> features.3.weight
     names = {key: "features." + key.split(".", 1)[1] for key in own}
-    wrong = [name for key, name in names.items() if name not in state or state[name].shape != own[key].shape]
+    wrong = [name for key, name in names.items() if getattr(state.get(name), "shape", None) != own[key].shape]
     if wrong:
         raise MtkdError(f"{path} holds no torchvision AlexNet: {wrong[0]} is absent or has another shape.")
     net.net.load_state_dict({key: state[name] for key, name in names.items()})
@@ -78,12 +77,12 @@ def _network(path: str, modified: int, device: torch.device) -> nn.Module:
 
 
 def _state(path: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError) as error:
-        raise MtkdError(f"{path} cannot be read as weights: {error}") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken files raise whatever the bytes happen to trigger
+        raise MtkdError(f"{path} cannot be read as weights ({type(error).__name__}). Fetch it again.") from error
+    return state if isinstance(state, dict) else {}

@@ -39,10 +39,14 @@ class Report:
 
 def home(weights_dir: Path | None = None) -> Path:
     """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder."""
-    if weights_dir is not None:
-        return Path(weights_dir).expanduser()
-    if configured := os.environ.get("MTKD_HOME"):
-        return Path(configured).expanduser() / "weights"
+    try:
+        if weights_dir is not None:
+            return Path(weights_dir).expanduser()
+        if configured := os.environ.get("MTKD_HOME"):
+            return Path(configured).expanduser() / "weights"
+    except RuntimeError as error:
+        named = f"--weights-dir {weights_dir}" if weights_dir is not None else f"MTKD_HOME={os.environ['MTKD_HOME']}"
+        raise MtkdError(f"{named} is no folder: {error}") from error
     import pooch
 
     return Path(pooch.os_cache("mtkd")) / "weights"
@@ -63,11 +67,12 @@ def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
     """
     if str(spec).startswith("zoo:"):
         return ensure(entry(str(spec)), weights_dir=weights_dir)
-    path = Path(spec).expanduser()
-    if not path.is_file():
-        hint = f" For the published weights of that name write zoo:{spec}." if str(spec) in ENTRIES else ""
-        raise MtkdError(f"There is no file {path}.{hint}")
-    return path
+    try:
+        return files.local_file(spec)
+    except MtkdError as error:
+        if str(spec) not in ENTRIES:
+            raise
+        raise MtkdError(f"{error} For the published weights of that name write zoo:{spec}.") from error
 
 
 def resolve_inside(value: Any) -> Any:
@@ -105,9 +110,7 @@ def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> 
     Raises:
         MtkdError: the hash is not the published one, or the file does not hold this network.
     """
-    file = Path(file).expanduser()
-    if not file.is_file():
-        raise MtkdError(f"There is no file {file}.")
+    file = files.local_file(file)
     folder = home(weights_dir)
     sha256 = files.sha256_of(file)
     source = _source_of(item, file, sha256)
@@ -157,18 +160,23 @@ def _check_converted(item: Entry, folder: Path) -> None:
 
 
 def _record(item: Entry, folder: Path) -> dict[str, Any]:
+    """What `_write` noted, or {} when there is no note."""
+    path = folder / f"{item.name}.json"
     try:
-        return json.loads((folder / f"{item.name}.json").read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise MtkdError(
-            f"{folder / item.name}.json cannot be read ({error}). Delete it and fetch the weights again."
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise MtkdError(f"{path} cannot be read ({error}). Delete it and fetch the weights again.") from error
+    source = record.get("source") if isinstance(record, dict) else None
+    texts = [source.get(key) for key in ("file", "sha256", "check")] if isinstance(source, dict) else []
+    if not texts or not all(isinstance(text, str) for text in (*texts, record.get("sha256"))):
+        raise MtkdError(f"{path} is no record of converted weights. Delete it and fetch the weights again.")
+    return record
 
 
 def _obtain(item: Entry, folder: Path) -> None:
-    """Try the sources in turn: a file that lies here already, else a transfer. A wrong hash ends the search."""
+    """Try the sources in turn: a file that lies here already, else a transfer. What is wrong is set aside."""
     reasons = []
     net = _network(item)
     for source in item.sources:
@@ -176,12 +184,12 @@ def _obtain(item: Entry, folder: Path) -> None:
             with _locked(folder, f"downloads-{source.file}"):
                 file = _local(source, folder) or _fetch(item, source, folder)
                 sha256 = files.sha256_of(file)
-                check = _check_or_set_aside(item, source, file, sha256, folder)
                 try:
+                    check = _check(item, source, sha256, folder)
                     state = _loaded(item, net, file, source, folder)
                 except MtkdError as error:
                     aside = _set_aside(file, sha256)
-                    raise download.TransferError(f"{error} It was set aside as {aside}.") from error
+                    raise download.TransferError(f"{error} The file was set aside as {aside}.") from error
                 _write(item, state, source, sha256, check, folder)
                 if file.parent == folder / "downloads" and source.member is None:
                     file.unlink()
@@ -224,20 +232,21 @@ def _fetch(item: Entry, source: Source, folder: Path) -> Path:
     part = target.with_name(f"{source.file}.{address}.part")
     resumed = part.exists()
     label = f"{item.name} ({source.file})"
-    download.fetch(source.url, part, label=label, resume_unmarked=source.sha256 is not None)
+    most = _most_bytes(source)
+    download.fetch(source.url, part, label=label, resume_unmarked=source.sha256 is not None, most=most)
     if resumed and source.sha256 and not files.sha256_of(part).startswith(source.sha256):
         logger.info("%s: the two halves of a resumed transfer do not belong together; fetching it whole.", label)
         part.unlink()
-        download.fetch(source.url, part, label=label, resume_unmarked=False)
+        download.fetch(source.url, part, label=label, resume_unmarked=False, most=most)
     os.replace(part, target)
     return target
 
 
-def _check_or_set_aside(item: Entry, source: Source, file: Path, sha256: str, folder: Path) -> Check:
-    try:
-        return _check(item, source, sha256, folder)
-    except MtkdError as error:
-        raise MtkdError(f"{error} The file was set aside as {_set_aside(file, sha256)}.") from None
+def _most_bytes(source: Source) -> int:
+    """More than the file can have, so that no host fills the disk before the hash is looked at."""
+    if source.size is not None:
+        return 2 * source.size + (1 << 20)
+    return download.LARGEST_FILE if source.about is None else int(4e6 * source.about) + (1 << 20)
 
 
 def _check(item: Entry, source: Source, sha256: str, folder: Path) -> Check:

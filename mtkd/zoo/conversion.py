@@ -39,7 +39,11 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
     checkpoint = files.read_checkpoint(path)
     if "arch" not in checkpoint.facts:
         raise MtkdError(f"{path} does not say which network it holds. {_guess_text(checkpoint)}".rstrip())
-    net = loading.build_network(checkpoint.facts["arch"], source=str(path), scale=checkpoint.facts.get("scale"))
+    known = ENTRIES.get(spec.removeprefix("zoo:"))
+    if known is not None:  # what mtkd's own table says, not what the file says
+        net = loading.build_network(known.facts["arch"], source=f"The zoo's entry {known.name}", scale=known.scale)
+    else:
+        net = loading.build_described(checkpoint.facts, checkpoint.state, source=str(path))
     loading.load_into(net, checkpoint.state, source=str(path))
     return net.eval()
 
@@ -65,7 +69,10 @@ def convert(
     """
     checkpoint = files.read_checkpoint(source, key=key)
     facts, assumed = _facts(checkpoint, source, like=like, arch=arch, args=dict(args or {}))
-    net = loading.build_network(facts["arch"], source=str(source))
+    if arch is not None or like is not None:
+        net = loading.build_network(facts["arch"], source=str(source))
+    else:
+        net = loading.build_described(facts, checkpoint.state, source=str(source))
     loading.load_into(net, checkpoint.state, source=str(source))
     facts.setdefault("scale", getattr(net, "scale", None))
     state = keymaps.to_basicsr(checkpoint.state)
@@ -105,8 +112,8 @@ def _facts(
         # The scores, data and licence of the entry are not this file's: only its description of the network is taken.
         return {"arch": {"type": known["arch"]["type"], "args": known["arch"]["args"] | args}}, {}
     if "arch" in checkpoint.facts:
-        own = checkpoint.facts["arch"]
-        return checkpoint.facts | {"arch": {"type": own["type"], "args": own.get("args", {}) | args}}, {}
+        name, arguments = loading.description(checkpoint.facts["arch"], str(source))
+        return checkpoint.facts | {"arch": {"type": name, "args": arguments | args}}, {}
     guessed, assumed = guess(checkpoint)
     if not guessed:
         raise MtkdError(

@@ -6,11 +6,15 @@ one address per file.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
+import gzip
 import http.client
 import json
 import logging
+import lzma
+import re
 import shutil
 import sys
 import tarfile
@@ -20,6 +24,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from mtkd.contracts import MtkdError
 
@@ -28,33 +33,43 @@ logger = logging.getLogger("mtkd")
 TIMEOUT = 30.0
 """Seconds without a single byte after which a connection counts as dead."""
 ATTEMPTS = 3
-"""Attempts in a row that may bring nothing before an address is given up; a refused connection counts as two."""
+"""Attempts in a row that may bring less than `PROGRESS` before an address is given up; a refused connection counts as
+two."""
+PROGRESS = 1 << 16
+"""Bytes beyond all that had come before which make an attempt no failure."""
+ATTEMPTS_IN_ALL = 100
+"""Attempts at one address, whatever they bring."""
+STALL = 60.0
+"""Seconds in which a connection must bring `PROGRESS` bytes (about 1 kB/s), or it is broken off."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PAUSE = 0.5
 """Seconds before the second attempt; doubled for each one after it."""
-LARGEST_MEMBER = 4 << 30
-"""Bytes; a file in an archive that claims more is refused, so that an archive cannot fill the disk."""
+LARGEST_FILE = 4 << 30
+"""Bytes; a transfer of unknown size, and a file in an archive, that is larger is refused: neither may fill the disk."""
+LARGEST_GAIN = 20
+"""Times its own size (and 64 MB) that an archive may unpack to; weights hardly shrink at all."""
 
 
 class TransferError(Exception):
     """One address did not give the file; another may."""
 
 
-def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool) -> None:
-    """Fetch `url` into `part`, going on where an earlier transfer of the same address stopped.
+def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int = LARGEST_FILE) -> None:
+    """Fetch `url`, of at most `most` bytes, into `part`, going on where an earlier transfer of it stopped.
 
     A file that has changed on the host meanwhile is fetched from its beginning: the host is asked by ETag or date.
     Where it gives neither, `resume_unmarked` says whether to go on all the same, which is safe only if a hash is
     checked afterwards.
 
     Raises:
-        TransferError: the host refuses, stays silent, sends a web page, or ends early every time.
+        TransferError: the host refuses, stays silent or all but silent, sends a web page or more than `most`, or ends
+            early every time.
     """
-    failures = 0
-    while True:
-        before, weight = _size(part), 1
+    failures, reached = 0, _size(part)
+    for attempt in range(ATTEMPTS_IN_ALL):
+        weight = 1
         try:
-            _fetch_once(url, part, label=label, resume_unmarked=resume_unmarked)
+            _fetch_once(url, part, label=label, resume_unmarked=resume_unmarked, most=most)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 raise TransferError(f"the host answers {error.code} {error.reason}") from error
@@ -65,11 +80,15 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool) -> None:
             if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
                 raise
             problem = TransferError(f"the transfer broke off ({str(error) or type(error).__name__})")
+        except ValueError as error:  # an address that a redirection made up
+            raise TransferError(f"the host sends to an address that is none ({error})") from error
         else:
             _marker(part).unlink(missing_ok=True)
             return
-        failures = 0 if _size(part) > before else failures + weight
-        if failures >= ATTEMPTS:
+        # Beyond all that ever came: a host that makes us start over brings nothing by sending the same again.
+        failures = 0 if _size(part) >= reached + PROGRESS else failures + weight
+        reached = max(reached, _size(part))
+        if failures >= ATTEMPTS or attempt == ATTEMPTS_IN_ALL - 1:
             raise problem
         logger.info("%s: %s; trying again.", label, problem)
         time.sleep(PAUSE * 2 ** max(failures - 1, 0))
@@ -83,8 +102,9 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
     Raises:
         MtkdError: the archive is damaged, holds a path that leads outside, or has no such file.
     """
+    most = LARGEST_GAIN * archive.stat().st_size + (64 << 20)
     try:
-        with _opened(archive) as (names, size_of, opened):
+        with _opened(archive, most) as (names, size_of, opened):
             outside = [name for name in names if _escapes(name)]
             if outside:
                 raise MtkdError(f"{archive} is refused: its entry {outside[0]!r} would be written outside its folder.")
@@ -93,19 +113,26 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
                 problem = "no file" if not found else f"{len(found)} files"
                 held = ", ".join(PurePosixPath(name).name for name in names[:10])
                 raise MtkdError(f"{archive} has {problem} called {member}; it holds {held}.")
-            if size_of(found[0]) > LARGEST_MEMBER:
+            if size_of(found[0]) > min(LARGEST_FILE, most):
                 raise MtkdError(f"{archive} is refused: {member} claims {size_of(found[0]):,} bytes.")
             with opened(found[0]) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise MtkdError(f"{archive} is damaged or truncated ({error}). Fetch it again.") from error
+    except MtkdError:
+        raise
+    except Exception as error:  # broken archives raise whatever the bytes happen to trigger
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
+            raise
+        raise MtkdError(
+            f"{archive} is damaged, truncated, encrypted or packed in an unknown way "
+            f"({type(error).__name__}: {error}). Fetch it again."
+        ) from error
 
 
 class _Incomplete(Exception):
     """The connection closed before the announced end."""
 
 
-def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool) -> None:
+def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int) -> None:
     headers = {"User-Agent": "mtkd", "Accept-Encoding": "identity"}
     have = _size(part)
     mark = _read_mark(part, url)
@@ -130,15 +157,34 @@ def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool) -> N
             raise _Incomplete("the host sends another range than the one asked for")
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        total = start + int(length) if length and re.fullmatch(r"[0-9]{1,18}", length) else None
+        if total is not None and total > most:
+            _forget(part)
+            raise TransferError(f"the host announces {total:,} bytes, and the file has at most {most:,}")
         _write_mark(part, url, response.headers)
+        began, counted, got = time.monotonic(), 0, 0
         with open(part, "ab" if resumed else "wb") as file, _progress(label, start, total) as advance:
             # read1 hands over what has come, so that a silent host costs one timeout and what came before is kept.
             while block := response.read1(1 << 18):
+                got += len(block)
+                if start + got > most:
+                    break
                 file.write(block)
                 advance(len(block))
+                if time.monotonic() - began > STALL:
+                    if got - counted < PROGRESS:
+                        raise _Incomplete(f"{got - counted:,} bytes came in {STALL:g} s")
+                    began, counted = time.monotonic(), got
+    if start + got > most:
+        _forget(part)
+        raise TransferError(f"the host sends more than the {most:,} bytes that the file has at most")
     if total is not None and _size(part) != total:
         raise _Incomplete(f"{_size(part):,} of {total:,} bytes came")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _marker(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
@@ -147,7 +193,7 @@ def _size(path: Path) -> int:
 
 def _starts_at(content_range: str) -> int | None:
     digits = content_range.removeprefix("bytes ").partition("-")[0]
-    return int(digits) if digits.isdigit() else None
+    return int(digits) if re.fullmatch(r"[0-9]{1,18}", digits) else None
 
 
 def _marker(part: Path) -> Path:
@@ -164,9 +210,11 @@ def _write_mark(part: Path, url: str, headers: http.client.HTTPMessage) -> None:
 def _read_mark(part: Path, url: str) -> str:
     try:
         known = json.loads(_marker(part).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return ""
-    return known["mark"] if known.get("url") == url else ""
+    mark = known.get("mark") if isinstance(known, dict) and known.get("url") == url else None
+    # It becomes a header of the next request.
+    return mark if isinstance(mark, str) and re.fullmatch(r"[ -~]{0,500}", mark) else ""
 
 
 @contextlib.contextmanager
@@ -197,15 +245,50 @@ def _escapes(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else False
 
 
+class _Bounded:
+    """A file that is unpacked as it is read, of which nobody gets beyond byte `most`."""
+
+    def __init__(self, source: IO[bytes], most: int, archive: Path) -> None:
+        self.source, self.most, self.archive = source, most, archive
+        self.tell = source.tell
+
+    def read(self, count: int = -1) -> bytes:
+        left = self.most - self.tell()
+        block = self.source.read(left + 1 if count < 0 else min(count, left + 1))
+        self._check(self.tell())
+        return block
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._check(position + (self.tell() if whence == 1 else 0))
+        return self.source.seek(position, whence)
+
+    def _check(self, position: int) -> None:
+        if position > self.most:
+            raise MtkdError(f"{self.archive} is refused: it unpacks to more than {LARGEST_GAIN} times its size.")
+
+
+_UNPACK: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
 @contextlib.contextmanager
-def _opened(archive: Path) -> Iterator[tuple[list[str], Callable, Callable]]:
-    """Names of the regular files, a function to their size, a function that opens one."""
-    if zipfile.is_zipfile(archive):
+def _opened(archive: Path, most: int) -> Iterator[tuple[list[str], Callable, Callable]]:
+    """Names of the regular files, a function to their size, a function that opens one.
+
+    What kind of archive it is, its first bytes tell; at most `most` bytes of a packed tar are unpacked.
+    """
+    with open(archive, "rb") as file:
+        head = file.read(512)
+    unpack = next((function for magic, function in _UNPACK.items() if head.startswith(magic)), None)
+    if head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(archive) as opened:
             names = [info.filename for info in opened.infolist() if not info.is_dir()]
             yield names, lambda name: opened.getinfo(name).file_size, opened.open
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
+    elif unpack is not None or head[257:262] == b"ustar":
+        with contextlib.ExitStack() as stack:
+            source: Any = None
+            if unpack is not None:
+                source = _Bounded(stack.enter_context(unpack(archive)), most, archive)
+            tar = stack.enter_context(tarfile.open(archive, fileobj=source, mode="r:"))
             # Links and devices are left out: only the bytes of regular files are ever read.
             names = [info.name for info in tar.getmembers() if info.isfile()]
             yield names, lambda name: tar.getmember(name).size, tar.extractfile

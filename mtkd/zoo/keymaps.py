@@ -158,12 +158,13 @@ def img_range_of(state: Mapping[str, Tensor]) -> float | None:
         weight = state.get(f"{name}.weight")
         ratio = shift / mean if shift.shape == mean.shape else torch.tensor([math.nan])
         img_range = float(ratio.mean())
-        plain = weight is None or torch.allclose(
-            weight.double().flatten(1), torch.eye(3, dtype=torch.float64), atol=1e-5
+        plain = weight is None or (
+            weight.shape == (3, 3, 1, 1)
+            and torch.allclose(weight.double().flatten(1), torch.eye(3, dtype=torch.float64), atol=1e-5)
         )
         if not plain or not torch.allclose(ratio, ratio.mean(), rtol=1e-4) or img_range <= 0:
             raise MtkdError(
-                f"The weights shift colours by {name} = {[round(v, 4) for v in state[f'{name}.bias'].tolist()]}, "
+                f"The weights shift colours by {name} = {[round(v, 4) for v in shift.flatten()[:8].tolist()]}, "
                 "which is not "
                 f"the mean of DIV2K {DIV2K_MEAN} times a range. They cannot be loaded without changing what they "
                 "compute."
@@ -183,7 +184,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         if layout.arch == "SwinIR":
             return _infer_swinir(state)
         return _infer_cnn(to_basicsr(state) if layout.naming == "official" else state, layout.arch)
-    except (KeyError, IndexError, ZeroDivisionError):
+    except (KeyError, IndexError, ZeroDivisionError, ValueError):
         return {}  # a damaged state dict: the comparison of names says what is missing
 
 
@@ -209,7 +210,7 @@ def with_swinir_buffers(state: Mapping[str, Tensor], *, img_size: int | Sequence
 def img_size_of(state: Mapping[str, Tensor]) -> int | None:
     """Training size of a SwinIR that still has its buffers: they cover (img_size / window)^2 windows."""
     for name, mask in state.items():
-        if name.endswith(".attn_mask"):
+        if name.endswith(".attn_mask") and mask.dim() == 3:
             return math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1])
     return None
 

@@ -1,17 +1,25 @@
-"""Weights into networks: strictly, whatever naming they come in, or with an error that says what does not fit."""
+"""Weights into networks: strictly, whatever naming they come in, or with an error that says what does not fit.
+
+And networks from what a weights file says about itself, which may be anybody's word: `build_described`.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
-from typing import Any
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
-from mtkd.zoo import keymaps
+from mtkd.zoo import files, keymaps
 
 logger = logging.getLogger("mtkd")
 
@@ -20,18 +28,24 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = Tru
     """Load `state` into `net` in place, in whichever naming (official or BasicSR's) `net` has.
 
     `source` names the weights in errors. Mean shifts of official EDSR and RCAN are checked against the network's mean
-    and dropped; SwinIR's derived buffers are the network's own. With `strict=False`, names that do not fit are logged
-    and left, shapes must fit all the same. Either the whole load happens or none of it. A network with a method
+    and dropped; SwinIR's derived buffers are the network's own. With `strict=False`, names and shapes that do not fit
+    are logged and left, as BasicSR does it. Either the whole load happens or none of it. A network with a method
     `adopt(state, *, source)`, which only its weights tell what it is (type spandrel), is given them whole.
 
     Raises:
-        MtkdError: names or shapes do not fit, the mean or range differs, a value is not finite, or nothing fits at all.
+        MtkdError: names or shapes do not fit, the mean or range differs, a value is not finite or no number, or
+            nothing fits at all.
     """
     if hasattr(net, "adopt"):
         _adopt(net, state, source)
         return
+    net.load_state_dict(_fitting(net, state, strict=strict, source=source), strict=False)
+
+
+def _fitting(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool, source: str) -> dict[str, Tensor]:
+    """The tensors of `state` that `net` takes, in its naming; `net` may be on the meta device."""
     adapted = _adapted(net, state, source)
-    expected = {name: value for name, value in net.state_dict().items() if not _is_derived(name)}
+    expected = own_tensors(net)
     missing = [name for name in expected if name not in adapted]
     unexpected = [name for name in adapted if name not in expected]
     misshapen = [
@@ -39,34 +53,219 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = Tru
         for name in expected
         if name in adapted and adapted[name].shape != expected[name].shape
     ]
-    fitting = len(expected) - len(missing)
-    if misshapen or (strict and (missing or unexpected)) or (expected and not fitting):
+    fitting = {
+        name: adapted[name] for name in expected if name in adapted and adapted[name].shape == expected[name].shape
+    }
+    if (strict and (misshapen or missing or unexpected)) or (expected and not fitting):
         raise MtkdError(_mismatch(net, adapted, source, missing, unexpected, misshapen, total=len(expected)))
-    _check_finite({name: adapted[name] for name in expected if name in adapted}, source)
-    if missing or unexpected:
+    _check_kind(fitting, expected, source)
+    _check_finite(fitting, source)
+    if missing or unexpected or misshapen:
         logger.warning(
-            "%s was loaded in part, as strict loading is off: %d of %d tensors.%s%s",
+            "%s was loaded in part, as strict loading is off: %d of %d tensors.%s%s%s",
             source,
-            fitting,
+            len(fitting),
             len(expected),
             f" Not in the file, left as they were: {_few(missing)}." if missing else "",
+            f" Of another shape, left as they were: {_few(misshapen)}." if misshapen else "",
             f" Not in the network, ignored: {_few(unexpected)}." if unexpected else "",
         )
-    net.load_state_dict({name: adapted[name] for name in expected if name in adapted}, strict=False)
+    return fitting
+
+
+def own_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, but for those that a network derives itself.
+
+    Not `state_dict`, for which SwinIR makes a mask as large as its `img_size` says.
+    """
+    tensors = {
+        f"{prefix}.{name}" if prefix else name: tensor
+        for prefix, module in net.named_modules(remove_duplicate=False)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and name not in module._non_persistent_buffers_set
+    }
+    return {name: tensor for name, tensor in tensors.items() if not _is_derived(name)}
 
 
 def build_network(arch: Mapping[str, Any], *, source: str, scale: int | None = None) -> nn.Module:
-    """Network described by {"type", "args"}, built through the catalog with its own initial weights.
+    """Network that the user or mtkd itself describes by {"type", "args"}, with its own initial weights.
 
     Raises:
         MtkdError: the description is not one, or the class does not take these arguments.
     """
-    if not isinstance(arch, Mapping) or "type" not in arch:
-        raise MtkdError(f"{source} does not say which network it holds: its facts lack arch: {{type, args}}.")
+    name, arguments = description(arch, source)
     try:
-        return catalog.build_network(arch["type"], arch.get("args", {}), scale=scale)
-    except TypeError as error:
-        raise MtkdError(f"{source} describes a {arch['type']} with arguments it does not take: {error}.") from error
+        return catalog.build_network(name, arguments, scale=scale)
+    except MtkdError:
+        raise
+    except Exception as error:
+        raise _not_built(source, name, error) from error
+
+
+LARGEST_ARGUMENT = 1024
+"""Whole number that a file may give as an argument when none of its tensors has a side as long."""
+LARGEST = {"upscale": 16, "scale": 16, "img_size": 1024, "window_size": 32}
+"""The same for arguments that shapes need not show, and memory grows with."""
+LONGEST_LIST = 256
+
+
+def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, source: str) -> nn.Module:
+    """Network that a weights file says it holds, `facts` being what it says and `state` its weights, not loaded yet.
+
+    The file may be anybody's, so that nothing it says is believed: the class is one of mtkd's own or one that the user
+    has imported, its arguments are plain values within bounds, and before any memory is taken, the network is built
+    without values, of no more parts than the file has, and must have the very shapes of the file.
+
+    Raises:
+        MtkdError: one of these does not hold, or the file does not say what it is.
+    """
+    scale = facts.get("scale")
+    if scale is not None and (type(scale) is not int or not 0 < scale <= LARGEST["scale"]):
+        raise MtkdError(f"{source} is refused: its scale is {_shown(scale)}, and not a whole number from 1 to 16.")
+    name, arguments = description(facts.get("arch"), source)
+    _check_description(name, arguments, _longest_side(state), source, depth=0)
+    if name in catalog.ARCHS:
+        try:
+            with torch.device("meta"), _NoInitialValues(), _at_most(len(state), source):
+                empty = catalog.build_network(name, arguments, scale=scale)
+        except MtkdError as error:
+            raise MtkdError(f"{source} is refused: {error}") from error
+        except Exception as error:
+            raise _not_built(source, name, error) from error
+        if not hasattr(empty, "adopt"):
+            _fitting(empty, state, strict=True, source=source)
+    return build_network({"type": name, "args": arguments}, source=source, scale=scale)
+
+
+def description(arch: Any, source: str) -> tuple[str, dict[str, Any]]:
+    """`type` and `args` of a description of a network, whatever it holds.
+
+    Raises:
+        MtkdError: it is no description.
+    """
+    arguments = arch.get("args", {}) if isinstance(arch, Mapping) else None
+    if not isinstance(arch, Mapping) or not isinstance(arch.get("type"), str) or not isinstance(arguments, Mapping):
+        raise MtkdError(f"{source} does not say which network it holds: its facts lack arch: {{type, args}}.")
+    if not all(isinstance(key, str) for key in arguments):
+        raise MtkdError(f"{source} does not say which network it holds: an argument has a name that is not text.")
+    return arch["type"], dict(arguments)
+
+
+def _not_built(source: str, name: str, error: Exception) -> MtkdError:
+    if isinstance(error, TypeError):
+        return MtkdError(f"{source} describes a {name[:80]} with arguments it does not take: {str(error)[:300]}.")
+    text = " ".join(str(error).split())[:300]
+    return MtkdError(f"{source} describes a {name[:80]} that cannot be built: {type(error).__name__}: {text}.")
+
+
+def _longest_side(state: Mapping[str, Tensor]) -> int:
+    return max((side for tensor in state.values() for side in tensor.shape), default=0)
+
+
+def _check_description(name: str, arguments: Mapping[str, Any], longest: int, source: str, *, depth: int) -> None:
+    """A class that a file may name, with arguments of its signature within bounds; networks inside networks too."""
+    try:
+        cls = catalog.get("arch", name, from_file=True)
+    except MtkdError as error:
+        raise MtkdError(f"{source} is refused: {error}") from error
+    parameters = inspect.signature(cls).parameters.values()
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    limit = max(LARGEST_ARGUMENT, longest)
+    for key, value in arguments.items():
+        if key not in known and not is_open:
+            raise MtkdError(f"{source} describes a {name} with arguments it does not take: {key[:80]}.")
+        most = LARGEST.get(key, limit)
+        _check_value(value, most, f"{source} is refused: {name}'s {key[:80]}", longest, source, depth)
+
+
+def _check_value(value: Any, most: int, what: str, longest: int, source: str, depth: int) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        if not 0 <= value <= most:
+            raise MtkdError(f"{what} is {_shown(value)}; in this file it is a whole number from 0 to {most}.")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise MtkdError(f"{what} is {value}, not a finite number.")
+    elif isinstance(value, str):
+        if len(value) > 100:
+            raise MtkdError(f"{what} is a text of {len(value)} characters.")
+    elif depth > 3:
+        raise MtkdError(f"{what} is nested too deeply.")
+    elif isinstance(value, list | tuple):
+        whole = [item for item in value if isinstance(item, int)]
+        if len(value) > LONGEST_LIST or sum(whole) > max(most, longest):
+            raise MtkdError(f"{what} is a list of {len(value)} that is too long or too large for this file.")
+        for item in value:
+            _check_value(item, most, what, longest, source, depth + 1)
+    elif isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        arguments = {key: item for key, item in value.items() if key != "type"}
+        if not all(isinstance(key, str) for key in arguments):
+            raise MtkdError(f"{what} has an argument whose name is not text.")
+        _check_description(value["type"], arguments, longest, source, depth=depth + 1)
+    else:
+        raise MtkdError(
+            f"{what} is a {type(value).__name__}; numbers, texts, lists and networks {{type: ...}} are read."
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a number of more than 18 digits"
+    return repr(value)[:80] if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Filling a tensor that has no values does nothing; torch would import its compiler, two seconds, to do it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given, name = kwargs or {}, getattr(func, "__name__", "")
+        filled = next(iter((*args, *given.values())), None) if name.endswith("_") and not name.endswith("__") else None
+        return filled if isinstance(filled, Tensor) and filled.is_meta else func(*args, **given)
+
+
+@contextmanager
+def _at_most(tensors: int, source: str) -> Iterator[None]:
+    """Stop a constructor, in this thread, that makes more parameters or modules than a file of `tensors` can fill."""
+    thread, parameters, modules = threading.get_ident(), 0, 0
+    # A block has one activation or more for each of its layers, and containers around them.
+    most_modules = 8 * tensors + 64
+
+    def stop() -> NoReturn:
+        raise MtkdError(
+            f"it describes a network of more parts than its {tensors} tensors can fill. {source} does not hold the "
+            "weights of what it says it is."
+        )
+
+    def count_parameter(_module: nn.Module, _name: str, parameter: Any) -> None:
+        nonlocal parameters
+        if threading.get_ident() == thread and parameter is not None:
+            parameters += 1
+            if parameters > tensors:
+                stop()
+
+    def count_module(_module: nn.Module, _name: str, _child: Any) -> None:
+        nonlocal modules
+        if threading.get_ident() == thread:
+            modules += 1
+            if modules > most_modules:
+                stop()
+
+    from torch.nn.modules.module import (
+        register_module_module_registration_hook,
+        register_module_parameter_registration_hook,
+    )
+
+    hooks = (
+        register_module_parameter_registration_hook(count_parameter),
+        register_module_module_registration_hook(count_module),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _adopt(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -80,6 +279,15 @@ def _adopt(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     net.adopt(state, source=source)
 
 
+def _check_kind(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    for name, tensor in state.items():
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise MtkdError(
+                f"{source} cannot be used: {name} is {str(tensor.dtype).removeprefix('torch.')}, the network wants "
+                "floating-point numbers. Save the weights as float32 or float16."
+            )
+
+
 def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -88,12 +296,17 @@ def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
 
 def _adapted(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """`state` in the naming of `net`, without what `net` derives itself."""
-    theirs, ours = keymaps.detect(state), keymaps.detect(net.state_dict())
+    own = own_tensors(net)
+    theirs, ours = keymaps.detect(state), keymaps.detect(own)
     if theirs and ours and theirs.arch == ours.arch and theirs.naming != ours.naming:
         if ours.naming == "official":
             return keymaps.to_official(state)
         _check_mean_shift(net, state, source)
         state = keymaps.to_basicsr(state)
+    # A network of which everything stands in one module: reading took the prefix off.
+    whole = next((p for p in files.NAMES_OF_THE_WHOLE if own and all(name.startswith(p) for name in own)), "")
+    if whole and not any(name.startswith(whole) for name in state):
+        state = {whole + name: tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if not _is_derived(name)}
 
 
@@ -110,8 +323,12 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
     if abs(stored - wanted) > 1e-2:
         raise MtkdError(f"{source} works on values up to {stored:g}, your option says img_range {wanted:g}.")
     mean = getattr(net, "mean", None)
-    if isinstance(mean, Tensor) and not torch.allclose(
-        mean.detach().flatten().double().cpu(), torch.tensor(keymaps.DIV2K_MEAN, dtype=torch.float64), atol=1e-4
+    if (
+        isinstance(mean, Tensor)
+        and not mean.is_meta
+        and not torch.allclose(
+            mean.detach().flatten().double().cpu(), torch.tensor(keymaps.DIV2K_MEAN, dtype=torch.float64), atol=1e-4
+        )
     ):
         raise MtkdError(
             f"{source} was trained with rgb_mean {list(keymaps.DIV2K_MEAN)}, your option says "
@@ -144,7 +361,7 @@ def _mismatch(
 
 def _difference(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """In the user's words, what the file holds and what the option says; empty when shapes do not tell."""
-    own = net.state_dict()
+    own = own_tensors(net)
     theirs, ours = keymaps.detect(state), keymaps.detect(own)
     if theirs is None:
         return ""

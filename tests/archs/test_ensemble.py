@@ -35,6 +35,13 @@ class Cropping(Nearest):
         return super().forward(lq)[..., :-1, :]
 
 
+@pytest.mark.parametrize("stored", [None, 3, "ab", {"a": 1}, [["a"]], [3, 4]], ids=str)
+def test_members_that_are_no_names_are_refused(stored: object) -> None:
+    ensemble = Ensemble({"a": Nearest(1.0), "b": Nearest(1.0)})
+    with pytest.raises(MtkdError, match="no list"):
+        ensemble.check_order(stored)  # pyright: ignore[reportArgumentType]
+
+
 def test_images_are_concatenated_in_the_order_of_the_members():
     lq = torch.rand(2, 3, 5, 7)
     members = {"zeta": Nearest(1.0), "alpha": Nearest(2.0), "mid": Nearest(3.0)}

@@ -183,6 +183,8 @@ def test_what_does_not_fit_is_refused_in_one_paragraph() -> None:
     incomplete = span().state_dict()
     del incomplete["block_1.c1_r.sk.bias"]
     assert "block_1.c1_r.sk.bias" in refusal(incomplete)
+    for strange in (torch.zeros(()), torch.zeros(0), torch.zeros(1, 1, 1, 1, 1)):
+        refusal({name: strange for name in span().state_dict()})
     edsr = catalog.get("arch", "EDSR")(num_feat=8, num_block=2, upscale=2).state_dict()
     assert "write `type: EDSR`" in refusal(edsr)
 

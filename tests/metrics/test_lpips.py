@@ -92,13 +92,17 @@ def test_without_weights_it_says_where_they_go_and_downloads_nothing(monkeypatch
         lpips(_photo("astronaut"), _photo("coffee"))
 
 
-@pytest.mark.parametrize("content", [b"no weights at all", None], ids=["damaged", "another network"])
-def test_a_wrong_file_is_an_error_that_names_it(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"no weights at all", b"1", b"\x80\x02]q\x00.", bytes(999), {"features.0.weight": torch.zeros(64, 3, 3, 3)}, [3]],
+    ids=["text", "digit", "pickle", "zeros", "another network", "no dict"],
+)
+def test_a_wrong_file_is_an_error_that_names_it(content: object, tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
-    if content is None:
-        torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
-    else:
+    if isinstance(content, bytes):
         path.write_bytes(content)
+    else:
+        torch.save(content, path)
     with pytest.raises(MtkdError, match="other.pth"):
         lpips(_photo("astronaut"), _photo("coffee"), weights=path)
 

@@ -29,6 +29,12 @@ class Reply:
     etag: str | None = None
     content_type: str = "application/octet-stream"
     announces_length: bool = True
+    length: str | None = None
+    """What Content-Length says in place of the truth."""
+    drip: float | None = None
+    """Seconds between single bytes."""
+    refuses_ranges: bool = False
+    """Answers 416 to whoever goes on from where it stopped."""
 
 
 class Host:
@@ -63,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404 if reply is None else reply.status)
             return
         start = self._start(reply, asked)
-        if start >= len(reply.body) > 0 and start:
+        if asked and reply.refuses_ranges or start >= len(reply.body) > 0 and start:
             self.send_error(416)
             return
         body = reply.body[start:]
@@ -72,11 +78,17 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(reply.body) - 1}/{len(reply.body)}")
         if reply.announces_length:
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", reply.length or str(len(body)))
         if reply.etag:
             self.send_header("ETag", reply.etag)
         self.end_headers()
         cut = reply.cuts.pop(0) if reply.cuts else None
+        if reply.drip is not None:
+            for byte in body:
+                if self.host.closing.wait(reply.drip):
+                    return
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
         self.wfile.write(body if cut is None else body[:cut])
         if reply.stalls:
             self.wfile.flush()

@@ -13,6 +13,7 @@ from zoo.official import filled, rcan_shapes, run_edsr, run_rcan
 from zoo.test_cache import NOWHERE
 from zoo.test_download import FILE
 
+from mtkd import catalog
 from mtkd import zoo_cli as cli
 from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
@@ -195,13 +196,17 @@ def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: P
     assert not target.exists()
 
 
-def test_an_unknown_network_must_be_named(tmp_path: Path) -> None:
+def test_an_unknown_network_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_USER_MODULES", set())
     torch.save({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, tmp_path / "linear.pth")
     target = tmp_path / "linear.safetensors"
     with pytest.raises(MtkdError, match="none of EDSR, RCAN, SwinIR.*--arch"):
         zoo("convert", tmp_path / "linear.pth", target, "--to", "safetensors")
     words = ("--arch", "torch.nn:Linear", "--arg", "in_features=2", "--arg", "out_features=3")
     zoo("convert", tmp_path / "linear.pth", target, "--to", "safetensors", *words)
+    with pytest.raises(MtkdError, match="A weights file is no program.*--import"):
+        build(target)
+    catalog.import_modules(["torch.nn"])
     assert build(target)(torch.zeros(1, 2)).shape == (1, 3)
     with pytest.raises(MtkdError, match="official naming"):
         zoo("convert", tmp_path / "linear.pth", tmp_path / "x.pth", "--to", "official", *words)

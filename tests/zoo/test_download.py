@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
 import logging
+import lzma
 import multiprocessing
 import os
 import tarfile
@@ -22,7 +25,7 @@ from zoo.conftest import Host, saved, sha256
 from zoo.official import run_edsr
 
 from mtkd.contracts import MtkdError
-from mtkd.zoo import Entry, Source, build, download, ensure, keymaps, read_checkpoint, resolve
+from mtkd.zoo import Entry, Source, build, download, ensure, keymaps, read_checkpoint, resolve, verify
 
 Publish = Callable[..., Entry]
 FILE = "edsr_tiny.pt"
@@ -188,21 +191,28 @@ def test_a_part_longer_than_the_file_starts_over(host: Host, publish: Publish, w
     assert record(weights_dir)["source"]["sha256"] == sha256(body)
 
 
-def test_a_wrong_hash_stops_keeps_the_file_aside_and_names_both(
-    host: Host, publish: Publish, weights_dir: Path, body: bytes
-) -> None:
+def test_a_wrong_hash_is_set_aside_and_names_both(host: Host, publish: Publish, weights_dir: Path, body: bytes) -> None:
     other = saved({"w": torch.zeros(3)})
-    item = publish(
-        Source(host.serve(FILE, other), FILE, sha256(body), "the author"),
-        Source(host.serve("second", body), FILE, sha256(body)),
-    )
+    item = publish(Source(host.serve(FILE, other), FILE, sha256(body), "the author"))
     with pytest.raises(MtkdError) as raised:
         ensure(item, weights_dir=weights_dir)
     assert sha256(body) in str(raised.value)
     assert sha256(other) in str(raised.value)
     assert left_over(weights_dir) == [f"{FILE}.bad-{sha256(other)[:8]}"]
-    assert [path for path, _ in host.requests] == [FILE]
     assert not (weights_dir / "edsr_tiny_x2.safetensors").exists()
+
+
+def test_after_a_wrong_hash_the_next_mirror_is_asked(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes
+) -> None:
+    other = saved({"w": torch.zeros(3)})
+    item = publish(
+        Source(host.serve(FILE, other), FILE, sha256(body), "the author"),
+        Source(host.serve("second", body), FILE, sha256(body), "the author"),
+    )
+    ensure(item, weights_dir=weights_dir)
+    assert record(weights_dir)["source"]["url"] == f"{host.url}/second"
+    assert left_over(weights_dir) == [f"{FILE}.bad-{sha256(other)[:8]}"]
 
 
 def test_the_published_prefix_of_a_hash_is_enough_to_refuse(
@@ -319,7 +329,7 @@ def test_an_archive_without_the_file_says_what_it_holds(
 def test_a_member_that_would_fill_the_disk_is_refused(
     host: Host, publish: Publish, weights_dir: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "LARGEST_MEMBER", len(body) - 1)
+    monkeypatch.setattr(download, "LARGEST_FILE", len(body) - 1)
     item = publish(Source(host.serve("a.zip", zipped(**{FILE: body})), "a.zip", None, member=FILE))
     with pytest.raises(MtkdError, match="claims .* bytes"):
         ensure(item, weights_dir=weights_dir)
@@ -499,3 +509,142 @@ def test_a_converted_file_without_its_record_is_refused(
     (weights_dir / "edsr_tiny_x2.json").unlink()
     with pytest.raises(MtkdError, match="nothing vouches for it"):
         ensure(item, weights_dir=weights_dir)
+
+
+@pytest.mark.parametrize("behaviour", [{"refuses_ranges": True}, {"etag": '"1"', "refuses_ranges": True}], ids=str)
+def test_a_host_that_announces_more_than_it_sends_is_given_up(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes, behaviour: dict
+) -> None:
+    long = body * 20  # more than counts as progress
+    item = publish(Source(host.serve(FILE, long, length=str(len(long) + 9), **behaviour), FILE, sha256(body)))
+    with pytest.raises(MtkdError, match="could not be fetched"):
+        ensure(item, weights_dir=weights_dir)
+    assert len(host.requests) <= 8
+
+
+def test_attempts_are_counted_though_each_brings_something(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "PROGRESS", 10)
+    monkeypatch.setattr(download, "ATTEMPTS_IN_ALL", 5)
+    item = publish(Source(host.serve(FILE, body, cuts=[100] * 50), FILE, sha256(body)))
+    with pytest.raises(MtkdError, match="500 of"):
+        ensure(item, weights_dir=weights_dir)
+    assert len(host.requests) == 5
+
+
+def test_a_host_that_drips_is_given_up_for_the_next(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STALL", 0.2)
+    slow = host.serve("slow", body, drip=0.05)
+    item = publish(Source(slow, FILE, sha256(body)), Source(host.serve(FILE, body), FILE, sha256(body)))
+    ensure(item, weights_dir=weights_dir)
+    assert record(weights_dir)["source"]["url"] == f"{host.url}/{FILE}"
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "1" * 5000, "\u00b2", ""])
+def test_a_length_that_is_no_number_is_passed_over(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes, length: str
+) -> None:
+    item = publish(Source(host.serve(FILE, body, length=length or " "), FILE, sha256(body)))
+    ensure(item, weights_dir=weights_dir)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("known", [{"size": 1000}, {"about": 0.0}], ids=str)
+def test_no_more_is_taken_than_the_file_can_have(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes, announced: bool, known: dict
+) -> None:
+    flood = host.serve("flood", bytes(4 << 20), announces_length=announced)
+    item = publish(Source(flood, FILE, None, **known))
+    with pytest.raises(MtkdError, match="announces 4,194,304 bytes" if announced else "sends more than"):
+        ensure(item, weights_dir=weights_dir)
+    assert left_over(weights_dir) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "3", "{", '{"source": 3}', '{"source": {}, "sha256": 3}', "\udce9", "[" * 99_999],
+    ids=lambda t: t[:20],
+)
+def test_a_record_that_is_none_is_named(publish: Publish, weights_dir: Path, text: str, body: bytes) -> None:
+    item = publish(Source("http://127.0.0.1:1/x", FILE, sha256(body)))
+    weights_dir.mkdir()
+    (weights_dir / f"{item.name}.safetensors").write_bytes(b"x")
+    (weights_dir / f"{item.name}.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(MtkdError, match=rf"{item.name}\.json.*Delete it"):
+        ensure(item, weights_dir=weights_dir)
+    (report,) = verify([item.name], weights_dir=weights_dir)
+    assert not report.ok and f"{item.name}.json" in report.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "3", '{"url": 3}', '{"url": "URL", "mark": 3}', '{"url": "URL", "mark": "a\\r\\nX: y"}', "[" * 99_999],
+    ids=lambda text: text[:30],
+)
+def test_a_mark_that_is_none_is_passed_over(
+    host: Host, publish: Publish, weights_dir: Path, text: str, body: bytes
+) -> None:
+    url = host.serve(FILE, body)
+    item = publish(Source(url, FILE, sha256(body)))
+    part = weights_dir / "downloads" / f"{FILE}.{sha256(url.encode())[:8]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(body[:100])
+    part.with_name(f"{part.name}.json").write_text(text.replace("URL", url))
+    ensure(item, weights_dir=weights_dir)
+
+
+def packed_anyhow(body: bytes) -> list[tuple[str, bytes]]:
+    """Archives that their readers stumble over, by what is wrong with them."""
+    plain = zipped(**{FILE: body})
+    encrypted, unknown, garbled = bytearray(plain), bytearray(plain), bytearray(plain)
+    for offset, at in ((6, 8), (plain.rindex(b"PK\x01\x02") + 8, plain.rindex(b"PK\x01\x02") + 10)):
+        encrypted[offset] |= 1
+        unknown[at] = 97
+    garbled[200:300] = b"\xff" * 100
+    gz = tarred(**{FILE: body})
+    stored = io.BytesIO()
+    with tarfile.open(fileobj=stored, mode="w") as archive:
+        info = tarfile.TarInfo(FILE)
+        info.size = len(body)
+        archive.addfile(info, io.BytesIO(body))
+    return [
+        ("encrypted", bytes(encrypted)),
+        ("unknown packing", bytes(unknown)),
+        ("garbled", bytes(garbled)),
+        ("cut gz", gz[: len(gz) // 2]),
+        ("garbled gz", gz[:300] + b"\xff" * 100 + gz[400:]),
+        ("cut xz", lzma.compress(stored.getvalue())[:-200]),
+        ("garbled xz", lzma.compress(stored.getvalue())[:300] + b"\xff" * 500),
+        ("cut bz2", bz2.compress(stored.getvalue())[:-200]),
+        ("cut tar", stored.getvalue()[:2000]),
+        ("bomb", gzip.compress(bytes(200 << 20), 1)),
+    ]
+
+
+def test_archives_that_cannot_be_read_are_set_aside(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes
+) -> None:
+    for name, archive in packed_anyhow(body):
+        item = publish(Source(host.serve("a.zip", archive), "a.zip", None, member=FILE))
+        with pytest.raises(MtkdError, match="could not be fetched"):
+            ensure(item, weights_dir=weights_dir)
+        assert left_over(weights_dir) == [f"a.zip.bad-{sha256(archive)[:8]}"], name
+        (weights_dir / "downloads" / f"a.zip.bad-{sha256(archive)[:8]}").unlink()
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda b: b, gzip.compress, bz2.compress, lzma.compress], ids=["tar", "gz", "bz2", "xz"]
+)
+def test_a_tar_is_read_though_its_last_file_is_a_zip(
+    host: Host, publish: Publish, weights_dir: Path, body: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo(f"models/{FILE}")
+        info.size = len(body)
+        archive.addfile(info, io.BytesIO(body))
+    item = publish(Source(host.serve("a.tar", pack(buffer.getvalue())), "a.tar", None, member=FILE))
+    ensure(item, weights_dir=weights_dir)

@@ -100,6 +100,25 @@ def test_a_partial_load_happens_only_on_request_and_is_said(caplog: pytest.LogCa
     assert torch.equal(net.conv_first.weight, state["conv_first.weight"])
 
 
+def test_tensors_of_another_shape_are_left_and_said_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    """As BasicSR does it: weights of x2 start a network of x3."""
+    net, state = edsr(upscale=3), edsr(upscale=2).state_dict()
+    upsample = net.upsample[0].weight.clone()
+    with pytest.raises(MtkdError, match="This is EDSR with upscale 2, your option says 3"):
+        load_into(net, state, source="file.pth")
+    with caplog.at_level(logging.WARNING, logger="mtkd"):
+        load_into(net, state, strict=False, source="file.pth")
+    assert "14 of 16 tensors" in caplog.text and "Of another shape" in caplog.text
+    assert "upsample.0.weight is (32, 8, 3, 3), the network wants (72, 8, 3, 3)" in caplog.text
+    assert torch.equal(net.upsample[0].weight, upsample)
+    assert torch.equal(net.conv_last.weight, state["conv_last.weight"])
+
+
+def test_shapes_that_all_differ_are_an_error_even_on_request() -> None:
+    with pytest.raises(MtkdError, match="does not fit"):
+        load_into(nn.Linear(2, 3), nn.Linear(4, 5).state_dict(), strict=False, source="file.pth")
+
+
 def test_nothing_that_fits_is_an_error_even_on_request() -> None:
     with pytest.raises(MtkdError, match="does not fit"):
         load_into(edsr(), {"something": torch.zeros(1)}, strict=False, source="file.pth")
