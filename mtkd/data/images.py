@@ -321,9 +321,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
             (
                 p
                 for p in folder.iterdir()
-                if p.suffix.lower() in IMAGE_SUFFIXES
-                and not p.name.startswith(".")
-                and (p.is_file() or not p.exists())
+                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and (p.is_file() or not p.exists())
             ),
             key=lambda p: p.name,
         )

@@ -238,7 +238,6 @@ class PairedImages(Sequence[PairedImage]):
             return None
         return height, width
 
-
     def _say_turned_alone(self) -> None:
         """Warn where the orientation tag of one image of a pair is not that of the other: sizes agree all the same when
         the tag turns by 180 degrees, and a tool that ignored the tag has made the other.
