@@ -177,9 +177,7 @@ class PairedImages(Sequence[PairedImage]):
         seen: dict[str, Path] = {}
         for path in paths:
             if path.stem in seen:
-                problems.append(
-                    f"{path}: same name as {seen[path.stem].relative_to(self.dataroot_gt)}, so its lq image is ambiguous"
-                )
+                problems.append(f"{path}: same name as {seen[path.stem].name}, so its lq image is ambiguous")
             seen.setdefault(path.stem, path)
         return list(seen.values())
 

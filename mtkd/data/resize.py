@@ -30,9 +30,9 @@ def imresize(image: Tensor, scale: float) -> Tensor: ...
 def imresize(image: NDArray[np.uint8] | Tensor, scale: float) -> NDArray[np.uint8] | Tensor:
     """Resize by `scale` (below 1 makes it smaller, with antialiasing); the new sides are ceil(side * scale).
 
-    A uint8 or uint16 array (H, W) or (H, W, C) gives another: summed in double precision, rounded and clipped to its bits
-    after *each* of the two passes, as MATLAB does for integer images. This gives the standard LR images bit for bit,
-    when the HR image has been cut to a multiple of the factor before (`modcrop`).
+    A uint8 or uint16 array (H, W) or (H, W, C) gives another: summed in double precision, rounded and clipped to its
+    bits after *each* of the two passes, as MATLAB does for integer images. This gives the standard LR images bit for
+    bit, when the HR image has been cut to a multiple of the factor before (`modcrop`).
 
     A float tensor (..., H, W) gives a float tensor of the same dtype on the same device, neither rounded nor clipped,
     and differentiable. It equals `basicsr.utils.matlab_functions.imresize` up to the rounding of its float32 weights.
@@ -45,8 +45,8 @@ def imresize(image: NDArray[np.uint8] | Tensor, scale: float) -> NDArray[np.uint
     if isinstance(image, Tensor):
         if not image.is_floating_point() or image.dim() < 2:
             raise MtkdError(
-                f"imresize takes a float tensor (..., H, W) or a uint8 or uint16 array, not a {image.dtype} tensor of shape "
-                f"{tuple(image.shape)}."
+                f"imresize takes a float tensor (..., H, W) or a uint8 or uint16 array, not a {image.dtype} tensor of "
+                f"shape {tuple(image.shape)}."
             )
         half = image.dtype in (torch.float16, torch.bfloat16)
         out = image.float() if half else image
@@ -55,8 +55,8 @@ def imresize(image: NDArray[np.uint8] | Tensor, scale: float) -> NDArray[np.uint
         return out.to(image.dtype)
     if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or not image.size:
         raise MtkdError(
-            f"imresize takes a uint8 or uint16 array (H, W) or (H, W, C) or a float tensor, not a {image.dtype} array of "
-            f"shape {image.shape}."
+            f"imresize takes a uint8 or uint16 array (H, W) or (H, W, C) or a float tensor, not a {image.dtype} array "
+            f"of shape {image.shape}."
         )
     out = torch.from_numpy(np.ascontiguousarray(image))
     for axis in (0, 1):

@@ -47,7 +47,8 @@ def open_training_set(
 
     The cache entry is keyed by the files' paths, sizes and modification times, the pairing, the scale and the decoding
     rule, so any change makes a new entry; old ones are never deleted. The entry appears by one rename when it is
-    complete. One that is damaged, truncated or lacks a file is made again. Processes that want the same entry at the same time wait for the first one to make it.
+    complete; every image in it is compared with its checksum whenever it is opened, and an entry that is damaged or
+    lacks a file is made again. Processes that want the same entry at the same time wait for the first one to make it.
 
     Args:
         options: `dataroot_gt`, `dataroot_lq`, `meta_info_file`, `filename_tmpl`, `io_backend` as in `PairedImages`, and

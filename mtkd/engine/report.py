@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtkd import catalog
+from mtkd import catalog, zoo
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.engine import build
 from mtkd.engine.evaluate import (
     Evaluation,
+    ImageSet,
+    MetricFunction,
     build_metrics,
     compile_for_images,
     evaluate,
@@ -33,10 +38,12 @@ from mtkd.metrics.complexity import complexity
 def test(options: Options, *, device: str | torch.device | None = None, command: str | None = None) -> list[Evaluation]:
     """Measure `network_g` on every test set of `options`, print the table, write `results/NAME`.
 
-    For `model_type: MTKDFusion` the network is the fusion network behind its teachers.
+    The folder is made, and tried, before anything is measured. For `model_type: MTKDFusion` the network is the fusion
+    network behind its teachers.
 
     Raises:
-        MtkdError: there are no test sets, no weights, or something about either is wrong.
+        MtkdError: there are no test sets, no weights, or something about either is wrong; or nothing can be written,
+            and then a table that was measured has been printed.
     """
     if not options.datasets.evaluation or not options.val.metrics:
         raise MtkdError("Testing needs `network_g`, `val.metrics` and at least one test set, `datasets.test_1`.")
@@ -50,35 +57,54 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     net.to(device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
     if options.val.compile:
         compile_for_images(net, device, partial(build.autocast, options.precision, device), print)
-    folder = free_folder(Path(options.path.results_root) / options.name)
-    rows: list[Evaluation] = []
-    for name, image_set in images.items():
-        save = None
-        if options.val.save_img:
-            save = save_to(folder / "visualization" / name, options.val.suffix or options.name)
-        rows.append(
-            evaluate(
-                val_predict(net, options),
-                image_set,
-                build_metrics(options.val.metrics),
-                dataset=name,
-                device=device,
-                autocast=partial(build.autocast, options.precision, device),
-                save=save,
-                progress=lambda steps, name=name: tracked(steps, name),
-            )
-        )
+    metrics = build_metrics(options.val.metrics)
+    folder = make_free_folder(Path(options.path.results_root) / options.name)
+    try:
+        rows = [_measure(options, name, image_set, net, metrics, device, folder) for name, image_set in images.items()]
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was saved yet
+        raise
     cost = complexity(net)
+    origin: zoo.Origin = net.origin  # pyright: ignore[reportAssignmentType]
     facts: dict[str, Any] = {
         "name": options.name,
         "weights": options.path.pretrain_network_g,
+        "entry": origin.entry,
+        "iteration": origin.iteration,
         "parameters": cost.params,
         "gmacs_1280x720": cost.macs / 1e9,
         "command": command,
     }
+    # Before the files: a disk that fills up in the meantime costs no numbers.
+    _print(options, rows, facts, origin)
     write_results(folder, [(options.name, row) for row in rows], facts | {"environment": environment()})
-    _print(options, rows, facts, folder)
+    print(f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}")
     return rows
+
+
+def _measure(
+    options: Options,
+    name: str,
+    images: ImageSet,
+    net: nn.Module,
+    metrics: Mapping[str, MetricFunction],
+    device: torch.device,
+    folder: Path,
+) -> Evaluation:
+    save = None
+    if options.val.save_img:
+        save = save_to(folder / "visualization" / name, options.val.suffix or options.name)
+    return evaluate(
+        val_predict(net, options),
+        images,
+        metrics,
+        dataset=name,
+        device=device,
+        autocast=partial(build.autocast, options.precision, device),
+        save=save,
+        progress=lambda steps: tracked(steps, name),
+    )
 
 
 def free_folder(wanted: Path) -> Path:
@@ -90,9 +116,40 @@ def free_folder(wanted: Path) -> Path:
     return folder
 
 
-def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], folder: Path) -> None:
+def make_free_folder(wanted: Path) -> Path:
+    """`free_folder`, made, by this process alone where several want it.
+
+    Raises:
+        MtkdError: it cannot be made, or no file can be written into it.
+    """
+    while True:
+        try:
+            folder = free_folder(wanted)
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            if folder.exists():
+                continue
+            raise MtkdError(f"The results folder {folder} cannot be made: {error.strerror}.") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MtkdError(f"The results folder {wanted} cannot be made: {reason}. Set path.results_root.") from error
+        try:
+            trial = folder / ".trial"
+            trial.write_bytes(bytes(4096))
+            trial.unlink()
+        except OSError as error:
+            with suppress(OSError):
+                shutil.rmtree(folder)
+            raise MtkdError(
+                f"Nothing can be written into {folder}: {error.strerror}. Set path.results_root."
+            ) from error
+        return folder
+
+
+def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], origin: zoo.Origin) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         title=f"{options.name} (x{options.scale}, {facts['parameters']:,d} parameters, "
@@ -108,13 +165,11 @@ def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], fold
         table.add_row(row.dataset, str(len(row.images)), *(f"{means[metric]:.4f}" for metric in metrics))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(
-        f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}", soft_wrap=True
-    )
+    console.print(Text(f"Weights: {origin}"), soft_wrap=True)
 
 
 def output_network(options: Options) -> nn.Module:
-    """The lq -> sr network an option file describes, with its weights, in eval mode.
+    """The lq -> sr network an option file describes, with its weights, in eval mode; its `origin` says which they are.
 
     Raises:
         MtkdError: the file names no weights, or they do not fit; random weights are never used silently.
@@ -138,4 +193,6 @@ def output_network(options: Options) -> nn.Module:
     task = Task(scale=options.scale, num_samples=1, total_steps=1)
     method = build.build_method(options, student, build.build_teachers(options), task)
     method.check_metadata(facts)
-    return method.predictor(student).eval()
+    net = method.predictor(student).eval()
+    net.origin = student.origin  # pyright: ignore[reportAttributeAccessIssue]
+    return net

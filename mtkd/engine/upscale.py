@@ -68,6 +68,8 @@ def upscale(
         )
     if not pairs:
         return 0
+    if (origin := getattr(net, "origin", None)) is not None:
+        say(f"Weights: {origin}")
     where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if compile:
