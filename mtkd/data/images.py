@@ -1,4 +1,4 @@
-"""Image files: read, write, list. Every array here is (H, W, 3), uint8, RGB."""
+"""Image files: read, write, list. Images are (H, W, 3), uint8, RGB."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Image file as an (H, W, 3) uint8 RGB array, contiguous and writable.
 
     As in BasicSR, a grey image becomes three equal channels, an alpha channel is dropped (the colours under it are
-    kept, nothing is blended), and the orientation tag of a photo is applied.
+    kept, nothing is blended; but OpenCV multiplies those of a TIFF by it), and the orientation tag of a photo is
+    applied.
 
     Raises:
         MtkdError: the file is missing, damaged or truncated, no image, no regular file, or deeper than 8 bits. A 16-bit
@@ -95,9 +96,8 @@ def decode_image(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uin
     return pixels
 
 
-def decode_pixels(encoded: bytes, path: str | os.PathLike[str], *, alpha: bool = False) -> NDArray[Any]:
-    """The upright (H, W, 3) RGB array of the bytes of a file, as deep as the file; with `alpha`, its transparency
-    alone, (H, W), all opaque where it has none.
+def decode_pixels(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The upright (H, W, 3) RGB array of the bytes of a file, as deep as the file.
 
     Raises:
         MtkdError: the bytes are damaged, truncated, no image, or more than can be decoded.
@@ -105,16 +105,48 @@ def decode_pixels(encoded: bytes, path: str | os.PathLike[str], *, alpha: bool =
     import cv2
 
     # The tag is applied here, by one rule with `read_header`: OpenCV's own depends on its version and on the format.
-    flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    image = _decoded(encoded, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    return _upright(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), encoded, path)
+
+
+def decode_transparent(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any] | None:
+    """The upright (H, W, 4) RGBA array of the bytes of a file, as deep as the file; None where it has no such channel.
+
+    Raises:
+        MtkdError: as `decode_pixels`.
+    """
+    import cv2
+
+    image = _decoded(encoded, path, cv2.IMREAD_UNCHANGED)
+    if image.ndim != 3 or image.shape[2] != 4:
+        return None
+    if image.dtype == np.uint8 and encoded[:2] in (b"II", b"MM"):
+        return _transparent_tiff(encoded, path)
+    return _upright(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA, dst=image), encoded, path)
+
+
+def _transparent_tiff(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    # OpenCV multiplies the colours of a TIFF by its transparency.
+    from PIL import Image, ImageOps
+
+    try:
+        with _any_number_of_pixels():
+            image = Image.open(io.BytesIO(encoded))
+        return np.array(ImageOps.exif_transpose(image).convert("RGBA"))
+    except Exception as error:  # noqa: BLE001  a damaged file raises whatever its bytes happen to trigger
+        raise MtkdError(f"{path} cannot be decoded: {error}. Export it again, as a PNG.") from error
+
+
+def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArray[Any]:
+    import cv2
+
     data = np.frombuffer(encoded, dtype=np.uint8)
     reason = "it is damaged, truncated or no image. Fetch or export it again."
     try:
         image = cv2.imdecode(data, flags) if data.size else None
-        if image is not None and not alpha:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    except (cv2.error, MemoryError) as error:
+    except cv2.error as error:
         image = None
-        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
+        if error.code == cv2.Error.StsNoMem:
             reason = "there is too little memory for its pixels."
     if image is None:
         with suppress(MtkdError):
@@ -122,18 +154,7 @@ def decode_pixels(encoded: bytes, path: str | os.PathLike[str], *, alpha: bool =
             if height * width > MOST_PIXELS:
                 reason = f"it has {height}x{width} pixels, and OpenCV decodes {MOST_PIXELS:,d} at most. Cut it."
         raise MtkdError(f"{path} cannot be decoded: {reason}")
-    if alpha:
-        if image.ndim == 3 and image.shape[2] == 4:
-            image = image[..., 3]
-        else:
-            image = np.full(image.shape[:2], np.iinfo(image.dtype).max, image.dtype)
-    try:
-        header = read_header(path, encoded)
-    except MtkdError:
-        # A file that only OpenCV can read.
-        return np.ascontiguousarray(image)
-    # OpenCV turns TIFF whatever it is told.
-    return np.ascontiguousarray(image if header.kind == "TIFF" else _upright(image, header.orientation))
+    return image
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -229,14 +250,19 @@ def _any_number_of_pixels() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _upright(image: NDArray[Any], encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any]:
+    orientation = 1
+    with suppress(MtkdError):  # a file that only OpenCV can read
+        header = read_header(path, encoded)
+        # OpenCV turns TIFF whatever it is told.
+        orientation = 1 if header.kind == "TIFF" else header.orientation
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
-    return image
+    return np.ascontiguousarray(image)
 
 
 def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
@@ -268,10 +294,10 @@ def encode(path: Path, array: NDArray[Any]) -> bytes:
     import cv2
 
     order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-    bgr = array if array.ndim == 2 else cv2.cvtColor(array, order[array.shape[2]])
     # OpenCV writes WebP without loss only when a quality above 100 is asked for.
     parameters = [cv2.IMWRITE_WEBP_QUALITY, 101] if path.suffix.lower() == ".webp" else []
     try:
+        bgr = array if array.ndim == 2 else cv2.cvtColor(array, order[array.shape[2]])
         done, data = cv2.imencode(path.suffix.lower(), bgr, parameters)
     except cv2.error:
         done, data = False, np.empty(0)

@@ -111,10 +111,11 @@ def compile_for_images(
 def to_tensor(image: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """uint8 (H, W, 3) array or host tensor -> float (1, 3, H, W) tensor in [0, 1] on `device`, lying as channels_last.
 
-    From pinned memory (`overlap.staged`) it is copied without waiting.
+    Floating point pixels are in [0, 1] already. From pinned memory (`overlap.staged`) it is copied without waiting.
     """
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
-    return pixels.to(device, non_blocking=True).permute(2, 0, 1)[None].float().div_(255)
+    image_on_device = pixels.to(device, non_blocking=True).permute(2, 0, 1)[None]
+    return image_on_device if pixels.is_floating_point() else image_on_device.float().div_(255)
 
 
 def to_pixels(image: Tensor) -> Tensor:
