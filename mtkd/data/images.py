@@ -331,6 +331,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise MtkdError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
+def try_writing(folder: Path) -> None:
+    """Write a small file into `folder`, which is made, and remove it: a job that ends with writing begins with this.
+
+    Raises:
+        MtkdError: the folder cannot be made, or the disk refuses.
+    """
+    trial = folder / f".trial.{os.getpid()}"
+    write_bytes(trial, bytes(4096))
+    trial.unlink(missing_ok=True)
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """Image files directly in `folder`, sorted by name (plain character order, as in BasicSR).
 

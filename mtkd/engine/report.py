@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from torch import nn
 from mtkd import catalog, zoo
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
+from mtkd.data.images import try_writing
 from mtkd.engine import build
 from mtkd.engine.evaluate import (
     Evaluation,
@@ -53,6 +53,7 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
     }
     build.set_backends(options, sizes_vary=True)
     net = output_network(options)
+    cost = _cost(net)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu"))
     net.to(device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
     if options.val.compile:
@@ -65,15 +66,13 @@ def test(options: Options, *, device: str | torch.device | None = None, command:
         with suppress(OSError):
             folder.rmdir()  # where nothing was saved yet
         raise
-    cost = complexity(net)
     origin: zoo.Origin = net.origin  # pyright: ignore[reportAssignmentType]
     facts: dict[str, Any] = {
         "name": options.name,
         "weights": options.path.pretrain_network_g,
         "entry": origin.entry,
         "iteration": origin.iteration,
-        "parameters": cost.params,
-        "gmacs_1280x720": cost.macs / 1e9,
+        **cost,
         "command": command,
     }
     # Before the files: a disk that fills up in the meantime costs no numbers.
@@ -107,6 +106,16 @@ def _measure(
     )
 
 
+def _cost(net: nn.Module) -> dict[str, Any]:
+    """Parameters, and multiply-adds where they can be counted: no reason to measure nothing else."""
+    try:
+        cost = complexity(net)
+        return {"parameters": cost.params, "gmacs_1280x720": cost.macs / 1e9}
+    except Exception as error:  # noqa: BLE001  a network from outside may refuse an image of that size as it likes
+        print(f"Multiply-adds cannot be counted: {type(error).__name__}: {error}")
+        return {"parameters": sum(parameter.numel() for parameter in net.parameters()), "gmacs_1280x720": None}
+
+
 def free_folder(wanted: Path) -> Path:
     """`wanted`, or `wanted_2`, `wanted_3`, ... when it exists: older results are neither moved nor overwritten."""
     folder, number = wanted, 1
@@ -134,15 +143,11 @@ def make_free_folder(wanted: Path) -> Path:
             reason = getattr(error, "strerror", None) or error
             raise MtkdError(f"The results folder {wanted} cannot be made: {reason}. Set path.results_root.") from error
         try:
-            trial = folder / ".trial"
-            trial.write_bytes(bytes(4096))
-            trial.unlink()
-        except OSError as error:
+            try_writing(folder)
+        except MtkdError as error:
             with suppress(OSError):
-                shutil.rmtree(folder)
-            raise MtkdError(
-                f"Nothing can be written into {folder}: {error.strerror}. Set path.results_root."
-            ) from error
+                folder.rmdir()
+            raise MtkdError(f"{error} Make room, or set path.results_root.") from error
         return folder
 
 
@@ -152,8 +157,9 @@ def _print(options: Options, rows: list[Evaluation], facts: dict[str, Any], orig
     from rich.text import Text
 
     table = Table(
-        title=f"{options.name} (x{options.scale}, {facts['parameters']:,d} parameters, "
-        f"{facts['gmacs_1280x720']:.1f} GMACs to 1280x720)"
+        title=f"{options.name} (x{options.scale}, {facts['parameters']:,d} parameters"
+        + ("" if facts["gmacs_1280x720"] is None else f", {facts['gmacs_1280x720']:.1f} GMACs to 1280x720")
+        + ")"
     )
     table.add_column("test set")
     table.add_column("images", justify="right")

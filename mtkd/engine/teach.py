@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mtkd import __version__
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
+from mtkd.data.images import try_writing
 from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
 from mtkd.engine import build
 from mtkd.engine.evaluate import Predict, to_image, to_tensor
@@ -109,6 +110,8 @@ def teach(
     """
     out = path if exists(path) else shard.path(path)
     finished = exists(out)
+    if not finished:
+        try_writing(out.absolute().parent)
     device = _set_up(options, device)
     predict = None if finished else _over_images(_Teacher(options, recipe, device), options, recipe, progress)
     about = "targets" if shard.count == 1 else f"shard {shard}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -339,13 +340,12 @@ def test_a_results_folder_that_takes_no_file_is_found_before_anything_is_measure
     monkeypatch.setattr(report, "evaluate", None)
     if root == "full":
 
-        def refuse(path: Path, data: bytes) -> None:
+        def refuse(handle: int, mode: str) -> None:
+            os.close(handle)
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(
-        MtkdError, match="results folder .* cannot be made: |Nothing can be written into .*No space left"
-    ):
+        monkeypatch.setattr("mtkd.data.images.os.fdopen", refuse)
+    with pytest.raises(MtkdError, match="results folder .* cannot be made: |No space left on device. Make room"):
         report.test(options)
     assert not (tmp_path / root / "tiny").exists() if root == "full" else True
 
@@ -365,6 +365,19 @@ def test_numbers_that_cannot_be_written_are_printed_all_the_same(
         small_net(), PairedImages(dataroot_gt=tmp_path / "gt", scale=2), build_metrics(METRICS), dataset=""
     )
     assert f"{direct.means()['psnr']:.4f}" in capsys.readouterr().out
+
+
+def test_multiply_adds_that_cannot_be_counted_cost_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(net: torch.nn.Module) -> None:
+        raise ValueError("images of 64 pixels only")
+
+    monkeypatch.setattr(report, "complexity", refuse)
+    report.test(plain_test(tmp_path))
+    said = capsys.readouterr().out
+    assert "cannot be counted: ValueError: images of 64 pixels only" in said and "parameters)" in said
+    assert json.loads((tmp_path / "results/tiny/metrics.json").read_text())["gmacs_1280x720"] is None
 
 
 def test_a_test_that_fails_leaves_no_empty_folder(tmp_path: Path) -> None:

@@ -522,3 +522,14 @@ def test_a_full_disk_is_noticed_before_the_teachers_run(tmp_path: Path, monkeypa
     for run in (teach, dry_run):
         with pytest.raises(MtkdError, match=r"needs .* kB more, and its disk has 1.0 kB free.*target_store elsewhere"):
             run(options, path, progress=quiet)
+
+
+@pytest.mark.parametrize("place", ["a_file/targets", "/proc/x/targets"])
+def test_a_place_that_takes_no_file_is_noticed_before_the_teachers_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    options = one_teacher(tmp_path)
+    monkeypatch.setattr("mtkd.engine.teach._Teacher", None)
+    with pytest.raises(MtkdError, match="targets|cannot be written"):
+        teach(options, tmp_path / place, progress=quiet)
