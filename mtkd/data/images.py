@@ -338,8 +338,12 @@ def try_writing(folder: Path) -> None:
         MtkdError: the folder cannot be made, or the disk refuses.
     """
     trial = folder / f".trial.{os.getpid()}"
-    write_bytes(trial, bytes(4096))
-    trial.unlink(missing_ok=True)
+    try:
+        write_bytes(trial, bytes(4096))
+        trial.unlink(missing_ok=True)
+    except (MtkdError, OSError) as error:
+        reason = str(error).removeprefix(f"{trial} cannot be written: ").removesuffix(".")
+        raise MtkdError(f"Nothing can be written into {folder}: {reason}.") from error
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import IMAGE_SUFFIXES, list_images
+from mtkd.data.images import IMAGE_SUFFIXES, list_images, try_writing
 from mtkd.data.paired import raise_problems
 from mtkd.data.photo import Photo, read_photo, write_photo
 from mtkd.data.resize import imresize
@@ -76,8 +76,11 @@ def upscale(
             f"{existing[0]} exists ({len(existing)} such files); choose another folder, or add --overwrite, or "
             "--skip_existing to make only the others."
         )
+    if source.is_dir() and (others := _others(source)):
+        say(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
     if not pairs:
         return 0
+    try_writing(pairs[0][1].parent)
     if (origin := getattr(net, "origin", None)) is not None:
         say(f"Weights: {origin}")
     where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -125,7 +128,7 @@ def upscale(
             # (1, C, H, W) -> (H, W, C), or (H, W) of a grey image
             later(write, path, out, photo, to_host(sr[0].movedim(0, -1).squeeze(-1)), to_host(levels.finite))
     if failures and not source.is_dir():
-        raise MtkdError(*failures.values())
+        raise MtkdError(next(iter(failures.values())))
     made = len(pairs) - len(failures)
     raise_problems(
         f"{made} of {len(pairs)} images were upscaled into {destination}, and these were not",
@@ -144,11 +147,17 @@ class _Levels:
         # Few operations know torch's uint16.
         self.dtype, self.most, self.nbytes = (torch.int32, 65535, 4) if deep else (torch.uint8, 255, 1)
         self.grey = photo.grey
-        self.finite = torch.tensor(True)
+        self._finite: Tensor | None = None
+
+    @property
+    def finite(self) -> Tensor:
+        assert self._finite is not None
+        return self._finite
 
     def __call__(self, sr: Tensor) -> Tensor:
         sr = sr.float()
-        self.finite = self.finite.to(sr.device) & sr.isfinite().all()
+        finite = sr.isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
         if self.grey:
             sr = sr.mean(1, keepdim=True)
         return sr.clamp(0, 1).mul_(self.most).round_().to(self.dtype)
@@ -163,6 +172,15 @@ def _naming(path: Path) -> Generator[None, None, None]:
     except (RuntimeError, MemoryError) as error:
         reason = str(error) or "too little memory"
         raise MtkdError(f"{path}: the network failed on this image: {reason}") from error
+
+
+def _others(folder: Path) -> list[str]:
+    """Names of the files in `folder` that no suffix says to be images."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:

@@ -222,7 +222,12 @@ def test_a_folder_goes_into_a_folder_and_a_pipe_is_not_read(tmp_path: Path) -> N
         upscale(small_net(), tmp_path / "in", tmp_path / "out.png")
     with pytest.raises(MtkdError, match="00.png is a file; give the name of a folder|the name of an image"):
         upscale(small_net(), tmp_path / "in", tmp_path / "in/00.png")
-    assert upscale(small_net(), tmp_path / "in", tmp_path / "out") == 1
+    (tmp_path / "in/moving.gif").touch()
+    said: list[str] = []
+    assert upscale(small_net(), tmp_path / "in", tmp_path / "out", say=said.append) == 1
+    assert len(said) == 1 and said[0].startswith("Left out") and said[0].endswith("such as moving.gif.")
+    with pytest.raises(MtkdError, match="Nothing can be written into .*00.png: "):
+        upscale(small_net(), tmp_path / "in/00.png", tmp_path / "in/00.png/out.png")
     with pytest.raises(MtkdError, match="pipe.png is no file of an image"):
         upscale(small_net(), tmp_path / "in/pipe.png", tmp_path / "out/pipe.png")
 
