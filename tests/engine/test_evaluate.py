@@ -336,7 +336,9 @@ def test_a_results_folder_that_takes_no_file_is_found_before_anything_is_measure
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     (tmp_path / "a_file").touch()
-    options = plain_test(tmp_path, results_root=str(tmp_path / root))
+    options = plain_test(tmp_path)
+    path = options.path.model_copy(update={"results_root": str(tmp_path / root)})
+    options = options.model_copy(update={"path": path})
     monkeypatch.setattr(report, "evaluate", None)
     if root == "full":
 
