@@ -27,6 +27,8 @@ MOST_PIXELS = 1 << 30
 """OpenCV decodes no larger image."""
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF = (b"II", b"MM")
+"""What such files begin with."""
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -120,7 +122,7 @@ def decode_transparent(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[
     image = _decoded(encoded, path, cv2.IMREAD_UNCHANGED)
     if image.ndim != 3 or image.shape[2] != 4:
         return None
-    if image.dtype == np.uint8 and encoded[:2] in (b"II", b"MM"):
+    if image.dtype == np.uint8 and encoded[:2] in _TIFF:
         return _transparent_tiff(encoded, path)
     return _upright(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA, dst=image), encoded, path)
 
@@ -154,7 +156,28 @@ def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArra
             if height * width > MOST_PIXELS:
                 reason = f"it has {height}x{width} pixels, and OpenCV decodes {MOST_PIXELS:,d} at most. Cut it."
         raise MtkdError(f"{path} cannot be decoded: {reason}")
+    if encoded[:2] in _TIFF:
+        _check_tiff(encoded, path)
     return image
+
+
+def _check_tiff(encoded: bytes, path: str | os.PathLike[str]) -> None:
+    """Refuse a TIFF whose pixels cannot be unpacked: OpenCV goes on with what it has of them, and says nothing."""
+    from PIL import Image
+
+    try:
+        with _any_number_of_pixels():
+            image = Image.open(io.BytesIO(encoded))
+    except Exception:  # noqa: BLE001  what Pillow cannot read it cannot judge
+        return
+    try:
+        image.load()
+    except OSError as error:
+        if "decoder error" in str(error) or "truncated" in str(error):
+            reason = "it is damaged or truncated. Fetch or export it again."
+            raise MtkdError(f"{path} cannot be decoded: {reason}") from error
+    except Exception:  # noqa: BLE001  likewise
+        pass
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -116,6 +116,23 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, damage, suffix):
             read_size(path)
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "raw"])
+def test_a_tiff_whose_pixels_cannot_be_unpacked_is_refused(tmp_path, compression):
+    path = tmp_path / "bad.tif"
+    Image.fromarray(photo("coffee", (40, 40))).save(path, compression=compression)
+    assert read_image(path).shape == (40, 40, 3)
+    with Image.open(path) as image:
+        start = image.tag_v2[273][0]
+    data = bytearray(path.read_bytes())
+    data[start + 200 : start + 230] = bytes(30)
+    path.write_bytes(data)
+    if compression == "raw":
+        assert read_image(path).shape == (40, 40, 3)  # has no checksum
+    else:
+        with pytest.raises(MtkdError, match="bad.tif cannot be decoded: it is damaged"):
+            read_image(path)
+
+
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])
 def test_only_eight_bit_images_are_written(tmp_path, array):
     with pytest.raises(MtkdError, match="uint8 of shape"):
