@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import list_images, read_image, read_size, write_image
+from mtkd.data.images import list_images, read_image, read_size, write_bytes, write_image
 from mtkd.data.paired import PairedImages, raise_problems
 from mtkd.data.resize import bicubic_lq
 
@@ -35,7 +35,7 @@ def make_lr(folder: Path, out: Path, scales: Sequence[int], filename_tmpl: str, 
             name = filename_tmpl.replace("{scale}", str(scale)).replace("{}", path.stem)
             write_image(out / f"X{scale}" / f"{name}.png", bicubic_lq(image, scale))
 
-    paths = list_images(folder)
+    paths = _distinct(list_images(folder), "")
     _for_each(one, paths, workers, f"The images of {folder} cannot all be made smaller")
     print(f"{len(paths)} images of {folder} written to {', '.join(str(out / f'X{scale}') for scale in scales)}.")
 
@@ -66,8 +66,7 @@ def write_meta(folder: Path, out: Path, min_size: int) -> None:
     lines = [f"{path.name} ({h},{w},3)\n" for path, (h, w) in zip(paths, sizes, strict=True) if min(h, w) >= min_size]
     if not lines:
         raise MtkdError(f"No image of {folder} has both sides of {min_size} pixels or more; {out} was not written.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(lines), encoding="utf-8")
+    write_bytes(out, "".join(lines).encode())
     print(f"{len(lines)} of {len(paths)} images named in {out}.")
 
 
@@ -87,7 +86,7 @@ def cut_sub_images(folder: Path, out: Path, size: int, step: int, strip: str, wo
             name = f"{path.stem.removesuffix(strip)}_s{number:03d}.png"
             write_image(out / name, image[top : top + size, left : left + size])
 
-    paths = list_images(folder)
+    paths = _distinct(list_images(folder), strip)
     _for_each(one, paths, workers, f"The images of {folder} cannot all be cut")
     print(f"{len(paths)} images of {folder} cut into {out}.")
 
@@ -157,6 +156,17 @@ def _starts(length: int, size: int, step: int) -> list[int]:
     if starts[-1] + size < length:
         starts.append(length - size)
     return starts
+
+
+def _distinct(paths: list[Path], strip: str) -> list[Path]:
+    """`paths`, of which no two give files of one name."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        if first.setdefault(path.stem.removesuffix(strip), path) != path:
+            raise MtkdError(
+                f"{first[path.stem.removesuffix(strip)]} and {path} would give files of one name; rename one of them."
+            )
+    return paths
 
 
 def _for_each(work: Callable, items: Sequence, workers: int, failure: str) -> None:

@@ -292,7 +292,7 @@ class PathOptions(Section):
 
     pretrain_network_g: UserPath | None = None
     """A file or `zoo:NAME`."""
-    param_key_g: str | None = "params"
+    param_key_g: str | None = "auto"
     """Entry of the file that holds the weights, `~` for a bare state dict; BasicSR's meaning and default."""
     strict_load_g: bool = True
     resume_state: UserPath | None = None

@@ -1,11 +1,18 @@
-"""Image files: read, write, list. Every array here is (H, W, 3), uint8, RGB."""
+"""Image files: read, write, list. Images are (H, W, 3), uint8, RGB."""
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -16,25 +23,64 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
+MOST_PIXELS = 1 << 30
+"""OpenCV decodes no larger image."""
+
 _EXIF_ORIENTATION = 0x0112
-_FORMATS_WITH_CHEAP_EXIF = ("JPEG", "MPO", "TIFF", "WEBP")
+_TIFF = (b"II", b"MM")
+"""What such files begin with."""
+_PILLOW_LIMIT = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says.
+
+    Attributes:
+        size: height and width of the image as `read_image` returns it, upright.
+        orientation: the EXIF tag, 1 (upright) to 8; 1 where it is absent or no such number.
+        kind: Pillow's name of the format, such as "PNG".
+        mode: Pillow's name of the pixels, such as "RGB", "L" (grey) or "P" (palette).
+        alpha: some pixels may be transparent.
+        profile: the ICC colour profile, or None.
+        frames: pictures in the file, of which the first is the image.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    kind: str
+    mode: str
+    alpha: bool
+    profile: bytes | None
+    frames: int
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Image file as an (H, W, 3) uint8 RGB array, contiguous and writable.
 
     As in BasicSR, a grey image becomes three equal channels, an alpha channel is dropped (the colours under it are
-    kept, nothing is blended), and the orientation tag of a photo is applied.
+    kept, nothing is blended; but OpenCV multiplies those of a TIFF by it), and the orientation tag of a photo is
+    applied.
 
     Raises:
-        MtkdError: the file is missing, damaged or truncated, no image, or deeper than 8 bits. A 16-bit image is
-            refused because nobody agrees on how to bring it to the 8 bits that PSNR tables are made of.
+        MtkdError: the file is missing, damaged or truncated, no image, no regular file, or deeper than 8 bits. A 16-bit
+            image is refused because nobody agrees on how to bring it to the 8 bits that PSNR tables are made of.
+    """
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Contents of a regular file; a pipe, from which reading would wait for ever, is refused.
+
+    Raises:
+        MtkdError: there is no such file, or it cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise MtkdError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return decode_image(data, path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise MtkdError(f"{path} is no file of an image, but a folder, a pipe or a device.")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise MtkdError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def decode_image(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -43,21 +89,95 @@ def decode_image(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uin
     Raises:
         MtkdError: as `read_image`.
     """
+    pixels = decode_pixels(encoded, path)
+    if pixels.dtype != np.uint8:
+        raise MtkdError(
+            f"{path} has {8 * pixels.dtype.itemsize} bits per channel, and only 8-bit images are used here. "
+            "Convert it to 8 bits with the tool that made it."
+        )
+    return pixels
+
+
+def decode_pixels(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The upright (H, W, 3) RGB array of the bytes of a file, as deep as the file.
+
+    Raises:
+        MtkdError: the bytes are damaged, truncated, no image, or more than can be decoded.
+    """
+    import cv2
+
+    # The tag is applied here, by one rule with `read_header`: OpenCV's own depends on its version and on the format.
+    image = _decoded(encoded, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    return _upright(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), encoded, path)
+
+
+def decode_transparent(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any] | None:
+    """The upright (H, W, 4) RGBA array of the bytes of a file, as deep as the file; None where it has no such channel.
+
+    Raises:
+        MtkdError: as `decode_pixels`.
+    """
+    import cv2
+
+    image = _decoded(encoded, path, cv2.IMREAD_UNCHANGED)
+    if image.ndim != 3 or image.shape[2] != 4:
+        return None
+    if image.dtype == np.uint8 and encoded[:2] in _TIFF:
+        return _transparent_tiff(encoded, path)
+    return _upright(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA, dst=image), encoded, path)
+
+
+def _transparent_tiff(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    # OpenCV multiplies the colours of a TIFF by its transparency.
+    from PIL import Image, ImageOps
+
+    try:
+        with _any_number_of_pixels():
+            image = Image.open(io.BytesIO(encoded))
+        return np.array(ImageOps.exif_transpose(image).convert("RGBA"))
+    except Exception as error:  # noqa: BLE001  a damaged file raises whatever its bytes happen to trigger
+        raise MtkdError(f"{path} cannot be decoded: {error}. Export it again, as a PNG.") from error
+
+
+def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArray[Any]:
     import cv2
 
     data = np.frombuffer(encoded, dtype=np.uint8)
+    reason = "it is damaged, truncated or no image. Fetch or export it again."
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
-    except cv2.error:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error as error:
         image = None
+        if error.code == cv2.Error.StsNoMem:
+            reason = "there is too little memory for its pixels."
     if image is None:
-        raise MtkdError(f"{path} cannot be decoded: it is damaged, truncated or no image. Fetch or export it again.")
-    if image.dtype != np.uint8:
-        raise MtkdError(
-            f"{path} has {8 * image.dtype.itemsize} bits per channel, and only 8-bit images are used here. "
-            "Convert it to 8 bits with the tool that made it."
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # pyright: ignore[reportReturnType]
+        with suppress(MtkdError):
+            height, width = read_header(path, encoded).size
+            if height * width > MOST_PIXELS:
+                reason = f"it has {height}x{width} pixels, and OpenCV decodes {MOST_PIXELS:,d} at most. Cut it."
+        raise MtkdError(f"{path} cannot be decoded: {reason}")
+    if encoded[:2] in _TIFF:
+        _check_tiff(encoded, path)
+    return image
+
+
+def _check_tiff(encoded: bytes, path: str | os.PathLike[str]) -> None:
+    """Refuse a TIFF whose pixels cannot be unpacked: OpenCV goes on with what it has of them, and says nothing."""
+    from PIL import Image
+
+    try:
+        with _any_number_of_pixels():
+            image = Image.open(io.BytesIO(encoded))
+    except Exception:  # noqa: BLE001  what Pillow cannot read it cannot judge
+        return
+    try:
+        image.load()
+    except OSError as error:
+        if "decoder error" in str(error) or "truncated" in str(error):
+            reason = "it is damaged or truncated. Fetch or export it again."
+            raise MtkdError(f"{path} cannot be decoded: {reason}") from error
+    except Exception:  # noqa: BLE001  likewise
+        pass
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -66,16 +186,106 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         MtkdError: the file is missing or has no readable image header.
     """
+    return read_header(path).size
+
+
+def read_header(path: str | os.PathLike[str], encoded: bytes | None = None) -> Header:
+    """What the header of an image file says; nothing is decoded. `encoded` are its bytes where they are known.
+
+    Raises:
+        MtkdError: the file is missing, no regular file, or has no readable image header.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # Asking a PNG for its EXIF decodes the whole image, so only photo formats are asked.
-            turned = image.format in _FORMATS_WITH_CHEAP_EXIF and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MtkdError(f"{path} cannot be opened as an image: {error}.") from error
-    return (width, height) if turned else (height, width)
+        if encoded is None and not stat.S_ISREG(os.stat(path).st_mode):
+            raise MtkdError(f"{path} is no file of an image, but a folder, a pipe or a device.")
+        with open(path, "rb") if encoded is None else io.BytesIO(encoded) as file:
+            with _any_number_of_pixels(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = Image.open(file)
+            kind = image.format or ""
+            if kind == "TIFF":
+                # Pillow's own size is turned already, in some versions.
+                tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+                width, height, orientation = tags[256], tags[257], tags.get(_EXIF_ORIENTATION, 1)
+            else:
+                width, height = image.size
+                orientation = 1
+                with suppress(Exception):  # EXIF that cannot be read says nothing
+                    orientation = _orientation(image, file)
+            orientation = orientation if orientation in range(2, 9) else 1
+            return Header(
+                size=(width, height) if orientation >= 5 else (height, width),
+                orientation=orientation,
+                kind=kind,
+                mode=image.mode,
+                alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+                profile=image.info.get("icc_profile"),
+                frames=_frames(image),
+            )
+    except MtkdError:
+        raise
+    except Exception as error:  # noqa: BLE001  a damaged header raises whatever its bytes happen to trigger
+        raise MtkdError(f"{path} cannot be opened as an image: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _orientation(image: Any, file: BinaryIO) -> Any:
+    """The EXIF tag of a JPEG, WebP or PNG, else 1."""
+    if image.format in ("JPEG", "MPO", "WEBP"):
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    if image.format != "PNG":
+        return 1
+    # Pillow would decode the whole image, because the chunk may come after it.
+    from PIL import Image
+
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            exif = Image.Exif()
+            exif.load(file.read(length))
+            return exif.get(_EXIF_ORIENTATION, 1)
+        if head[4:] == b"IEND":
+            break
+        file.seek(length + 4, os.SEEK_CUR)
+    return 1
+
+
+def _frames(image: Any) -> int:
+    # The second picture of a phone's photo (MPO) is a preview or another exposure, and no page.
+    if image.format != "MPO":
+        with suppress(Exception):  # the first is good even where a later one is damaged
+            return getattr(image, "n_frames", 1)
+    return 1
+
+
+@contextmanager
+def _any_number_of_pixels() -> Iterator[None]:
+    """Pillow without its limit, which protects those who decode with it; here it reads headers."""
+    from PIL import Image
+
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _upright(image: NDArray[Any], encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any]:
+    orientation = 1
+    with suppress(MtkdError):  # a file that only OpenCV can read
+        header = read_header(path, encoded)
+        # OpenCV turns TIFF whatever it is told.
+        orientation = 1 if header.kind == "TIFF" else header.orientation
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
@@ -87,8 +297,6 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
     Raises:
         MtkdError: the array is no such image, the suffix is unknown, or the disk refuses.
     """
-    import cv2
-
     path = Path(path)
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
         raise MtkdError(
@@ -97,44 +305,103 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
         )
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise MtkdError(f"{path} cannot be written: the suffix must be one of {' '.join(IMAGE_SUFFIXES)}.")
-    bgr = array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    write_bytes(path, encode(path, array))
+
+
+def encode(path: Path, array: NDArray[Any]) -> bytes:
+    """File of (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA pixels, in the format that the suffix of `path` says.
+
+    Raises:
+        MtkdError: OpenCV refuses the array.
+    """
+    import cv2
+
+    order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     # OpenCV writes WebP without loss only when a quality above 100 is asked for.
     parameters = [cv2.IMWRITE_WEBP_QUALITY, 101] if path.suffix.lower() == ".webp" else []
-    done, data = cv2.imencode(path.suffix.lower(), bgr, parameters)
+    try:
+        bgr = array if array.ndim == 2 else cv2.cvtColor(array, order[array.shape[2]])
+        done, data = cv2.imencode(path.suffix.lower(), bgr, parameters)
+    except cv2.error:
+        done, data = False, np.empty(0)
     if not done:
-        raise MtkdError(f"{path} cannot be encoded: OpenCV refused an array of shape {array.shape}.")
+        raise MtkdError(
+            f"{path} cannot be encoded: a {path.suffix} of shape {array.shape} is more than OpenCV writes, or more "
+            "than the memory holds."
+        )
+    return data.tobytes()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that appears under its name only when it is complete; missing folders are made.
+
+    Raises:
+        MtkdError: the disk refuses.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data.tobytes())
+                file.write(data)
             # mkstemp makes a file that only its owner can read; give it the rights of a file made by open().
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise MtkdError(f"{path} cannot be written: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:
+        raise MtkdError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def try_writing(folder: Path) -> None:
+    """Write a small file into `folder`, which is made, and remove it: a job that ends with writing begins with this.
+
+    Raises:
+        MtkdError: the folder cannot be made, or the disk refuses.
+    """
+    trial = folder / f".trial.{os.getpid()}"
+    try:
+        write_bytes(trial, bytes(4096))
+        trial.unlink(missing_ok=True)
+    except (MtkdError, OSError) as error:
+        reason = str(error).removeprefix(f"{trial} cannot be written: ").removesuffix(".")
+        raise MtkdError(f"Nothing can be written into {folder}: {reason}.") from error
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Image files directly in `folder`, hidden files left out, sorted by name (plain character order, as in BasicSR).
+    """Image files directly in `folder`, sorted by name (plain character order, as in BasicSR).
+
+    Hidden files, folders, pipes and devices are left out whatever they are called; a link that leads nowhere is not.
 
     Raises:
-        MtkdError: the folder does not exist or holds no image.
+        MtkdError: the folder does not exist, cannot be read, or holds no image.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise MtkdError(f"{folder} is not a folder. Give a folder of images ({' '.join(IMAGE_SUFFIXES)}).")
-    found = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")),
-        key=lambda p: p.name,
-    )
+    folder = expanded(folder)
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise NotADirectoryError(20, "it is a file")
+        found = sorted(
+            (
+                p
+                for p in folder.iterdir()
+                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and (p.is_file() or not p.exists())
+            ),
+            key=lambda p: p.name,
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MtkdError(
+            f"{folder} is not a folder to read ({reason}). Give a folder of images ({' '.join(IMAGE_SUFFIXES)})."
+        ) from error
     if not found:
         raise MtkdError(f"{folder} holds no image ({' '.join(IMAGE_SUFFIXES)}). Sub-folders are not searched.")
     return found
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with `~` and `~NAME` as home folders; that of an unknown user stays as it is and is found missing."""
+    return Path(os.path.expanduser(path))
 
 
 def _umask() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtkd.contracts import MtkdError
+from mtkd.data.images import expanded
 from mtkd.data.resize import bicubic_lq
-from mtkd.data.sources import FolderImages, ImageSource, LmdbImages
+from mtkd.data.sources import FolderImages, ImageSource, LmdbImages, read_meta_info
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+logger = logging.getLogger("mtkd")
 
 _PROBLEMS_SHOWN = 20
 _SECTION_KEYS = ("dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl", "io_backend")
@@ -22,7 +27,10 @@ _SECTION_KEYS = ("dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl"
 
 @dataclass(frozen=True)
 class PairedImage:
-    """One pair: (h, w, 3) and (h * scale, w * scale, 3) uint8 RGB arrays. `name` is the gt file's, without suffix."""
+    """One pair: (h, w, 3) and (h * scale, w * scale, 3) uint8 RGB arrays. `name` is the gt file's, without suffix.
+
+    Where several gt files are called so, it has their sub-folder, or else their suffix, too.
+    """
 
     name: str
     lq: NDArray[np.uint8]
@@ -45,7 +53,8 @@ class PairedImages(Sequence[PairedImage]):
         dataroot_lq: folder of the lq images. None: lq is made from gt by MATLAB's bicubic (`bicubic_lq`).
         scale: gt side / lq side.
         meta_info_file: text file whose lines begin with the file name of a gt image (BasicSR's form,
-            `0001_s001.png (480,480,3)`); only those images are used, in that order. None: all images of the folder.
+            `0001_s001.png (480,480,3)`, see `sources.read_meta_info`); only those images are used, in that order.
+            None: all images of the folder.
         filename_tmpl: lq name made from the gt name, both without suffix, such as '{}x4'.
         io_backend: None or `{type: disk}` for folders of image files; `{type: lmdb}` for BasicSR's lmdb folders, whose
             lq and gt have the same keys, so that filename_tmpl is not used (as in BasicSR). Others are an error.
@@ -79,8 +88,8 @@ class PairedImages(Sequence[PairedImage]):
                 "which makes memcached unnecessary."
             )
         self.scale = scale
-        self.dataroot_gt = Path(dataroot_gt).expanduser()
-        self.dataroot_lq = None if dataroot_lq is None else Path(dataroot_lq).expanduser()
+        self.dataroot_gt = expanded(dataroot_gt)
+        self.dataroot_lq = None if dataroot_lq is None else expanded(dataroot_lq)
         source = LmdbImages if backend == "lmdb" else FolderImages
         self._gt: ImageSource = source(self.dataroot_gt)
         self._lq: ImageSource | None = None if self.dataroot_lq is None else source(self.dataroot_lq)
@@ -103,13 +112,14 @@ class PairedImages(Sequence[PairedImage]):
             else:
                 continue
             if size is not None:
-                self.names.append(gt_path.stem)
                 self.gt_paths.append(gt_path)
                 self.sizes.append(size)
                 if self.lq_paths is not None and partners is not None:
                     self.lq_paths.append(partners[gt_path])
+        self.names = _names(self.gt_paths, self.dataroot_gt)
         roots = str(self.dataroot_gt) + ("" if self.dataroot_lq is None else f" and {self.dataroot_lq}")
         raise_problems(f"The images of {roots} cannot be used at scale {scale}", problems)
+        self._say_turned_alone()
 
     @classmethod
     def of_section(cls, section: Mapping[str, Any], *, scale: int) -> PairedImages:
@@ -155,16 +165,15 @@ class PairedImages(Sequence[PairedImage]):
         if meta_info_file is None:
             paths = self._gt.paths()
         else:
-            meta = Path(meta_info_file).expanduser()
-            try:
-                lines = meta.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise MtkdError(f"meta_info_file {meta} cannot be read: {error}.") from error
-            paths = [self.dataroot_gt / line.split()[0] for line in lines if line.strip()]
+            meta = expanded(meta_info_file)
+            paths = [self.dataroot_gt / name for name, _ in read_meta_info(meta)]
             if not paths:
                 raise MtkdError(f"meta_info_file {meta} names no image: each line begins with a file name.")
             problems += [f"{path}: named in {meta}, does not exist" for path in paths if not self._gt.has(path)]
             paths = [path for path in paths if self._gt.has(path)]
+        if self._lq is None:
+            # Each is its own lq; one that a list names twice is one.
+            return list(dict.fromkeys(paths))
         seen: dict[str, Path] = {}
         for path in paths:
             if path.stem in seen:
@@ -226,6 +235,45 @@ class PairedImages(Sequence[PairedImage]):
             )
             return None
         return height, width
+
+    def _say_turned_alone(self) -> None:
+        """Warn where the orientation tag of one image of a pair is not that of the other: sizes agree all the same when
+        the tag turns by 180 degrees, and a tool that ignored the tag has made the other.
+        """
+        if self._lq is None or self.lq_paths is None:
+            return
+        odd = [
+            gt
+            for gt, lq in zip(self.gt_paths, self.lq_paths, strict=True)
+            if self._gt.orientation(gt) != self._lq.orientation(lq)
+        ]
+        if odd:
+            logger.warning(
+                "%s: %d of %d gt images and their lq images have different orientation tags, such as %s. All tags are "
+                "applied; see that each pair shows the same scene the same way up.",
+                self.dataroot_gt,
+                len(odd),
+                len(self.gt_paths),
+                odd[0].name,
+            )
+
+
+def _names(paths: Sequence[Path], root: Path) -> list[str]:
+    """Unique names of images: the file's without suffix; with its sub-folder, then also with its suffix, where several
+    are called so.
+    """
+    longest = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
+    # Results are written under these names.
+    longest = ["/".join(part for part in path.parts if part not in ("..", path.anchor)) for path in longest]
+    names = [(Path(name).stem, str(Path(name).with_suffix("")), name) for name in longest]
+    detail = [0] * len(names)
+    while True:
+        chosen = [name[at] for name, at in zip(names, detail, strict=True)]
+        count = Counter(chosen)
+        finer = [min(at + (count[name] > 1), 2) for name, at in zip(chosen, detail, strict=True)]
+        if finer == detail:
+            return chosen
+        detail = finer
 
 
 def raise_problems(what: str, problems: Sequence[str]) -> None:

@@ -19,6 +19,9 @@ from mtkd.contracts import MtkdError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_STRIP = 1 << 21
+"""Values of an image that are in double precision at once."""
+
 
 @overload
 def imresize(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]: ...
@@ -27,39 +30,53 @@ def imresize(image: Tensor, scale: float) -> Tensor: ...
 def imresize(image: NDArray[np.uint8] | Tensor, scale: float) -> NDArray[np.uint8] | Tensor:
     """Resize by `scale` (below 1 makes it smaller, with antialiasing); the new sides are ceil(side * scale).
 
-    A uint8 array (H, W) or (H, W, C) gives a uint8 array: summed in double precision, rounded and clipped to 8 bits
-    after *each* of the two passes, as MATLAB does for integer images. This gives the standard LR images bit for bit,
-    when the HR image has been cut to a multiple of the factor before (`modcrop`).
+    A uint8 or uint16 array (H, W) or (H, W, C) gives another: summed in double precision, rounded and clipped to its
+    bits after *each* of the two passes, as MATLAB does for integer images. This gives the standard LR images bit for
+    bit, when the HR image has been cut to a multiple of the factor before (`modcrop`).
 
     A float tensor (..., H, W) gives a float tensor of the same dtype on the same device, neither rounded nor clipped,
     and differentiable. It equals `basicsr.utils.matlab_functions.imresize` up to the rounding of its float32 weights.
 
     Raises:
-        MtkdError: `scale` is not positive, or the image is neither a uint8 array nor a float tensor.
+        MtkdError: `scale` is not positive, or the image is neither a uint8 or uint16 array nor a float tensor.
     """
     if not (math.isfinite(scale) and scale > 0):
         raise MtkdError(f"The resize factor must be a positive number, not {scale}.")
     if isinstance(image, Tensor):
         if not image.is_floating_point() or image.dim() < 2:
             raise MtkdError(
-                f"imresize takes a float tensor (..., H, W) or a uint8 array, not a {image.dtype} tensor of shape "
-                f"{tuple(image.shape)}."
+                f"imresize takes a float tensor (..., H, W) or a uint8 or uint16 array, not a {image.dtype} tensor of "
+                f"shape {tuple(image.shape)}."
             )
         half = image.dtype in (torch.float16, torch.bfloat16)
         out = image.float() if half else image
         for axis in (-2, -1):
             out = _resample(out, axis, scale)
         return out.to(image.dtype)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or not image.size:
         raise MtkdError(
-            f"imresize takes a uint8 array (H, W) or (H, W, C) or a float tensor, not a {image.dtype} array of "
-            f"shape {image.shape}."
+            f"imresize takes a uint8 or uint16 array (H, W) or (H, W, C) or a float tensor, not a {image.dtype} array "
+            f"of shape {image.shape}."
         )
     out = torch.from_numpy(np.ascontiguousarray(image))
     for axis in (0, 1):
-        # MATLAB rounds halves away from zero; torch.round would take them to even.
-        out = _resample(out.double(), axis, scale).add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+        out = _resample_rounded(out, axis, scale)
     return out.numpy()
+
+
+def _resample_rounded(image: Tensor, axis: int, scale: float) -> Tensor:
+    """One pass over an 8-bit or 16-bit image, in strips across the other axis: doubles take eight times its memory."""
+    length = len(_taps(image.shape[axis], scale, torch.float64, image.device)[0][0])
+    out = image.new_empty([length if i == axis else side for i, side in enumerate(image.shape)])
+    across = 1 - axis
+    step = max(_STRIP * image.shape[across] // max(image.numel(), out.numel()), 1)
+    most = torch.iinfo(image.dtype).max
+    for first in range(0, image.shape[across], step):
+        width = min(step, image.shape[across] - first)
+        strip = _resample(image.narrow(across, first, width).double(), axis, scale)
+        # MATLAB rounds halves away from zero; torch.round would take them to even.
+        out.narrow(across, first, width).copy_(strip.add_(0.5).floor_().clamp_(0, most))
+    return out
 
 
 def modcrop(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:

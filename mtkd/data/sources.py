@@ -4,18 +4,59 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import decode_image, list_images, read_image, read_size
+from mtkd.data.images import (
+    IMAGE_SUFFIXES,
+    Header,
+    decode_image,
+    list_images,
+    read_bytes,
+    read_header,
+    read_image,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _META_LINE = re.compile(r"(?P<name>\S.*?)\s+\((?P<height>\d+),\s*(?P<width>\d+)(,\s*\d+)?\)(\s+\d+)?\s*")
+_LONGEST_META = 1 << 28
+"""Bytes; ten million names."""
+
+
+def read_meta_info(path: Path) -> list[tuple[str, tuple[int, int] | None]]:
+    """(file name, (height, width) or None) from each line of a BasicSR meta_info file, `NAME.png (480,480,3)`.
+
+    Names may hold blanks and brackets. What follows a name without size is ignored, as BasicSR does, if the first word
+    is an image's name; else the whole line is the name. Blank lines and a byte order mark are no names.
+
+    Raises:
+        MtkdError: the file cannot be read, is no UTF-8 text, or too long to be a list of names.
+    """
+    try:
+        if path.stat().st_size > _LONGEST_META:
+            raise MtkdError(f"{path} has more than {_LONGEST_META:,d} bytes, and a meta_info file is a list of names.")
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise MtkdError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    named: list[tuple[str, tuple[int, int] | None]] = []
+    for line in filter(str.strip, lines):
+        if (found := _META_LINE.fullmatch(line)) is not None:
+            named.append((found["name"], (_whole(found["height"]), _whole(found["width"]))))
+            continue
+        first = line.split()[0]
+        named.append((first if first.lower().endswith(IMAGE_SUFFIXES) else line.strip(), None))
+    return named
+
+
+def _whole(digits: str) -> int:
+    # No image has a side of more digits, and Python refuses to read thousands of them.
+    return int(digits[:18])
 
 
 class ImageSource(Protocol):
@@ -35,6 +76,10 @@ class ImageSource(Protocol):
         """Height and width without decoding."""
         ...
 
+    def orientation(self, path: Path) -> int:
+        """The EXIF tag that is applied to the image, 1 for none."""
+        ...
+
     def read(self, path: Path) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB, see `read_image`."""
         ...
@@ -49,15 +94,29 @@ class FolderImages:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._headers: dict[Path, Header] = {}
 
     def paths(self) -> list[Path]:
         return list_images(self.root)
 
     def has(self, path: Path) -> bool:
-        return path.is_file()
+        try:
+            return path.is_file()
+        except (OSError, ValueError):
+            # Longer than the system takes, or a name that none can have.
+            return False
 
     def size(self, path: Path) -> tuple[int, int]:
-        return read_size(path)
+        return self._header(path).size
+
+    def orientation(self, path: Path) -> int:
+        return self._header(path).orientation
+
+    def _header(self, path: Path) -> Header:
+        found = self._headers.get(path)
+        if found is None:
+            found = self._headers[path] = replace(read_header(path), profile=None)
+        return found
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         return read_image(path)
@@ -85,16 +144,14 @@ class LmdbImages:
                 ".lmdb and that holds data.mdb and meta_info.txt. For a folder of images write `type: disk`."
             )
         meta = root / "meta_info.txt"
-        try:
-            lines = [line for line in meta.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise MtkdError(f"{meta} cannot be read: {error}. Make the lmdb again.") from error
         self._sizes: dict[Path, tuple[int, int]] = {}
-        for number, line in enumerate(lines, start=1):
-            found = _META_LINE.fullmatch(line)
-            if found is None:
-                raise MtkdError(f"{meta}:{number}: {line!r} is not of the form `NAME.png (height,width,channels) 1`.")
-            self._sizes[root / found["name"]] = (int(found["height"]), int(found["width"]))
+        for name, size in read_meta_info(meta):
+            if size is None:
+                raise MtkdError(
+                    f"{meta}: the line of {name!r} is not of the form `NAME.png (height,width,channels) 1`. Make the "
+                    "lmdb again."
+                )
+            self._sizes[root / name] = size
         if not self._sizes:
             raise MtkdError(f"{meta} names no image. Make the lmdb again.")
         self._environment = _open(root)
@@ -107,6 +164,9 @@ class LmdbImages:
 
     def size(self, path: Path) -> tuple[int, int]:
         return self._sizes[path]
+
+    def orientation(self, path: Path) -> int:
+        return 1
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         with self._environment.handle.begin() as transaction:

@@ -1,8 +1,9 @@
 """`ImageStore`: images of any sizes, decoded once, in one memory-mapped file.
 
 The file is a safetensors file with one flat tensor, "images": every image as rows of RGB pixels, one image after the
-other. Names, sizes and `facts` are JSON in its metadata. A half-written store lives under another name
-(`PATH.partial`), so a file called PATH is complete by construction.
+other. Names, sizes and `facts` are JSON in its metadata, and beside them stands the CRC-32 of each image, entered when
+the image is put. A half-written store lives under another name (`PATH.partial`), so a file called PATH is complete by
+construction.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import math
 import os
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 
 from mtkd.contracts import MtkdError
+from mtkd.data.images import expanded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 StoreDtype = Literal["uint8", "float16"]
 
 _FORMAT = "mtkd image store 1"
+_SUMS = b'"crc32": "'
+_NO_SUM = "-" * 8
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors reads no longer one."""
 _SAFETENSORS_NAMES: dict[StoreDtype, str] = {"uint8": "U8", "float16": "F16"}
 
 
@@ -48,29 +56,43 @@ class ImageStore(Sequence["NDArray[Any]"]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         try:
+            if not self.path.is_file() and self.path.exists():
+                raise ValueError("no regular file")
             with open(self.path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 actual = os.fstat(file.fileno()).st_size
-                header = json.loads(file.read(length) if 0 < length <= actual else b"")
-            entry, metadata = header["images"], header["__metadata__"]
+                header = json.loads(file.read(length) if 0 < length <= min(actual, _LONGEST_HEADER) else b"")
+            metadata = header["__metadata__"]
             if metadata["format"] != _FORMAT:
                 raise ValueError(metadata["format"])
             self.names: list[str] = json.loads(metadata["names"])
             self.sizes: list[tuple[int, int]] = [(h, w) for h, w in json.loads(metadata["sizes"])]
             self.facts: dict[str, Any] = json.loads(metadata["facts"])
-            dtype = next(name for name, code in _SAFETENSORS_NAMES.items() if code == entry["dtype"])
+            self.dtype: StoreDtype = next(
+                name for name, code in _SAFETENSORS_NAMES.items() if code == header["images"]["dtype"]
+            )
+            sums = metadata.get("crc32")
+            self.offsets = _checked_offsets(self.names, self.sizes, self.facts, sums)
+            self._sums = None if sums is None else bytes.fromhex(sums)
+            values = self.offsets.pop()
+            nbytes = values * np.dtype(self.dtype).itemsize
+            if (header["images"]["shape"], header["images"]["data_offsets"]) != ([values], [0, nbytes]):
+                raise ValueError(header["images"])
         except OSError as error:
             raise MtkdError(f"Image store {self.path} cannot be opened: {error.strerror or error}.") from error
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise MtkdError(f"{self.path} is no image store of mtkd. Delete it and make it again.") from error
-        if actual != 8 + length + entry["data_offsets"][1]:
-            raise MtkdError(f"Image store {self.path} is truncated. Delete it and make it again.")
-        self.dtype: StoreDtype = dtype
-        self.offsets = _offsets(self.sizes)[:-1]
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+            raise MtkdError(
+                f"{self.path} is no image store of mtkd, or a damaged one. Name another file, or delete it and make it "
+                "again."
+            ) from error
+        missing = 8 + length + nbytes - actual
+        if missing:
+            what = f"truncated, by {missing:,d}" if missing > 0 else f"longer than it says, by {-missing:,d}"
+            raise MtkdError(f"Image store {self.path} is {what} bytes. Delete it and make it again.")
         # Copy-on-write, because torch has no read-only tensors.
-        mapped = np.memmap(self.path, dtype=dtype, mode="c", offset=8 + length, shape=tuple(entry["shape"]))
+        mapped = np.memmap(self.path, dtype=self.dtype, mode="c", offset=8 + length, shape=(values,))
         self.flat: Tensor = torch.from_numpy(mapped)
 
     def __len__(self) -> int:
@@ -87,6 +109,28 @@ class ImageStore(Sequence["NDArray[Any]"]):
     def nbytes(self) -> int:
         """Bytes of all images."""
         return self.flat.numel() * self.flat.element_size()
+
+    def verify(self) -> None:
+        """Compare every image with its CRC-32, on all CPUs; stores of earlier versions have none. Reads all of it.
+
+        Raises:
+            MtkdError: images have changed since they were put; they are named.
+        """
+        if self._sums is None:
+            return
+        with ThreadPoolExecutor(cpus()) as pool:
+            found = pool.map(lambda i: zlib.crc32(self[i].reshape(-1).view(np.uint8)), range(len(self)))
+            damaged = [
+                name
+                for i, (name, value) in enumerate(zip(self.names, found, strict=True))
+                if value != int.from_bytes(self._sums[4 * i : 4 * i + 4], "big")
+            ]
+        if damaged:
+            more = f" and {len(damaged) - 4} more" if len(damaged) > 4 else ""
+            raise MtkdError(
+                f"Image store {self.path} is damaged: {len(damaged)} of {len(self)} images are not what was written "
+                f"({', '.join(damaged[:4])}{more}). Delete it and make it again; look at the disk."
+            )
 
     def digest(self) -> str:
         """SHA-256 of dtype, names, sizes and every value, wherever the file lies. Reads all of it."""
@@ -123,7 +167,7 @@ class StoreWriter:
         dtype: StoreDtype = "uint8",
         durable: bool = False,
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.durable = durable
         self.sizes = [(int(height), int(width)) for height, width in sizes]
         self.dtype = np.dtype(dtype)
@@ -131,23 +175,26 @@ class StoreWriter:
             raise MtkdError(f"Image store {self.path} needs at least one image, one size per name, and unique names.")
         self._partial, self._done_path = _working_paths(self.path)
         self._lock = threading.Lock()
-        header = _header(list(names), self.sizes, dict(facts or {}), dtype)
+        # The second is that of stores begun by an earlier version, which kept no sums.
+        headers = [_header(list(names), self.sizes, dict(facts or {}), dtype, sums=sums) for sums in (True, False)]
         offsets = _offsets(self.sizes)
-        self._starts = [len(header) + start * self.dtype.itemsize for start in offsets[:-1]]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self._partial.exists():
-                self._create(header, len(header) + offsets[-1] * self.dtype.itemsize)
-            elif not _starts_with(self._partial, header):
+                self._create(headers[0], len(headers[0]) + offsets[-1] * self.dtype.itemsize)
+            header = next((header for header in headers if _continues(self._partial, header)), None)
+            if header is None:
                 raise MtkdError(
                     f"{self._partial} is a half-written image store of something else: its "
-                    f"{', '.join(_differences(self._partial, header))} differ from what is to be written. Go on as it "
-                    "was begun, delete it, or write this store under another name."
+                    f"{', '.join(_differences(self._partial, headers[0]))} differ from what is to be written. Go on as "
+                    "it was begun, delete it, or write this store under another name."
                 )
             self._data = open(self._partial, "r+b", buffering=0)  # noqa: SIM115
             self._done = open(self._done_path, "r+b" if self._done_path.exists() else "w+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise MtkdError(f"Image store {self.path} cannot be written: {error.strerror or error}.") from error
+        self._starts = [len(header) + start * self.dtype.itemsize for start in offsets[:-1]]
+        self._sums_at = header.index(_SUMS) + len(_SUMS) if _SUMS in header else None
 
     def missing(self) -> list[int]:
         """Indices of the images that nobody has put yet, in ascending order."""
@@ -168,11 +215,16 @@ class StoreWriter:
                 f"{image.shape}."
             )
         data = memoryview(np.ascontiguousarray(image, dtype=self.dtype)).cast("B")
+        # Of the pixels in memory, so that what the disk makes of them is noticed.
+        checksum = f"{zlib.crc32(data):08x}".encode()
         try:
             with self._lock:
                 self._data.seek(self._starts[i])
                 while data:
                     data = data[self._data.write(data) :]
+                if self._sums_at is not None:
+                    self._data.seek(self._sums_at + len(_NO_SUM) * i)
+                    self._data.write(checksum)
                 # The mark follows the pixels, so a process killed in between leaves the image missing.
                 if self.durable:
                     os.fsync(self._data.fileno())
@@ -236,7 +288,7 @@ def write(
 
 def missing_images(path: str | os.PathLike[str], count: int) -> list[int]:
     """`missing()` of the half-written store of `count` images at `path` without touching it: all when there is none."""
-    partial, done = _working_paths(Path(path).expanduser())
+    partial, done = _working_paths(expanded(path))
     marks = b""
     with suppress(FileNotFoundError):
         marks = done.read_bytes() if partial.exists() else b""
@@ -258,12 +310,30 @@ def _offsets(sizes: Sequence[tuple[int, int]]) -> list[int]:
     return offsets
 
 
-def _header(names: list[str], sizes: list[tuple[int, int]], facts: dict[str, Any], dtype: StoreDtype) -> bytes:
+def _checked_offsets(names: Any, sizes: Any, facts: Any, sums: Any) -> list[int]:
+    """`_offsets(sizes)` of what a file says; ValueError where that describes no images."""
+    good = (
+        isinstance(names, list)
+        and isinstance(facts, dict)
+        and len(names) == len(sizes) == len(set(names)) > 0
+        and all(isinstance(name, str) for name in names)
+        and all(type(side) is int and 0 < side < 1 << 31 for size in sizes for side in size)
+        and (sums is None or (isinstance(sums, str) and len(sums) == len(_NO_SUM) * len(names)))
+    )
+    if not good:
+        raise ValueError("no images")
+    return _offsets(sizes)
+
+
+def _header(
+    names: list[str], sizes: list[tuple[int, int]], facts: dict[str, Any], dtype: StoreDtype, *, sums: bool
+) -> bytes:
     count = sum(height * width * 3 for height, width in sizes)
     text = json.dumps(
         {
             "__metadata__": {
                 "format": _FORMAT,
+                **({"crc32": _NO_SUM * len(names)} if sums else {}),
                 "names": json.dumps(names),
                 "sizes": json.dumps(sizes),
                 "facts": json.dumps(facts, sort_keys=True),
@@ -277,12 +347,25 @@ def _header(names: list[str], sizes: list[tuple[int, int]], facts: dict[str, Any
     ).encode()
     # Values begin at a multiple of 8 bytes, as the safetensors format asks.
     text = text.ljust(math.ceil(len(text) / 8) * 8)
+    if len(text) > _LONGEST_HEADER:
+        raise MtkdError(f"{len(names)} images are more than one image store can name.")
     return len(text).to_bytes(8, "little") + text
 
 
-def _starts_with(path: Path, header: bytes) -> bool:
+def _continues(path: Path, header: bytes) -> bool:
+    """The half-written store file `path` begins with `header`, whichever sums have been entered."""
     with open(path, "rb") as file:
-        return file.read(len(header)) == header
+        there = file.read(len(header))
+    if _SUMS in header:
+        start = header.index(_SUMS) + len(_SUMS)
+        end = header.index(b'"', start)
+        there = there[:start] + header[start:end] + there[end:]
+    return there == header
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _differences(path: Path, header: bytes) -> list[str]:
@@ -298,6 +381,6 @@ def _differences(path: Path, header: bytes) -> list[str]:
     try:
         with open(path, "rb") as file:
             there = contents(file.read(int.from_bytes(file.read(8), "little")))
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
         return ["format"]
     return [key for key in there | wanted if there.get(key) != wanted.get(key)] or ["format"]

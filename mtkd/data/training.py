@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.contracts import MtkdError
+from mtkd.data.images import expanded
 from mtkd.data.paired import PairedImages, raise_problems
-from mtkd.data.store import ImageStore, StoreWriter
+from mtkd.data.store import ImageStore, StoreWriter, cpus
+
+logger = logging.getLogger("mtkd")
 
 _RULE = "1: RGB uint8, gt cut to lq * scale, lq bicubic as MATLAB when there is no dataroot_lq"
 _DAY = 24 * 3600
@@ -43,7 +47,8 @@ def open_training_set(
 
     The cache entry is keyed by the files' paths, sizes and modification times, the pairing, the scale and the decoding
     rule, so any change makes a new entry; old ones are never deleted. The entry appears by one rename when it is
-    complete. Processes that want the same entry at the same time wait for the first one to make it.
+    complete; every image in it is compared with its checksum whenever it is opened, and an entry that is damaged or
+    lacks a file is made again. Processes that want the same entry at the same time wait for the first one to make it.
 
     Args:
         options: `dataroot_gt`, `dataroot_lq`, `meta_info_file`, `filename_tmpl`, `io_backend` as in `PairedImages`, and
@@ -59,17 +64,47 @@ def open_training_set(
     pairs = PairedImages.of_section(options, scale=scale)
     facts = _facts(pairs)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-    cache = Path(cache_dir).expanduser()
+    cache = expanded(cache_dir)
     entry = cache / key
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        if not entry.is_dir():
+        found = _opened(entry)
+        if found is None:
             with _locked(cache / f"{key}.lock"):
-                if not entry.is_dir():
-                    _decode(pairs, facts, entry, workers or _cpus(), progress)
+                # Another process may have made it in the meantime.
+                found = _opened(entry)
+                if found is None:
+                    _discard(entry)
+                    _decode(pairs, facts, entry, workers or cpus(), progress)
+        return found or _stores(entry)
     except OSError as error:
         raise MtkdError(f"The image cache {cache} cannot be written: {error.strerror or error}.") from error
+
+
+def _stores(entry: Path) -> TrainingSet:
     return TrainingSet(lq=ImageStore(entry / "lq.safetensors"), gt=ImageStore(entry / "gt.safetensors"))
+
+
+def _opened(entry: Path) -> TrainingSet | None:
+    """The stores of `entry`, every image compared with its checksum; None where they must be made (again)."""
+    if not entry.is_dir():
+        return None
+    try:
+        found = _stores(entry)
+        found.lq.verify()
+        found.gt.verify()
+        return found
+    except MtkdError as error:
+        logger.warning("%s The training images are decoded again.", str(error).partition(" Delete it")[0])
+        return None
+
+
+def _discard(entry: Path) -> None:
+    """Remove a damaged entry; who has it mapped keeps it."""
+    if entry.is_dir():
+        damaged = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
+        entry.rename(damaged / "damaged")
+        shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _facts(pairs: PairedImages) -> dict[str, Any]:
@@ -149,7 +184,3 @@ def _locked(path: Path) -> Iterator[None]:
         except (ImportError, OSError):
             pass
         yield
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

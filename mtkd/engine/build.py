@@ -82,7 +82,8 @@ def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Modul
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
-    """Load `source` (a file or `zoo:NAME`) into `net` and return the facts stored with the weights.
+    """Load `source` (a file or `zoo:NAME`) into `net`, whose `origin` then says which weights it has, and return the
+    facts stored with them.
 
     Args:
         key: entry of the file that holds the weights; "auto" takes `params_ema`, then `params`, then the usual others.
@@ -94,6 +95,7 @@ def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", stric
     path = zoo.resolve(source)
     checkpoint = zoo.read_checkpoint(path, key=key)
     zoo.load_into(net, checkpoint.state, strict=strict, source=str(path))
+    net.origin = checkpoint.origin(source if source.startswith("zoo:") else path)  # pyright: ignore[reportAttributeAccessIssue]
     return checkpoint.facts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from torch import Tensor, distributed, nn
 
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
-from mtkd.data.images import write_image
+from mtkd.data.images import write_bytes, write_image
 from mtkd.data.paired import PairedImages
+from mtkd.engine import strict_json
 from mtkd.engine.compiling import compile_networks
 from mtkd.engine.overlap import Behind, ahead, staged, to_host
 from mtkd.engine.progress import Say
@@ -118,10 +119,11 @@ def compile_for_images(
 def to_tensor(image: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """uint8 (H, W, 3) array or host tensor -> float (1, 3, H, W) tensor in [0, 1] on `device`, lying as channels_last.
 
-    From pinned memory (`overlap.staged`) it is copied without waiting.
+    Floating point pixels are in [0, 1] already. From pinned memory (`overlap.staged`) it is copied without waiting.
     """
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
-    return pixels.to(device, non_blocking=True).permute(2, 0, 1)[None].float().div_(255)
+    image_on_device = pixels.to(device, non_blocking=True).permute(2, 0, 1)[None]
+    return image_on_device if pixels.is_floating_point() else image_on_device.float().div_(255)
 
 
 def to_pixels(image: Tensor) -> Tensor:
@@ -159,8 +161,8 @@ def evaluate(
         progress: wraps the index iterator, for a progress bar.
 
     Raises:
-        MtkdError: sr and gt differ in size, sr is not finite, or the image does not fit into the device's memory; the
-            image is named.
+        MtkdError: sr and gt differ in size, sr is not finite, a metric refuses the image, or it does not fit into the
+            device's memory; the image is named.
     """
     names: list[str] = []
     finite: list[Tensor] = []
@@ -180,7 +182,8 @@ def evaluate(
             # Infinite pixels would pass for white or black in the metrics, which clamp.
             finite.append(sr.isfinite().all())
             for metric, function in metrics.items():
-                columns[metric].append(function(sr, gt).reshape(()))
+                with _naming(f"{dataset}/{name}"):
+                    columns[metric].append(function(sr, gt).reshape(()))
             if save is not None:
                 later(_save, save, name, to_host(to_pixels(sr)))
     # Read once at the end: a value per image would make the device wait for each.
@@ -220,6 +223,14 @@ def _fitting(image: str) -> Generator[None, None, None]:
             "example `tile: {tile_size: 256, tile_pad: 32}`. It is not set by itself because tiles may change numbers "
             "a little."
         ) from error
+
+
+@contextmanager
+def _naming(image: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except MtkdError as error:
+        raise MtkdError(f"{image}: {error}") from error
 
 
 def evaluate_sharded(
@@ -291,16 +302,21 @@ def write_results(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: M
 
     Args:
         rows: (network's name, its result) pairs.
-        facts: what the numbers must carry: hardware, versions, commit, command.
+        facts: what the numbers must carry: weights, hardware, versions, commit, command. `entry` and `iteration` of
+            the weights, where they are there, stand in every line of the CSV too.
+
+    Raises:
+        MtkdError: the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = list(dict.fromkeys(name for _, result in rows for name in result.values))
-    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["network", "dataset", "image", *metrics])
-        for network, result in rows:
-            for position, image in enumerate(result.images):
-                cells = [result.values[name][position] if name in result.values else "" for name in metrics]
-                writer.writerow([network, result.dataset, image, *cells])
+    same = {key: facts[key] for key in ("entry", "iteration") if key in facts}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["network", *same, "dataset", "image", *metrics])
+    for network, result in rows:
+        for position, image in enumerate(result.images):
+            cells = [result.values[name][position] if name in result.values else "" for name in metrics]
+            writer.writerow([network, *same.values(), result.dataset, image, *cells])
+    write_bytes(folder / "metrics.csv", text.getvalue().encode())
     means = [{"network": network, "dataset": result.dataset, **result.means()} for network, result in rows]
-    (folder / "metrics.json").write_text(json.dumps({**facts, "results": means}, indent=2) + "\n", encoding="utf-8")
+    write_bytes(folder / "metrics.json", (strict_json.dumps({**facts, "results": means}, indent=2) + "\n").encode())

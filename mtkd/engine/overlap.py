@@ -61,6 +61,11 @@ class Behind:
             self._take()
         self._calls.append(self._pool.submit(function, *arguments))
 
+    def settle(self) -> None:
+        """Wait until all calls have ended."""
+        while self._calls:
+            self._take()
+
     def __enter__(self) -> Behind:
         return self
 
@@ -69,8 +74,7 @@ class Behind:
     ) -> None:
         self._pool.shutdown()
         if error is None or (isinstance(error, Exception) and not self._raised):
-            while self._calls:
-                self._take()
+            self.settle()
 
     def _take(self) -> None:
         try:

@@ -285,6 +285,8 @@ def save_weights(session: Session, step: int | str) -> None:
     if not session.fabric.is_global_zero:
         return
     facts = build.network_facts(session.options) | build.plain(session.method.metadata())
+    assert session.options.train is not None
+    facts["iteration"] = session.options.train.total_iter if step == checkpoint.LATEST else step
     ema = session.ema.net if session.ema is not None else None
     checkpoint.save_weights(session.folder.model(step), session.method.student, ema, facts)
 

@@ -5,6 +5,7 @@ The jobs need nothing of each other while they run, not even a common disk.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from mtkd.engine.targets import (
     bytes_to_write,
     check_disk,
     check_facts,
+    complete_already,
+    exists,
     fingerprint,
     open_training_images,
-    refuse_existing,
 )
 
 
@@ -44,6 +46,8 @@ class Shard:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
             raise MtkdError(f"--shard {text} is no share: write its number and their count, such as --shard 3/16.")
+        if len(text) > 18:
+            raise MtkdError(f"--shard {text[:18]}...: there are not so many shards.")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -81,12 +85,14 @@ def launched(launcher: str, options: Options) -> tuple[Shard, torch.device]:
 
 
 def merge(options: Options, path: Path, *, progress: Say = print) -> ImageStore:
-    """Make the store `path` of its finished shards, which are removed; no network runs. It can be interrupted.
+    """Make the store `path` of its finished shards, which are removed; no network runs. It can be interrupted, also
+    between the two: a store that is complete already is left as it is.
 
     Raises:
-        MtkdError: shards are missing, or were not made alike, or not for this option file.
+        MtkdError: shards are missing, damaged, or were not made alike, or not for this option file.
     """
-    refuse_existing(path)
+    if exists(path):
+        return _merged_already(options, path, progress)
     command = f"mtkd teach -opt {options.file or 'FILE'}"
     pattern = re.compile(re.escape(path.name) + r"\.shard-\d+-of-(\d+)(\.partial)?")
     there = [pattern.fullmatch(file.name) for file in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -116,6 +122,7 @@ def merge(options: Options, path: Path, *, progress: Say = print) -> ImageStore:
         check_facts(store, facts, f"Delete it and make it again: `{command} --shard {shard}`, like the others.")
         if store.names != [names[i] for i in shard.indices(total)]:
             raise MtkdError(f"{store.path} holds the images of another shard than its name says; was it renamed?")
+        store.verify()
     dtype = stores[0].dtype
     check_disk(path, bytes_to_write(path, images.gt.sizes, dtype))
     writer = StoreWriter(path, names, images.gt.sizes, facts, dtype=dtype, durable=True)
@@ -129,5 +136,21 @@ def merge(options: Options, path: Path, *, progress: Say = print) -> ImageStore:
     finally:
         writer.close()
     for store in stores:
-        store.path.unlink()
+        store.path.unlink(missing_ok=True)
     return finished
+
+
+def _merged_already(options: Options, path: Path, progress: Say) -> ImageStore:
+    """The finished store `path`, checked; what is left of the shards that it was made of is removed."""
+    with Progress("decoding the training images", progress) as decoding:
+        images = open_training_images(options, decoding)
+    merged = complete_already(path, {**ImageStore(path).facts, "fingerprint": fingerprint(options, images)})
+    progress(f"targets: {path} is complete already")
+    for left in sorted(path.parent.glob(f"{glob.escape(path.name)}.shard-*-of-*[0-9]")):
+        try:
+            check_facts(ImageStore(left), merged.facts, "")
+        except MtkdError:
+            progress(f"{left} is no shard of {path}, and is left as it is")
+            continue
+        left.unlink(missing_ok=True)
+    return merged

@@ -16,6 +16,7 @@ from typing import Any
 from mtkd import zoo
 from mtkd.config import ItemTrainSetOptions, Options, TrainSetOptions
 from mtkd.contracts import MtkdError
+from mtkd.data.images import expanded
 from mtkd.data.paired import PairedImages
 from mtkd.data.store import ImageStore, StoreDtype, missing_images
 from mtkd.data.training import TrainingSet, open_training_set
@@ -67,29 +68,47 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     """The store `options.target_store`, checked against the run.
 
     Raises:
-        MtkdError: there is no such store, or other teachers, images or another scale made it; what differs is named.
+        MtkdError: there is no such store, it is damaged, or other teachers, images or another scale made it; what
+            differs is named.
     """
     assert options.target_store is not None
-    path = Path(options.target_store).expanduser()
-    if not path.exists():
+    path = expanded(options.target_store)
+    if not exists(path):
         shards = any(path.parent.glob(f"{glob.escape(path.name)}.shard-*"))
         remedy = "Shards of it do: `mtkd teach -opt FILE --merge`" if shards else "Make it with `mtkd teach -opt FILE`"
         raise MtkdError(f"target_store {path} does not exist. {remedy}.")
     store = ImageStore(path)
-    stored, wanted = store.facts.get("fingerprint", {}), fingerprint(options, images)
+    stored, wanted = store.facts.get("fingerprint"), fingerprint(options, images)
+    if not isinstance(stored, dict):
+        raise MtkdError(f"{path} is no store of targets: it does not say what made it. Make one with `mtkd teach`.")
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
         raise MtkdError(
             f"target_store {path} was made by another run, of which this differs: {_told(differing)}. Make a new one "
             "with `mtkd teach -opt FILE`."
         )
+    store.verify()
     return store
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise an error where the store is there already."""
-    if path.exists():
-        raise MtkdError(f"{path} already exists; remove it, or name another target_store.")
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`; a path that no system takes is an error."""
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        raise MtkdError(f"target_store {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def complete_already(path: Path, facts: dict[str, Any]) -> ImageStore:
+    """The finished store or shard `path`, when it is whole and was made as `facts` say.
+
+    Raises:
+        MtkdError: it is damaged, or was made otherwise; what differs is named.
+    """
+    store = ImageStore(path)
+    check_facts(store, facts, "Name another target_store, or delete it to make it anew.")
+    store.verify()
+    return store
 
 
 def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
@@ -101,7 +120,7 @@ def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
 
 def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """(place, stored value, value here) wherever two trees of plain values differ."""
-    if where == "teachers" or where.endswith(".teachers"):
+    if (where == "teachers" or where.endswith(".teachers")) and _are_members(stored) and _are_members(here):
         stored, here = ({member["name"]: member for member in part or ()} for part in (stored, here))
         if list(stored) != list(here):
             return [(where, ", ".join(stored) or "none", ", ".join(here) or "none")]
@@ -112,6 +131,12 @@ def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any
         for key in dict.fromkeys([*stored, *here])
         for found in _differences(stored.get(key), here.get(key), f"{where}.{key}" if where else key)
     ]
+
+
+def _are_members(teachers: Any) -> bool:
+    return teachers is None or (
+        isinstance(teachers, list) and all(isinstance(part, dict) and "name" in part for part in teachers)
+    )
 
 
 def _told(differing: Sequence[tuple[str, Any, Any]]) -> str:
@@ -130,12 +155,20 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def size_text(nbytes: float) -> str:
+    """A number of bytes as people write it: 812 bytes, 3.4 kB, 12.0 MB, 1.25 GB."""
+    for unit, size, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if nbytes >= size:
+            return f"{nbytes / size:.{digits}f} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
 def check_disk(path: Path, nbytes: int) -> None:
     """Raise an error where `nbytes` more do not fit on the disk of `path`."""
     free = free_bytes(path)
     if nbytes > free:
         raise MtkdError(
-            f"{path} needs {nbytes / 1e9:.2f} GB more, and its disk has {free / 1e9:.2f} GB free. Make room, or put "
+            f"{path} needs {size_text(nbytes)} more, and its disk has {size_text(free)} free. Make room, or put "
             "target_store elsewhere."
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mtkd import __version__
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
+from mtkd.data.images import try_writing
 from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
 from mtkd.engine import build
 from mtkd.engine.evaluate import Predict, to_image, to_tensor
@@ -29,11 +30,12 @@ from mtkd.engine.shards import WHOLE, Shard
 from mtkd.engine.targets import (
     bytes_to_write,
     check_disk,
-    check_facts,
+    complete_already,
+    exists,
     fingerprint,
     free_bytes,
     open_training_images,
-    refuse_existing,
+    size_text,
     training_pairs,
 )
 from mtkd.engine.tiling import FittingTiles, self_ensemble
@@ -99,26 +101,30 @@ def teach(
 ) -> ImageStore:
     """Write the targets of `options` for all its training images, at gt size, to the store `path`, or to a shard of it.
 
-    Interrupted, it goes on where it stopped when called again with the same networks, images and recipe. A shard that
-    is complete already is left as it is.
+    Interrupted, it goes on where it stopped when called again with the same networks, images and recipe. A store or
+    shard that is complete already is left as it is, and so is a shard whose store is.
 
     Raises:
-        MtkdError: `path` exists, weights are missing, the declared teachers do not make one image, the disk or the
-            device is too small, or an answer is not finite.
+        MtkdError: `path` was made otherwise or is damaged, weights are missing, the declared teachers do not make one
+            image, the disk or the device is too small, or an answer is not finite.
     """
-    refuse_existing(path)
+    out = path if exists(path) else shard.path(path)
+    finished = exists(out)
+    if not finished:
+        try_writing(out.absolute().parent)
     device = _set_up(options, device)
-    predict = _over_images(_Teacher(options, recipe, device), options, recipe, progress)
-    out = shard.path(path)
+    predict = None if finished else _over_images(_Teacher(options, recipe, device), options, recipe, progress)
     about = "targets" if shard.count == 1 else f"shard {shard}"
     with Progress("decoding the training images", progress, bar=shard.count == 1) as decoding:
         images = open_training_images(options, decoding)
     lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
-    if out.exists():
-        check_facts(ImageStore(out), facts, "Delete it to make it anew.")
+    if predict is None:
+        # An upgrade of mtkd is no reason to make a whole store anew; shards are merged with others.
+        version = {"mtkd": ImageStore(out).facts.get("mtkd")} if out == path else {}
+        store = complete_already(out, facts | version)
         progress(f"{about}: {out} is complete already")
-        return ImageStore(out)
+        return store
     names, sizes = [gt.names[i] for i in share], [gt.sizes[i] for i in share]
     check_disk(out, bytes_to_write(out, sizes, recipe.dtype))
     writer = StoreWriter(out, names, sizes, facts, dtype=recipe.dtype, durable=True)
@@ -155,10 +161,11 @@ def dry_run(
     Raises:
         MtkdError: what `teach` would refuse before it runs the teachers.
     """
-    refuse_existing(path)
-    out = shard.path(path)
-    if out.exists():
-        raise MtkdError(f"{out} is complete already.")
+    out = path if exists(path) else shard.path(path)
+    if exists(out):
+        raise MtkdError(
+            f"{out} exists already, so there is nothing to measure. `mtkd teach` without --dry_run checks that it fits."
+        )
     pairs = training_pairs(options)
     share = shard.indices(len(pairs))
     sizes = [pairs.sizes[i] for i in share]
@@ -183,7 +190,7 @@ def dry_run(
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     progress(
         f"{len(share)} of {len(pairs)} images{here}{begun}: {sum(h * w for h, w in sizes) / 1e6:,.1f} megapixels\n"
-        f"to write: {size / 1e9:.2f} GB of {recipe.dtype} to {out}; free there: {free_bytes(out) / 1e9:.2f} GB\n"
+        f"to write: {size_text(size)} of {recipe.dtype} to {out}; free there: {size_text(free_bytes(out))}\n"
         f"device: {device}{name}, {recipe.resolved_precision(options)}\n"
         f"time: about {clock(total)}, from {seconds:.3f} s for an lq crop of {crop.shape[-2]}x{crop.shape[-1]}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,15 +21,29 @@ from mtkd.engine.progress import Say
 SMALL_IMAGE = 256 * 256
 """lq pixels that are run at once without asking for memory, and that tiles are batched up to on a GPU."""
 SMALLEST_TILE = 16
-ALIGNMENT = 16
-"""Tiles begin at multiples of it, so that networks with windows of 8 or 16 see the windows of the whole image."""
-FREE_SHARE = 0.7
-"""Share of the free memory that a tile may take."""
-LARGEST_RUN = 16 << 30
-"""Bytes. Far above it single feature maps pass 2**31 elements, which not every kernel takes."""
+ALIGNMENTS = (16, 8, 1)
+"""Tiles begin at multiples of the first that leaves room for a step, so that networks with windows of 16 or 8 see the
+windows of the whole image. From `tile_size` 31 on that is 16, and from 15 on at least 8."""
+FREE_SHARE = {"cuda": 0.7, "cpu": 0.25}
+"""Share of the free memory, less the result, that a run may take. A CPU's memory is everybody's, and larger tiles are
+no faster there."""
+LARGEST_RUN = {"cuda": 16 << 30, "cpu": 4 << 30}
+"""Bytes of a run, at most. Far above those of a GPU single feature maps pass 2**31 elements, which not every kernel
+takes."""
+
+Finish = Callable[[Tensor], Tensor]
+"""What becomes of a piece of sr before it is put into the result, which is four times smaller in 8 bits."""
 
 
-def tiled(predict: Callable[[Tensor], Tensor], lq: Tensor, *, scale: int, tile_size: int, tile_pad: int) -> Tensor:
+def tiled(
+    predict: Callable[[Tensor], Tensor],
+    lq: Tensor,
+    *,
+    scale: int,
+    tile_size: int,
+    tile_pad: int,
+    finish: Finish = lambda sr: sr,
+) -> Tensor:
     """`predict(lq)` computed in tiles of about `tile_size` lq pixels, each seen with `tile_pad` pixels of context.
 
     Equal to `predict(lq)` when the receptive field of the network is at most `tile_pad`, and close to it otherwise. All
@@ -38,14 +53,14 @@ def tiled(predict: Callable[[Tensor], Tensor], lq: Tensor, *, scale: int, tile_s
     Args:
         predict: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale).
         lq: (N, 3, H, W) in [0, 1].
+        finish: applied to each tile's part of the result, which has the dtype and channels that it gives.
     """
-    if tile_size < 1 or tile_pad < 0:
-        raise MtkdError(f"Tiles need tile_size >= 1 and tile_pad >= 0, not {tile_size} and {tile_pad}.")
+    _check(tile_size, tile_pad)
     number, (height, width) = len(lq), lq.shape[-2:]
     rows, h = _windows(height, tile_size, tile_pad)
     columns, w = _windows(width, tile_size, tile_pad)
     if len(rows) == len(columns) == 1:
-        return predict(lq)
+        return finish(predict(lq))
     windows = [(top, left) for top in rows for left in columns]
     at_once = max(SMALL_IMAGE // (h * w * number), 1) if lq.is_cuda else 1
     row_cuts, column_cuts = _cuts(rows, h, height), _cuts(columns, w, width)
@@ -54,14 +69,26 @@ def tiled(predict: Callable[[Tensor], Tensor], lq: Tensor, *, scale: int, tile_s
         batch = windows[first : first + at_once]
         pieces = predict(torch.cat([lq[..., top : top + h, left : left + w] for top, left in batch]))
         if sr is None:
-            sr = pieces.new_empty((number, pieces.shape[1], height * scale, width * scale))
+            sample = finish(pieces[:1, :, :1, :1])
+            # As image files have it: what is made of the result need not be laid out anew.
+            sr = torch.empty(
+                (number, sample.shape[1], height * scale, width * scale),
+                dtype=sample.dtype,
+                device=sample.device,
+                memory_format=torch.channels_last,
+            )
         for (top, left), piece in zip(batch, pieces.split(number), strict=True):
             (y0, y1), (x0, x1) = row_cuts[top], column_cuts[left]
-            sr[..., y0 * scale : y1 * scale, x0 * scale : x1 * scale] = piece[
-                ..., (y0 - top) * scale : (y1 - top) * scale, (x0 - left) * scale : (x1 - left) * scale
-            ]
+            sr[..., y0 * scale : y1 * scale, x0 * scale : x1 * scale] = finish(
+                piece[..., (y0 - top) * scale : (y1 - top) * scale, (x0 - left) * scale : (x1 - left) * scale]
+            )
     assert sr is not None
     return sr
+
+
+def _check(tile_size: int, tile_pad: int) -> None:
+    if tile_size < 1 or tile_pad < 0:
+        raise MtkdError(f"Tiles need tile_size >= 1 and tile_pad >= 0, not {tile_size} and {tile_pad}.")
 
 
 def _windows(length: int, tile: int, pad: int) -> tuple[list[int], int]:
@@ -69,9 +96,11 @@ def _windows(length: int, tile: int, pad: int) -> tuple[list[int], int]:
     limit = tile + 2 * pad
     if length <= limit:
         return [0], length
-    align = ALIGNMENT if tile >= 4 * ALIGNMENT else 1
-    # The last window ends with the image and starts aligned as well.
-    window = limit - (limit - length) % align
+    for align in ALIGNMENTS:
+        # The last window ends with the image and starts aligned as well.
+        window = limit - (limit - length) % align
+        if window - 2 * pad >= align:
+            break
     count = 1 + math.ceil((length - window) / ((window - 2 * pad) // align * align))
 
     def largest_step(window: int) -> int:
@@ -110,6 +139,10 @@ class FittingTiles:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of the images to come.
         tile_size: lq pixels of a tile; None for `tile_size` of each image.
         tile_pad: lq pixels of context on each side of a tile.
+        x8: each tile is the mean of its eight flips and rotations (`self_ensemble`).
+
+    Raises:
+        MtkdError: no tiles are of that size.
     """
 
     def __init__(
@@ -119,23 +152,29 @@ class FittingTiles:
         scale: int,
         tile_size: int | None = None,
         tile_pad: int = 32,
+        x8: bool = False,
         say: Say = print,
     ) -> None:
+        _check(1 if tile_size is None else tile_size, tile_pad)
+        self._run, self._x8 = partial(self_ensemble, net) if x8 else net, x8
         self.net, self.scale, self.tile_pad, self.say = net, scale, tile_pad, say
         self._given = tile_size
         self._most: int | None = None
 
-    def __call__(self, lq: Tensor) -> Tensor:
+    def __call__(self, lq: Tensor, finish: Finish = lambda sr: sr, *, value_bytes: int = 4) -> Tensor:
+        """`net(lq)`, each piece of it changed by `finish` (see `tiled`), which leaves `value_bytes` of each value."""
         size = self._given
         if size is None:
-            size = tile_size(self.net, lq, scale=self.scale, tile_pad=self.tile_pad)
+            size = tile_size(
+                self.net, lq, scale=self.scale, tile_pad=self.tile_pad, x8=self._x8, value_bytes=value_bytes
+            )
         if self._most is not None:
             size = min(size or self._most, self._most)
         while True:
             try:
                 if size is None:
-                    return self.net(lq)
-                return tiled(self.net, lq, scale=self.scale, tile_size=size, tile_pad=self.tile_pad)
+                    return finish(self._run(lq))
+                return tiled(self._run, lq, scale=self.scale, tile_size=size, tile_pad=self.tile_pad, finish=finish)
             except torch.OutOfMemoryError as error:
                 reason = str(error).splitlines()[0]
             # Outside the handler, where the tensors of the failed call are no longer held by its traceback.
@@ -147,15 +186,20 @@ class FittingTiles:
 
 
 @torch.no_grad()
-def tile_size(net: nn.Module, lq: Tensor, *, scale: int, tile_pad: int = 32) -> int | None:
-    """The largest tile of `lq` whose run fits into the free memory of its device, or None when the whole image does.
+def tile_size(
+    net: nn.Module, lq: Tensor, *, scale: int, tile_pad: int = 32, x8: bool = False, value_bytes: int = 4
+) -> int | None:
+    """The largest tile of `lq` whose run fits into its share of memory, or None when the whole image does.
 
-    The memory of a run is proportional to the pixels; a small run measures the factor, once for each network. The tile
-    is meant for `tiled`, with the same `tile_pad`. No answer is kept: free memory changes from image to image.
+    That share is `FREE_SHARE` of what is free on its device, and `LARGEST_RUN` at most. The memory of a run is
+    proportional to the pixels; a small run measures the factor, once for each network. The tile is meant for `tiled`,
+    with the same `tile_pad`. No answer is kept: free memory changes from image to image.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of `lq`.
         lq: (N, 3, H, W) as `net` will get it, under the autocast it will get it under.
+        x8: `self_ensemble` of `net` is run, which holds its mean, one answer, and that answer turned.
+        value_bytes: of a value of the result.
 
     Raises:
         MtkdError: not even the smallest tile fits.
@@ -163,13 +207,14 @@ def tile_size(net: nn.Module, lq: Tensor, *, scale: int, tile_pad: int = 32) -> 
     number, channels, height, width = lq.shape
     if number * height * width <= SMALL_IMAGE:
         return None
-    per_pixel = number * _bytes_per_pixel(net, lq)
-    free = FREE_SHARE * free_memory(lq.device)
-    if height * width * per_pixel <= min(free, LARGEST_RUN):
+    per_pixel = number * (_bytes_per_pixel(net, lq) + (3 * channels * scale**2 * 4 if x8 else 0))
+    kind = "cuda" if lq.is_cuda else "cpu"
+    free = free_memory(lq.device)
+    if height * width * per_pixel <= min(FREE_SHARE[kind] * free, LARGEST_RUN[kind]):
         return None
     # The tiles are put together beside the run.
-    free -= number * channels * height * width * scale**2 * 4
-    size = math.isqrt(max(int(min(free, LARGEST_RUN) / per_pixel), 0)) - 2 * tile_pad
+    free = max(free - number * channels * height * width * scale**2 * value_bytes, 0)
+    size = math.isqrt(int(min(FREE_SHARE[kind] * free, LARGEST_RUN[kind]) / per_pixel)) - 2 * tile_pad
     if size < SMALLEST_TILE:
         smallest = (SMALLEST_TILE + 2 * tile_pad) ** 2 * per_pixel
         raise MtkdError(

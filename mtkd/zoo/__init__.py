@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mtkd.zoo.cache import converted_path, ensure, home, import_file, resolve, resolve_inside, verify
 from mtkd.zoo.conversion import build, convert
-from mtkd.zoo.files import Checkpoint, read_checkpoint, write_safetensors
+from mtkd.zoo.files import Checkpoint, Origin, read_checkpoint, write_safetensors
 from mtkd.zoo.loading import load_into
 from mtkd.zoo.table import ENTRIES, Entry, Published, Source, entry
 
@@ -16,6 +16,7 @@ __all__ = [
     "ENTRIES",
     "Checkpoint",
     "Entry",
+    "Origin",
     "Published",
     "Source",
     "build",

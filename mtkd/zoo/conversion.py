@@ -29,7 +29,8 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
     """Network with its weights, in eval mode, from a zoo name ("rcan_x4", "zoo:rcan_x4") or a file that says what it
     is.
 
-    Such files are the zoo's own, mtkd's training checkpoints, and what `mtkd zoo convert --to safetensors` writes.
+    Its `origin` says which weights it has. Such files are the zoo's own, mtkd's training checkpoints, and what `mtkd
+    zoo convert --to safetensors` writes.
 
     Raises:
         MtkdError: the weights cannot be had, or the file does not say which network it holds.
@@ -45,6 +46,7 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
     else:
         net = loading.build_described(checkpoint.facts, checkpoint.state, source=str(path))
     loading.load_into(net, checkpoint.state, source=str(path))
+    net.origin = checkpoint.origin(path)  # pyright: ignore[reportAttributeAccessIssue]
     return net.eval()
 
 

@@ -33,6 +33,7 @@ logger = logging.getLogger("mtkd")
 KEYS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 """Entries that wrap a state dict, in the order in which key "auto" prefers them."""
 
+_EMA = "params_ema"
 FACTS = "mtkd"
 """Entry of our .pth files, and key of the safetensors metadata, that says what the weights are."""
 
@@ -49,12 +50,46 @@ _BUFFER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 class Checkpoint:
     """A state dict without wrapper prefixes, and what the file says about it ({} for files that are not ours).
 
-    `facts` of our files has `arch` ({"type", "args"}) and `scale`, and where they apply `members` (names of the
-    teachers a fusion network was trained on, in order), `data`, `source`, `licence`, `published`.
+    `facts` of our files has `arch` ({"type", "args"}) and `scale`, and where they apply `iteration`, `members` (names
+    of the teachers a fusion network was trained on, in order), `data`, `source`, `licence`, `published`. `entry` is the
+    one that held the state dict, None where the file is it, and `entries` are all that could have.
     """
 
     state: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
+    entry: str | None = None
+    entries: tuple[str, ...] = ()
+
+    def origin(self, source: str | Path) -> Origin:
+        """What a network with these weights says about them; `source` is the file or zoo name."""
+        iteration = self.facts.get("iteration")
+        if not isinstance(iteration, int):
+            named = re.fullmatch(r"net_g_(\d{1,15})", Path(source).stem)
+            iteration = int(named[1]) if named else None
+        return Origin(str(source), self.entry, iteration, averaged_too=self.entry == "params" and _EMA in self.entries)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which weights a network has: one file may hold those that were trained and their average, which are two networks.
+
+    Attributes:
+        source: the file or zoo name.
+        entry: of the file; None where it holds one network alone.
+        iteration: of the training, where it is known.
+        averaged_too: the entry is "params", and the file has "params_ema" as well.
+    """
+
+    source: str
+    entry: str | None
+    iteration: int | None
+    averaged_too: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.entry} of {self.source}" if self.entry else self.source]
+        if self.iteration is not None:
+            parts.append(f"iteration {self.iteration:,d}")
+        return ", ".join(parts) + (f" (it has {_EMA} too)" if self.averaged_too else "")
 
 
 def read_checkpoint(path: Path, *, key: str | None = "auto") -> Checkpoint:
@@ -74,14 +109,16 @@ def read_checkpoint(path: Path, *, key: str | None = "auto") -> Checkpoint:
             raise MtkdError(f"{path} is a safetensors file, which has no entry {key!r}: leave the key out.")
         if not state:
             raise MtkdError(f"{path} holds no weights.")
-        where = str(path)
+        where, entry, entries = str(path), None, ()
     else:
         content = _read_pickle(path)
-        state, where = _state_of(content, key, path)
+        entry = _entry(content, key, path)
+        entries = tuple(name for name in KEYS if isinstance(content.get(name), Mapping))
+        state, where = _state_of(content, entry, path)
         found = content.get(FACTS, {})
         facts = dict(found) if isinstance(found, Mapping) else {}
     _check_tensors(state, where, path.stat().st_size)
-    return Checkpoint(_unwrap(state, where), facts)
+    return Checkpoint(_unwrap(state, where), facts, entry, entries)
 
 
 def local_file(path: str | Path, what: str = "file") -> Path:
@@ -368,13 +405,18 @@ def _what_the_tar_is(path: Path) -> str:
     return _ARCHIVE
 
 
+def _entry(content: Mapping[str, Any], key: str | None, path: Path) -> str | None:
+    """The entry that `key` means in this file."""
+    if key == "auto":
+        return next((name for name in KEYS if isinstance(content.get(name), Mapping)), None)
+    if key == _EMA and key not in content and "params" in content:
+        logger.info("%s has no params_ema; its params are used.", path)
+        return "params"
+    return key
+
+
 def _state_of(content: Mapping[str, Any], key: str | None, path: Path) -> tuple[Mapping[str, Any], str]:
     """The state dict in `content`, and where it stands, in words."""
-    if key == "auto":
-        key = next((name for name in KEYS if isinstance(content.get(name), Mapping)), None)
-    elif key == "params_ema" and key not in content and "params" in content:
-        logger.info("%s has no params_ema; its params are used.", path)
-        key = "params"
     if key is not None and key not in content:
         present = ", ".join(list(map(str, content))[:8])
         bare = all(isinstance(value, Tensor) for value in content.values())

@@ -106,7 +106,7 @@ def test_defaults_are_what_the_schema_says() -> None:
     options = train()
     assert (options.num_gpu, options.manual_seed, options.precision) == ("auto", None, "fp32")
     assert (options.compile, options.channels_last, options.deterministic) == (False, True, False)
-    assert options.path.experiments_root == "experiments" and options.path.param_key_g == "params"
+    assert options.path.experiments_root == "experiments" and options.path.param_key_g == "auto"
     assert options.train is not None and options.train.warmup_iter == -1 and options.train.accumulate == 1
     assert options.notices == []
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 from helpers import photo
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image, read_size, write_image
@@ -34,12 +38,59 @@ def test_grey_becomes_three_channels_and_alpha_is_dropped(tmp_path):
     assert np.array_equal(read_image(tmp_path / "alpha.png"), rgb)
 
 
-def test_the_header_size_respects_the_orientation_of_a_photo(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(photo("coffee", (20, 30))).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").shape == (30, 20, 3)
-    assert read_size(tmp_path / "turned.jpg") == (30, 20)
+@pytest.mark.parametrize("suffix", [".png", ".late.png", ".tif", ".jpg", ".webp", ".bmp"])
+def test_the_orientation_tag_is_one_rule_for_size_and_pixels(tmp_path, suffix):
+    upright = Image.fromarray(photo("coffee", (20, 30)))
+    for tag in (None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 99):
+        path, exif = tmp_path / f"turned{suffix}", Image.Exif()
+        if tag is not None:
+            exif[0x0112] = tag
+        late = suffix == ".late.png"
+        options = {"lossless": True} if suffix == ".webp" else {}
+        upright.save(path, **options | ({} if late else {"exif": exif}))
+        if late:
+            path.write_bytes(with_chunk(path.read_bytes(), b"eXIf", exif.tobytes()[6:], before=b"IEND"))
+        pixels = read_image(path)
+        assert read_size(path) == pixels.shape[:2], tag
+        with Image.open(path) as image:
+            wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.int16)
+        assert wanted.shape == pixels.shape and np.abs(wanted - pixels).max() <= 2, tag
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes, *, before: bytes) -> bytes:
+    at = png.index(before) - 4
+    return png[:at] + struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) + png[at:]
+
+
+def test_an_image_beyond_pillows_limit_has_a_size_and_one_beyond_opencvs_is_said_to_be(tmp_path):
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "large.png")
+    assert read_size(tmp_path / "large.png") == (10_000, 20_000)
+    Image.new("1", (4, 4)).save(tmp_path / "largest.png")
+    png = (tmp_path / "largest.png").read_bytes()
+    header = struct.pack(">II", 40_000, 40_000) + png[24:29]
+    png = png[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + png[33:]
+    (tmp_path / "largest.png").write_bytes(png)
+    with pytest.raises(MtkdError, match="40000x40000 pixels, and OpenCV decodes 1,073,741,824 at most"):
+        read_image(tmp_path / "largest.png")
+    assert Image.MAX_IMAGE_PIXELS is not None
+
+
+def test_what_is_no_regular_file_is_left_out_of_folders_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "d.png").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    write_image(tmp_path / "good.png", photo("coffee", (8, 8)))
+    assert [p.name for p in list_images(tmp_path)] == ["gone.png", "good.png"]
+    for name in ("pipe.png", "d.png"):
+        for read in (read_image, read_size):
+            with pytest.raises(MtkdError, match=f"{name} is no file of an image"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("folder", ["~nobody_of_this_name/images", "x" * 300, "nul\0"])
+def test_a_folder_that_no_system_call_takes_is_an_error_that_names_it(folder):
+    with pytest.raises(MtkdError, match="is not a folder"):
+        list_images(folder)
 
 
 def test_sixteen_bits_are_refused_by_name(tmp_path):
@@ -63,6 +114,23 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, damage, suffix):
     if damage != "truncated":
         with pytest.raises(MtkdError, match=f"bad{suffix}"):
             read_size(path)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "raw"])
+def test_a_tiff_whose_pixels_cannot_be_unpacked_is_refused(tmp_path, compression):
+    path = tmp_path / "bad.tif"
+    Image.fromarray(photo("coffee", (40, 40))).save(path, compression=compression)
+    assert read_image(path).shape == (40, 40, 3)
+    with Image.open(path) as image:
+        start = image.tag_v2[273][0]
+    data = bytearray(path.read_bytes())
+    data[start + 200 : start + 230] = bytes(30)
+    path.write_bytes(data)
+    if compression == "raw":
+        assert read_image(path).shape == (40, 40, 3)  # has no checksum
+    else:
+        with pytest.raises(MtkdError, match="bad.tif cannot be decoded: it is damaged"):
+            read_image(path)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])

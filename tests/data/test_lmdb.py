@@ -98,7 +98,7 @@ def test_what_is_no_lmdb_is_named(folders):
     meta = folders / "gt.lmdb" / "meta_info.txt"
     kept = meta.read_text()
     meta.write_text(kept + "x.png 1\n")
-    with pytest.raises(MtkdError, match=r"meta_info.txt:4: 'x.png 1' is not of the form"):
+    with pytest.raises(MtkdError, match=r"meta_info.txt: the line of 'x.png' is not of the form"):
         PairedImages(**roots(folders, ".lmdb"), scale=2, io_backend=LMDB)
     meta.write_text(kept + "missing.png (8,8,3) 1\n")
     pairs = PairedImages(dataroot_gt=folders / "gt.lmdb", scale=2, io_backend=LMDB)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers import photo
+from PIL import Image
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
@@ -117,3 +118,61 @@ def test_a_file_cut_short_after_the_check_is_an_error_that_names_it(tmp_path):
     (tmp_path / "gt" / "i0.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(MtkdError, match="i0.png cannot be decoded"):
         pairs[0]
+
+
+def test_names_in_a_meta_file_may_hold_blanks_and_brackets_and_follow_a_byte_order_mark(tmp_path):
+    names = ["a.png", "img (1).png", "b c.png"]
+    for name in names:
+        write_image(tmp_path / "gt" / name, photo("coffee", (20, 20)))
+    meta = tmp_path / "meta.txt"
+    for text in (
+        "a.png (20,20,3)\nimg (1).png (20, 20, 3) 1\nb c.png (20,20)\n",
+        "a.png\r\nimg (1).png\r\n\r\nb c.png\r\n",
+        "a.png 20 20\nimg (1).png\nb c.png\n",
+    ):
+        meta.write_text(text, encoding="utf-8-sig", newline="")
+        pairs = PairedImages(dataroot_gt=tmp_path / "gt", scale=2, meta_info_file=meta)
+        assert [path.name for path in pairs.gt_paths] == names
+
+
+def test_a_meta_file_that_is_no_list_of_names_is_refused(tmp_path, monkeypatch):
+    write_pairs(tmp_path, [(20, 20)])
+    meta = tmp_path / "meta.txt"
+    options = {"dataroot_gt": tmp_path / "gt", "scale": 2, "meta_info_file": meta}
+    meta.write_bytes(b"\xff\xfei\x000\x00")
+    with pytest.raises(MtkdError, match="meta.txt cannot be read: .*utf-8"):
+        PairedImages(**options)
+    meta.write_text(f"{'x' * 300}.png\n")
+    with pytest.raises(MtkdError, match="x.png: named in .*does not exist"):
+        PairedImages(**options)
+    meta.write_text(f"i0.png ({'9' * 5000},20,3)\n")
+    assert len(PairedImages(**options)) == 1
+    monkeypatch.setattr("mtkd.data.sources._LONGEST_META", 100)
+    with pytest.raises(MtkdError, match="a list of names"):
+        PairedImages(**options)
+
+
+def test_without_lq_images_of_one_name_are_two_images(tmp_path):
+    parts = {"a.png": 0, "a.bmp": 10, "b.png": 20, "A/1.png": 30, "B/1.png": 40}
+    for name, top in parts.items():
+        write_image(tmp_path / name, np.ascontiguousarray(photo("coffee")[top : top + 20, :30]))
+    pairs = PairedImages(dataroot_gt=tmp_path, scale=2)
+    assert pairs.names == ["a.bmp", "a.png", "b"]
+    assert np.array_equal(pairs[1].gt, photo("coffee")[:20, :30])
+    meta = tmp_path / "meta.txt"
+    meta.write_text("A/1.png (20,30,3)\nB/1.png (20,30,3)\nA/1.png (20,30,3)\n")
+    pairs = PairedImages(dataroot_gt=tmp_path, scale=2, meta_info_file=meta)
+    assert pairs.names == ["A/1", "B/1"]
+    assert np.array_equal(pairs[1].gt, photo("coffee")[40:60, :30])
+
+
+@pytest.mark.parametrize("tags", [(3, None), (None, 3), (3, 3)])
+def test_an_orientation_tag_on_one_image_of_a_pair_is_said(tmp_path, caplog, tags):
+    options = write_pairs(tmp_path, [(20, 30)])
+    for path, tag in zip((tmp_path / "gt/i0.png", tmp_path / "lq/i0x2.png"), tags, strict=True):
+        if tag is not None:
+            exif = Image.Exif()
+            exif[0x0112] = tag
+            Image.open(path).save(path, exif=exif)
+    PairedImages(**options)
+    assert ("1 of 1 gt images and their lq images have different orientation tags" in caplog.text) == (None in tags)

@@ -8,6 +8,7 @@ import pytest
 from helpers import photo, shared_data
 
 from mtkd.data.images import list_images, read_image, write_image
+from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
 
 
@@ -72,3 +73,19 @@ def test_the_standard_set5_passes_the_bicubic_check(prepare, capsys):
     check = ["check", str(root / "HR"), "--lq", str(root / "LR_bicubic/X4"), "--scale", "4"]
     assert prepare([*check, "--filename_tmpl", "{}x4", "--bicubic"]) == 0
     assert "5 pairs are sound" in capsys.readouterr().out
+
+
+def test_a_meta_file_can_be_read_back_whatever_the_names_hold(prepare, tmp_path):
+    names = ["a.png", "img (1).png", "my  photo (3,4,3) x.png", "été 2.PNG"]
+    for name in names:
+        write_image(tmp_path / "HR" / name, photo("chelsea", (20, 24)))
+    assert prepare(["meta", str(tmp_path / "HR"), str(tmp_path / "meta.txt")]) == 0
+    pairs = PairedImages(dataroot_gt=tmp_path / "HR", scale=2, meta_info_file=tmp_path / "meta.txt")
+    assert sorted(path.name for path in pairs.gt_paths) == sorted(names)
+
+
+def test_images_whose_results_would_have_one_name_are_refused(prepare, tmp_path, capsys):
+    for name in ("a.png", "a.bmp"):
+        write_image(tmp_path / "HR" / name, photo("chelsea", (20, 24)))
+    assert prepare(["lr", str(tmp_path / "HR"), str(tmp_path / "LR"), "--scale", "2"]) == 1
+    assert "would give files of one name" in capsys.readouterr().err and not (tmp_path / "LR").exists()

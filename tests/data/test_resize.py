@@ -165,3 +165,20 @@ def test_bicubic_upscaling_of_set5_scores_the_known_psnr(factor, published):
         error = (luma(sr) - luma(gt))[factor:-factor, factor:-factor]
         scores.append(10 * torch.log10(255**2 / error.square().mean()).item())
     assert np.mean(scores) == pytest.approx(published, abs=6e-4)
+
+
+@pytest.mark.parametrize("scale", [0.25, 1 / 3, 2.0])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_strips_leave_no_trace(monkeypatch, scale, channels):
+    image = np.random.default_rng(0).integers(0, 256, (41, 60, *channels), dtype=np.uint8)
+    whole = imresize(image, scale)
+    monkeypatch.setattr("mtkd.data.resize._STRIP", 200)
+    assert np.array_equal(imresize(image, scale), whole)
+
+
+def test_sixteen_bits_are_resized_in_their_own_range():
+    image = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    deep = imresize(image.astype(np.uint16) * 257, 2.0)
+    assert deep.dtype == np.uint16
+    # The 8-bit image is rounded once more, after the first pass.
+    assert np.abs(deep / 257 - imresize(image, 2.0)).max() <= 1.5

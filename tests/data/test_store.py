@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -99,7 +101,7 @@ def test_a_truncated_store_is_refused(tmp_path, keep):
     store.write(tmp_path / "s", NAMES, images())
     data = (tmp_path / "s").read_bytes()
     (tmp_path / "s").write_bytes(data[:keep])
-    with pytest.raises(MtkdError, match="Delete it"):
+    with pytest.raises(MtkdError, match="elete it"):
         ImageStore(tmp_path / "s")
 
 
@@ -162,3 +164,104 @@ def test_a_store_finished_by_another_process_is_an_error_and_no_traceback(tmp_pa
     one.finish()
     with pytest.raises(MtkdError, match="Does another process write it"):
         two.finish()
+
+
+def test_one_changed_bit_is_found_and_the_image_named(tmp_path):
+    for dtype in ("uint8", "float16"):
+        kinds = images() if dtype == "uint8" else [image.astype(np.float32) / 255 for image in images()]
+        path = store.write(tmp_path / dtype, NAMES, kinds, dtype=dtype).path
+        ImageStore(path).verify()
+        content = bytearray(path.read_bytes())
+        content[-4 if dtype == "uint8" else -7] ^= 16  # the last pixel of the second image
+        path.write_bytes(content)
+        with pytest.raises(MtkdError, match=r"1 of 3 images are not what was written \(b\)"):
+            ImageStore(path).verify()
+
+
+def test_sums_of_a_store_made_in_several_goes_are_complete(tmp_path):
+    sizes = [image.shape[:2] for image in images()]
+    for i in (2, 0, 1):
+        writer = StoreWriter(tmp_path / "s", NAMES, sizes)
+        writer.put(i, images()[i])
+        writer.close()
+    made = StoreWriter(tmp_path / "s", NAMES, sizes).finish()
+    made.verify()
+    assert made.path.read_bytes() == store.write(tmp_path / "t", NAMES, images()).path.read_bytes()
+
+
+def test_stores_of_the_version_without_sums_open_and_are_finished(tmp_path, monkeypatch):
+    sizes = [image.shape[:2] for image in images()]
+    real = store._header
+    with monkeypatch.context() as old:
+        old.setattr(store, "_header", lambda *given, sums: real(*given, sums=False))
+        store.write(tmp_path / "old", NAMES, images())
+        begun = StoreWriter(tmp_path / "begun", NAMES, sizes)
+        begun.put(0, images()[0])
+        begun.close()
+    ImageStore(tmp_path / "old").verify()
+    writer = StoreWriter(tmp_path / "begun", NAMES, sizes)
+    assert writer.missing() == [1, 2]
+    for i in (1, 2):
+        writer.put(i, images()[i])
+    assert writer.finish().path.read_bytes() == (tmp_path / "old").read_bytes()
+
+
+def crafted(**changes):
+    metadata = {
+        "format": store._FORMAT,
+        "names": '["a"]',
+        "sizes": "[[2, 2]]",
+        "facts": "{}",
+        **changes.pop("metadata", {}),
+    }
+    entry = {"dtype": "U8", "shape": [12], "data_offsets": [0, 12], **changes.pop("entry", {})}
+    text = json.dumps({"__metadata__": metadata, "images": entry, **changes}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(12)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        crafted(entry={"shape": [13]}),
+        crafted(entry={"shape": [-1]}),
+        crafted(entry={"shape": "x"}),
+        crafted(entry={"data_offsets": [0]}),
+        crafted(entry={"data_offsets": "ab"}),
+        crafted(entry={"data_offsets": [0, 10**30]}),
+        crafted(images=7),
+        crafted(metadata={"names": '["a", "b"]'}),
+        crafted(metadata={"names": "[1]"}),
+        crafted(metadata={"names": '[["a"]]'}),
+        crafted(metadata={"names": '"a"'}),
+        crafted(metadata={"sizes": "[[2, -2]]"}),
+        crafted(metadata={"sizes": "[[2, 2.5]]"}),
+        crafted(metadata={"sizes": "[[1e400, 2]]"}),
+        crafted(metadata={"sizes": "[]", "names": "[]"}),
+        crafted(metadata={"sizes": f"[[{10**15}, {10**15}]]"}),
+        crafted(metadata={"facts": "[]"}),
+        crafted(metadata={"facts": "[" * 200_000}),
+        crafted(metadata={"crc32": "zz"}),
+        crafted(metadata={"crc32": "z" * 8}),
+        crafted(__metadata__=[]),
+        b"\xff" * 64,
+        (5 << 40).to_bytes(8, "little") + b"{}",
+        b"[]",
+        (4).to_bytes(8, "little") + b"null",
+    ],
+    ids=lambda content: content[8:90].decode("ascii", "replace"),
+)
+def test_a_crafted_header_is_one_paragraph(tmp_path, content):
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(MtkdError, match="s is no image store of mtkd, or a damaged one"):
+        ImageStore(tmp_path / "s")
+
+
+def test_the_header_that_the_crafted_ones_change_is_good(tmp_path):
+    (tmp_path / "s").write_bytes(crafted())
+    assert ImageStore(tmp_path / "s")[0].shape == (2, 2, 3)
+    (tmp_path / "s").write_bytes(crafted() + b"more")
+    with pytest.raises(MtkdError, match="longer than it says, by 4 bytes"):
+        ImageStore(tmp_path / "s")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MtkdError, match="folder is no image store"):
+        ImageStore(tmp_path / "folder")

@@ -126,3 +126,20 @@ def test_a_run_says_how_far_decoding_is_and_trains_the_same_from_the_disk(tmp_pa
         assert (f"decoding the training images: {count} of {count} images" in said) == (number == 0)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated", "one bit", "empty", "all gone"])
+def test_a_damaged_entry_is_made_again(tmp_path, options, damage, caplog):
+    made = open_training_set(options, scale=2, cache_dir=tmp_path / "c")
+    path, kept = made.gt.path, made.gt.path.read_bytes()
+    if damage == "one bit":
+        path.write_bytes(kept[:-5] + bytes([kept[-5] ^ 1]) + kept[-4:])
+    elif damage in ("truncated", "empty"):
+        path.write_bytes(kept[:-5] if damage == "truncated" else b"")
+    else:
+        path.unlink()
+        if damage == "all gone":
+            made.lq.path.unlink()
+    again = open_training_set(options, scale=2, cache_dir=tmp_path / "c")
+    assert again.gt.path.read_bytes() == kept and "decoded again" in caplog.text
+    assert entries(tmp_path / "c") == [path.parent.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,14 +16,25 @@ import pytest
 import torch
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
+from mtkd import zoo
 from mtkd.archs.edsr import EDSR
-from mtkd.config import EvalSetOptions, make_options
+from mtkd.config import EvalSetOptions, Options, make_options
 from mtkd.contracts import MtkdError
+from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.engine import report
-from mtkd.engine.evaluate import build_metrics, compile_for_images, evaluate, to_image, to_tensor, write_results
+from mtkd.engine.evaluate import (
+    Evaluation,
+    build_metrics,
+    compile_for_images,
+    evaluate,
+    to_image,
+    to_tensor,
+    write_results,
+)
 from mtkd.engine.train import train
-from tests.engine.runs import make_images, run_options
+from mtkd.engine.upscale import upscale
+from tests.engine.runs import STUDENT, make_images, run_options
 from tests.helpers import photo
 
 METRICS = {
@@ -81,6 +93,83 @@ def test_results_are_written_per_image_and_as_means(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "out/metrics.json").read_text())
     assert saved["command"] == "c"
     assert saved["results"][0]["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+
+
+def test_what_json_has_no_number_for_is_text(tmp_path: Path) -> None:
+    result = Evaluation("black", ("a", "b"), {"psnr": (float("inf"), 30.0), "odd": (float("nan"), float("-inf"))})
+    write_results(tmp_path, [("edsr", result)], {"entry": "params", "iteration": 3, "gmacs": float("inf")})
+
+    def refuse(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    saved = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert saved["results"] == [{"network": "edsr", "dataset": "black", "psnr": "inf", "odd": "nan"}]
+    assert saved["gmacs"] == "inf"
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "edsr,params,3,black,a,inf,nan"
+
+
+def test_a_metric_that_refuses_an_image_names_it(tmp_path: Path) -> None:
+    write_image(tmp_path / "gt/large.png", photo("coffee", (40, 40)))
+    write_image(tmp_path / "gt/small.png", photo("coffee", (12, 12)))
+    images = PairedImages(dataroot_gt=tmp_path / "gt", scale=2)
+    with pytest.raises(MtkdError, match="photos/small: SSIM needs 11x11 pixels or more"):
+        evaluate(small_net(), images, build_metrics(METRICS), dataset="photos")
+
+
+def test_validation_test_and_upscale_run_the_same_network_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(tmp_path / "gt")
+    given_set = {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(images)}
+    options = run_options(
+        tmp_path,
+        train={"ema_decay": 0.99, "optim_g": {"type": "Adam", "lr": 1e-2}},
+        val={"val_freq": 8, "metrics": METRICS},
+    )
+    sets = {"evaluation": {"val": EvalSetOptions(**given_set)}}
+    train(options.model_copy(update={"datasets": options.datasets.model_copy(update=sets)}))
+    rows = map(json.loads, (tmp_path / "experiments/tiny/metrics.jsonl").read_text().splitlines())
+    validated = next(row["metrics"]["psnr"] for row in rows if "validation" in row)
+    weights = tmp_path / "experiments/tiny/models/net_g_latest.pth"
+    capsys.readouterr()
+
+    def measured(**changes: Any) -> tuple[float, dict[str, Any]]:
+        given = {
+            "name": "measured",
+            "scale": 2,
+            "num_gpu": 0,
+            "datasets": {"test_1": given_set},
+            "network_g": dict(STUDENT),
+            "path": {"pretrain_network_g": str(weights), "results_root": str(tmp_path / "results"), **changes},
+            "val": {"metrics": METRICS},
+        }
+        options = make_options(given)
+        (result,) = report.test(options)
+        newest = max((tmp_path / "results").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        lines = (newest / "metrics.csv").read_text().splitlines()
+        facts = json.loads((newest / "metrics.json").read_text())
+        assert lines[0].startswith("network,entry,iteration,dataset")
+        assert lines[1].startswith(f"measured,{facts['entry']},{facts['iteration']},v,")
+        upscale(report.output_network(options), images, newest / "out")
+        return result.means()["psnr"], facts
+
+    average, facts = measured()
+    assert (facts["entry"], facts["iteration"]) == ("params_ema", 8) and average == validated
+    said = capsys.readouterr().out
+    assert said.count(f"Weights: params_ema of {weights}, iteration 8") == 2
+    trained, facts = measured(param_key_g="params")
+    assert (facts["entry"], facts["iteration"]) == ("params", 8) and trained != average
+    assert f"params of {weights}, iteration 8 (it has params_ema too)" in capsys.readouterr().out
+    again, facts = measured(pretrain_network_g=str(weights.with_name("net_g_8.pth")))
+    assert again == average and facts["iteration"] == 8
+
+    net = zoo.build(weights)
+    assert str(net.origin) == f"params_ema of {weights}, iteration 8"
+    result = evaluate(net, PairedImages(dataroot_gt=images, scale=2), build_metrics(METRICS), dataset="v")
+    assert result.means()["psnr"] == average
+    upscale(net, images, tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "results/measured/out" / path.name).read_bytes()
 
 
 class Plain:
@@ -208,27 +297,97 @@ def test_testing_runs_the_network_in_channels_last_and_compiled(
     monkeypatch.setattr(
         "mtkd.engine.evaluate.compile_networks", lambda networks, trial, **settings: compiled.extend(networks)
     )
-    network = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": 2}
-    torch.save({"params": small_net().state_dict()}, tmp_path / "net.pth")
-    gt = make_images(tmp_path / "gt")
-    options = make_options(
-        {
-            "name": "tiny",
-            "scale": 2,
-            "num_gpu": 0,
-            "datasets": {"test_1": {"name": "p", "type": "PairedImageDataset", "dataroot_gt": str(gt)}},
-            "network_g": network,
-            "path": {"pretrain_network_g": str(tmp_path / "net.pth"), "results_root": str(tmp_path / "results")},
-            "val": {"compile": True, "metrics": METRICS},
-        }
-    )
+    options = plain_test(tmp_path)
+    options = options.model_copy(update={"val": options.val.model_copy(update={"compile": True})})
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     (row,) = report.test(options)
     assert not torch.backends.cudnn.benchmark, "each size of image would be tried with all algorithms"
     (net,) = compiled
     assert net.conv_after_body.weight.is_contiguous(memory_format=torch.channels_last)
-    direct = evaluate(small_net(), PairedImages(dataroot_gt=gt, scale=2), build_metrics(METRICS), dataset="p")
+    images = PairedImages(dataroot_gt=tmp_path / "gt", scale=2)
+    direct = evaluate(small_net(), images, build_metrics(METRICS), dataset="p")
     assert row.values["psnr"] == pytest.approx(direct.values["psnr"], abs=1e-4)
+
+
+def plain_test(tmp_path: Path, **path: str) -> Options:
+    torch.save({"params": small_net().state_dict()}, tmp_path / "net.pth")
+    gt = tmp_path / "gt"
+    if not gt.exists():
+        make_images(gt)
+    return make_options(
+        {
+            "name": "tiny",
+            "scale": 2,
+            "num_gpu": 0,
+            "datasets": {"test_1": {"name": "p", "type": "PairedImageDataset", "dataroot_gt": str(gt)}},
+            "network_g": {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": 2},
+            "path": {
+                "pretrain_network_g": str(tmp_path / "net.pth"),
+                "results_root": str(tmp_path / "results"),
+                **path,
+            },
+            "val": {"metrics": METRICS},
+        }
+    )
+
+
+@pytest.mark.parametrize("root", ["a_file", "/proc/x", "x" * 300, "full"])
+def test_a_results_folder_that_takes_no_file_is_found_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    options = plain_test(tmp_path)
+    path = options.path.model_copy(update={"results_root": str(tmp_path / root)})
+    options = options.model_copy(update={"path": path})
+    monkeypatch.setattr(report, "evaluate", None)
+    if root == "full":
+
+        def refuse(handle: int, mode: str) -> None:
+            os.close(handle)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("mtkd.data.images.os.fdopen", refuse)
+    with pytest.raises(MtkdError, match="results folder .* cannot be made: |No space left on device. Make room"):
+        report.test(options)
+    assert not (tmp_path / root / "tiny").exists() if root == "full" else True
+
+
+def test_numbers_that_cannot_be_written_are_printed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = plain_test(tmp_path)
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise MtkdError(f"{path} cannot be written: No space left on device.")
+
+    monkeypatch.setattr("mtkd.engine.evaluate.write_bytes", refuse)
+    with pytest.raises(MtkdError, match="metrics.csv cannot be written: No space left"):
+        report.test(options)
+    direct = evaluate(
+        small_net(), PairedImages(dataroot_gt=tmp_path / "gt", scale=2), build_metrics(METRICS), dataset=""
+    )
+    assert f"{direct.means()['psnr']:.4f}" in capsys.readouterr().out
+
+
+def test_multiply_adds_that_cannot_be_counted_cost_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(net: torch.nn.Module) -> None:
+        raise ValueError("images of 64 pixels only")
+
+    monkeypatch.setattr(report, "complexity", refuse)
+    report.test(plain_test(tmp_path))
+    said = capsys.readouterr().out
+    assert "cannot be counted: ValueError: images of 64 pixels only" in said and "parameters)" in said
+    assert json.loads((tmp_path / "results/tiny/metrics.json").read_text())["gmacs_1280x720"] is None
+
+
+def test_a_test_that_fails_leaves_no_empty_folder(tmp_path: Path) -> None:
+    options = plain_test(tmp_path)
+    write_image(tmp_path / "gt/small.png", photo("coffee", (12, 12)))
+    with pytest.raises(MtkdError, match="p/small: SSIM needs"):
+        report.test(options)
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 @pytest.mark.cuda

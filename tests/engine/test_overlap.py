@@ -96,3 +96,23 @@ def test_a_gpu_is_fed_from_and_read_into_pinned_memory() -> None:
     assert host.is_pinned()
     fetched = to_host(host.to("cuda", non_blocking=True).add(1).sub(1).transpose(0, 1))()
     assert fetched.is_pinned() and np.array_equal(fetched.numpy(), array.transpose(1, 0, 2))
+
+
+def test_settling_waits_for_all_calls_and_raises_the_earliest_error() -> None:
+    done: list[int] = []
+
+    def write(item: int) -> None:
+        time.sleep(0.01)
+        if item == 7:
+            raise ValueError("seven")
+        done.append(item)
+
+    with Behind(workers=2, waiting=4) as later:
+        for item in range(4):
+            later(write, item)
+        later.settle()
+        assert sorted(done) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="seven"), Behind() as later:
+        later(write, 7)
+        later.settle()
+        pytest.fail("the error was forgotten")

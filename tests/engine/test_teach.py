@@ -19,7 +19,7 @@ from mtkd import zoo
 from mtkd.cli import main
 from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
-from mtkd.data.store import ImageStore
+from mtkd.data.store import ImageStore, write
 from mtkd.engine import build
 from mtkd.engine.evaluate import to_image, to_tensor
 from mtkd.engine.shards import Shard, launched, merge
@@ -261,8 +261,6 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MtkdError, match="mtkd teach"):
         train(options)
     teach(options, store, progress=quiet)
-    with pytest.raises(MtkdError, match="already exists"):
-        teach(options, store, progress=quiet)
     swapped = {**given, "teachers": dict(reversed(given["teachers"].items()))}
     with pytest.raises(MtkdError, match="teachers was edsr, rcan, here it is rcan, edsr"):
         train(run_options(tmp_path, **swapped))
@@ -322,6 +320,82 @@ def test_merged_shards_are_the_store_made_in_one_go(tmp_path: Path, capsys: pyte
     assert (merged.digest(), merged.facts) == (whole.digest(), whole.facts)
     assert [path.name for path in tmp_path.glob("targets*")] == ["targets"]
     train(options)
+
+
+def test_what_is_complete_stays_so_however_often_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = option_file(tmp_path)
+    store = tmp_path / "targets"
+    assert main(["teach", "-opt", str(file)]) == 0
+    made = store.read_bytes()
+    monkeypatch.setattr("mtkd.engine.teach._Teacher", None)  # no teacher is loaded for it
+    monkeypatch.setattr("mtkd.engine.teach.__version__", "999")
+    for more in ([], ["--shard", "1/3"], ["--merge"]):
+        assert main(["teach", "-opt", str(file), *more]) == 0
+        assert f"{store} is complete already" in capsys.readouterr().out
+    assert store.read_bytes() == made
+    with pytest.raises(MtkdError, match="x8 was False, here it is True. Name another target_store, or delete it"):
+        teach(options, store, Recipe(x8=True), progress=quiet)
+    with pytest.raises(MtkdError, match="exists already, so there is nothing to measure"):
+        dry_run(options, store, progress=quiet)
+    assert store.read_bytes() == made
+
+
+def test_a_merge_killed_after_its_store_was_named_ends_at_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, path = one_teacher(tmp_path), tmp_path / "targets"
+    for number in (1, 2):
+        teach(options, path, shard=Shard(number, 2), progress=quiet)
+    real = Path.unlink
+
+    def unlink(file: Path, missing_ok: bool = False) -> None:
+        if "shard-2" in file.name:
+            raise KeyboardInterrupt
+        real(file, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", unlink)
+        merge(options, path, progress=quiet)
+    assert sorted(file.name for file in tmp_path.glob("targets*")) == ["targets", "targets.shard-2-of-2"]
+    foreign = teach(options, tmp_path / "targets.shard-1-of-9", Recipe(dtype="float16"), progress=quiet)
+    said: list[str] = []
+    merged = merge(options, path, progress=said.append)
+    assert f"targets: {path} is complete already" in said and f"{foreign.path} is no shard" in said[-1]
+    assert merged.digest() == teach(options, tmp_path / "whole", progress=quiet).digest()
+    assert sorted(file.name for file in tmp_path.glob("targets.shard*")) == [foreign.path.name]
+
+
+def test_a_damaged_store_or_shard_is_named_and_not_used(tmp_path: Path) -> None:
+    make_images(tmp_path / "images")
+    store = tmp_path / "targets"
+    options = run_options(tmp_path, **settings(tmp_path, target_store=str(store)))
+
+    def damage(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 4
+        path.write_bytes(content)
+
+    damage(teach(options, store, shard=Shard(2, 2), progress=quiet).path)
+    teach(options, store, shard=Shard(1, 2), progress=quiet)
+    with pytest.raises(MtkdError, match="shard-2-of-2 is damaged: 1 of 2 images"):
+        merge(options, store, progress=quiet)
+    damage(teach(options, store, progress=quiet).path)
+    for use in (lambda: train(options), lambda: teach(options, store, progress=quiet)):
+        with pytest.raises(MtkdError, match="targets is damaged: 1 of 4 images are not what was written"):
+            use()
+
+
+@pytest.mark.parametrize("facts", [{}, {"fingerprint": 7}, {"fingerprint": {"teachers": [1]}}])
+def test_a_store_that_says_something_else_about_itself_is_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
+    make_images(tmp_path / "images")
+    options = run_options(tmp_path, **settings(tmp_path, target_store=str(tmp_path / "targets")))
+    write(tmp_path / "targets", ["a"], [np.zeros((4, 4, 3), np.uint8)], facts)
+    with pytest.raises(MtkdError, match="is no store of targets|was made by another run"):
+        train(options)
+    with pytest.raises(MtkdError, match="was made otherwise"):
+        teach(options, tmp_path / "targets", progress=quiet)
 
 
 def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> None:
@@ -417,7 +491,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Path, capsys:
     assert sorted(tmp_path.rglob("*")) == before
     said = capsys.readouterr().out
     # Photographs of 48, 52, 56 and 60 by 52 pixels.
-    assert "4 of 4 images: 0.0 megapixels" in said and "GB of uint8" in said and "free there" in said
+    assert "4 of 4 images: 0.0 megapixels" in said and "kB of uint8" in said and "free there" in said
     assert "bf16" in said and "time: about 0:0" in said and "for an lq crop of" in said
     teach(options, tmp_path / "targets", shard=Shard(1, 2), progress=quiet)
     assert main(["teach", "-opt", str(file), "--dry_run", "--shard", "2/2"]) == 0
@@ -446,5 +520,16 @@ def test_a_full_disk_is_noticed_before_the_teachers_run(tmp_path: Path, monkeypa
     monkeypatch.setattr("mtkd.engine.targets.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     monkeypatch.setattr("mtkd.engine.teach.StoreWriter", None)
     for run in (teach, dry_run):
-        with pytest.raises(MtkdError, match="0.00 GB free.*target_store elsewhere"):
+        with pytest.raises(MtkdError, match=r"needs .* kB more, and its disk has 1.0 kB free.*target_store elsewhere"):
             run(options, path, progress=quiet)
+
+
+@pytest.mark.parametrize("place", ["a_file/targets", "/proc/x/targets"])
+def test_a_place_that_takes_no_file_is_noticed_before_the_teachers_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    options = one_teacher(tmp_path)
+    monkeypatch.setattr("mtkd.engine.teach._Teacher", None)
+    with pytest.raises(MtkdError, match="Nothing can be written into "):
+        teach(options, tmp_path / place, progress=quiet)

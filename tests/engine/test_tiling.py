@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.archs.edsr import EDSR
+from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import MtkdError
 from mtkd.engine import tiling
 from mtkd.engine.tiling import FittingTiles, self_ensemble, tile_size, tiled
@@ -66,6 +67,37 @@ def test_tiles_keep_the_windows_of_the_whole_image() -> None:
     torch.testing.assert_close(tiled(windowed, lq, scale=1, tile_size=64, tile_pad=8), windowed(lq))
 
 
+@pytest.mark.parametrize("tile", [15, 24, 40])
+def test_a_window_network_is_the_same_in_small_tiles(tile: int) -> None:
+    torch.manual_seed(0)
+    net = SwinIR(
+        upscale=2,
+        embed_dim=8,
+        depths=(2,),
+        num_heads=(2,),
+        window_size=8,
+        mlp_ratio=2,
+        upsampler="pixelshuffledirect",
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3)  # attention as it is at the start hardly looks around
+        net, lq = net.eval().double(), torch.rand(1, 3, 90, 109, dtype=torch.float64)
+        tiles = tiled(net, lq, scale=2, tile_size=tile, tile_pad=32)
+        torch.testing.assert_close(tiles, net(lq), rtol=0, atol=1e-9)
+
+
+def test_every_piece_is_finished_before_it_is_put_in_place() -> None:
+    lq = torch.rand(1, 3, 30, 41)
+
+    def finish(sr: Tensor) -> Tensor:
+        return sr.mean(1, keepdim=True).mul(255).round().to(torch.uint8)
+
+    for tile in (8, 64):
+        found = tiled(nearest, lq, scale=2, tile_size=tile, tile_pad=2, finish=finish)
+        assert found.dtype == torch.uint8 and torch.equal(found, finish(nearest(lq)))
+
+
 def test_tiles_of_no_size_are_refused() -> None:
     for tile, pad in ((0, 4), (4, -1)):
         with pytest.raises(MtkdError, match="tile_size >= 1 and tile_pad >= 0"):
@@ -92,18 +124,28 @@ def test_the_tile_fills_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None
     net, lq = small_net(), torch.zeros(1, 3, 400, 700)
     per_pixel = tiling._bytes_per_pixel(net, lq)
     assert tile_size(net, lq[..., :256, :256], scale=2) is None
-    free = 0.0
+    free, share = 0.0, tiling.FREE_SHARE["cpu"]
     monkeypatch.setattr(tiling, "free_memory", lambda device: int(free))
-    free = 1.01 * 400 * 700 * per_pixel / tiling.FREE_SHARE
+    free = 1.01 * 400 * 700 * per_pixel / share
     assert tile_size(net, lq, scale=2) is None
-    free = 0.99 * 400 * 700 * per_pixel / tiling.FREE_SHARE
-    tile = tile_size(net, lq, scale=2, tile_pad=16)
-    assert tile is not None
+    free = 0.99 * 400 * 700 * per_pixel / share
+    for settings, value_bytes, more in (({}, 4, 0), ({"value_bytes": 1}, 1, 0), ({"x8": True}, 4, 3 * 3 * 4 * 4)):
+        tile = tile_size(net, lq, scale=2, tile_pad=16, **settings)
+        assert tile is not None
+        result, cost = 3 * 400 * 700 * 4 * value_bytes, per_pixel + more
+        assert (tile + 32) ** 2 * cost <= share * (free - result) < (tile + 33) ** 2 * cost
     result = 3 * 400 * 700 * 4 * 4
-    assert (tile + 32) ** 2 * per_pixel + result <= tiling.FREE_SHARE * free < (tile + 33) ** 2 * per_pixel + result
     free = result
     with pytest.raises(MtkdError, match="EDSR takes .* KiB for every lq pixel.* 800x1400 result"):
         tile_size(net, lq, scale=2)
+
+
+def test_a_cpu_with_much_memory_does_not_give_it_all_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, lq = small_net(), torch.zeros(1, 3, 1, 1).expand(1, 3, 20_000, 20_000)
+    monkeypatch.setattr(tiling, "free_memory", lambda device: 1 << 50)
+    tile = tile_size(net, lq, scale=2)
+    assert tile is not None
+    assert 0.99 < (tile + 64) ** 2 * tiling._bytes_per_pixel(net, lq) / tiling.LARGEST_RUN["cpu"] <= 1
 
 
 def test_free_memory_is_of_this_machine() -> None:
