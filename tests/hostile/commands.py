@@ -135,7 +135,9 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
                 line.insert(draw(st.integers(0, len(line))), draw(anything))
             elif way == "bare":
                 line += [draw(st.sampled_from(("--", "-", "--nothing", "-x", "--help", "--version", "--debug")))]
-        if "--compile" in line or (command[0] in _LONG and "/proc/x" not in line):
+        if command[0] in _LONG:
+            line += ["--out", "/proc/x"]
+        if "--compile" in line:
             line = ["--help"]
         facts = {"environment": [draw(st.sampled_from(_ENVIRONMENT))] if draw(st.integers(0, 5)) == 0 else []}
         return Case("commands", ((*command, *line),), files, before="world", facts=facts)
@@ -144,7 +146,10 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
 
 
 def _world(facts: Mapping[str, Any]) -> None:
-    """FIFOs, an empty folder, links that lead to themselves, and the environment of the case."""
+    """FIFOs, an empty folder, links that lead to themselves, no pauses between attempts, the case's environment."""
+    from mtkd.zoo import download
+
+    download.PAUSE = 0.0
     Path("empty").mkdir(exist_ok=True)
     for name in ("pipe", "pipe.png", "pipe.yml", "folder/pipe.png"):
         if not Path(name).exists():

@@ -217,7 +217,7 @@ def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, 
         {"HOME": str(folder), "MTKD_HOME": str(folder / "home"), "GIT_DIR": "/dev/null", "COLUMNS": "120"}
     )
     os.environ.update(environment)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * resource.getpagesize() + MEMORY

@@ -191,6 +191,24 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
     return case()
 
 
+def always(ground: Ground) -> list[Case]:
+    """Every behaviour of a host, before a file whose hash and size are known."""
+    good = (ground.weights / "net.pth").read_bytes()
+    facts = {
+        "sha256": hashlib.sha256(good).hexdigest(),
+        "size": len(good),
+        "member": None,
+        "mirror": False,
+        "vouched": True,
+        "original": str(ground.weights / "net.pth"),
+    }
+    command = ("zoo", "download", NAME, "--weights-dir", "w")
+    return [
+        Case("server", (command, ("@fetched",)), {"body": good}, before="host", facts={**facts, "behaviour": behaviour})
+        for behaviour in dict.fromkeys(BEHAVIOURS)
+    ]
+
+
 class _Handler(BaseHTTPRequestHandler):
     facts: Mapping[str, Any]
     body: bytes

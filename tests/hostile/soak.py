@@ -35,6 +35,8 @@ PAGE = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
 
 KILLS = "kills"
+ALWAYS = ("weights", "states", "server")
+"""Kinds with cases that need no seed."""
 COUNTS = {
     "options": 30,
     "forced": 30,
@@ -195,6 +197,8 @@ def jobs(plans: Sequence[str], seed: int, only: Sequence[str]) -> Iterator[dict[
     turn = itertools.cycle(plans)
     for number in itertools.count():
         for kind in kinds:
+            if number == 0 and kind in ALWAYS:
+                yield {"kind": kind, "part": 0, "parts": 1}
             yield {"kind": kind, "seed": seed * 1_000_003 + number, "count": COUNTS[kind]}
         if not only or KILLS in only:
             for _ in range(KILL_JOBS):

@@ -43,7 +43,7 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
     @st.composite
     def changed(draw: st.DrawFn) -> Case:
         name = draw(st.sampled_from((STATE, STATE, MODEL)))
-        return case({name: draw(mutations.mutated(raw[name], most=2))}, damaged=name, before="run")
+        return case({name: draw(mutations.mutated(raw[name], most=2))}, damaged=name)
 
     @st.composite
     def crafted(draw: st.DrawFn) -> Case:
@@ -156,6 +156,34 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
         lost(),
         other_options(),
     )
+
+
+def always(ground: Ground) -> list[Case]:
+    """Every moment of every other type and shape; every file with one bit turned; a finished run without its states."""
+    ended = ground.root / "ended"
+    trees = tuple((name, f"ended/{name}") for name in (RUN, "home", "run.yml"))
+    oracle = ("@resumed", str(ground.root / "whole" / RUN / "models/net_g_latest.pth"))
+    found = []
+    state = torch.load(ended / STATE, weights_only=True)
+    for way in tensors_like(torch.zeros(2)):
+        content = copy.deepcopy(state)
+        moments = content["optimizers"][0]["state"][0]
+        moments["exp_avg"] = tensors_like(moments["exp_avg"])[way]()
+        with contextlib.suppress(Exception):  # not every kind of tensor can be saved
+            found.append(Case("states", (RESUME, oracle), {STATE: saved(content)}, trees, facts={"crafted": True}))
+    for name in (STATE, MODEL):
+        whole = (ended / name).read_bytes()
+        for part in range(1, 6):
+            at = len(whole) * part // 6
+            turned = whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+            facts = {"damaged": name}
+            found.append(Case("states", (RESUME, oracle), {name: turned}, trees, facts=facts))
+    finished = tuple((name, f"whole/{name}") for name in (RUN, "home", "run.yml"))
+    command = (*RESUME, "--force_yml", "train:optim_g:lr=0.01")
+    for gone in ("training_states", "models"):
+        facts = {"gone": gone, "crafted": True}
+        found.append(Case("states", (command, ("@untouched",)), {}, finished, "lose", facts))
+    return found
 
 
 def _craft(draw: st.DrawFn, content: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def payloads() -> dict[str, Any]:
         "__import__": _Calls(builtins.__import__, "evil"),
         "partial": _Calls(functools.partial(os.system, touch)),
         "reduce": _Calls(functools.reduce, operator.add, ["a", _Calls(os.system, touch)]),
-        "getattr": _Calls(builtins.getattr, os, "system"),
+        "getattr": _Calls(builtins.getattr, _Calls(importlib.import_module, "evil"), "Net"),
         "touch": _Calls(pathlib.Path.touch, pathlib.PosixPath("PWNED")),
         "map": _Calls(builtins.list, _Calls(builtins.map, os.system, [touch])),
         "methodcaller": _Calls(operator.methodcaller("touch"), pathlib.PosixPath("PWNED")),
@@ -356,6 +356,33 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
     return case()
 
 
+def always(ground: Ground) -> list[Case]:
+    """Every function that a file may name, every payload as a pickle, zeros, numbers of other types."""
+    state = torch.load(ground.weights / "net.pth", weights_only=True)["params"]
+    files: list[tuple[str, bytes]] = []
+    for name, arguments in FITTING:
+        facts = {"arch": {"type": name, "args": arguments}, "scale": 2}
+        files.append((".pth", saved({"params": state, "mtkd": facts})))
+        files.append((".safetensors", save(state, metadata={"format": "pt", "mtkd": json.dumps(facts)})))
+    for payload in payloads().values():
+        files.append((".pth", disguised(payload, protocol=2, place="value", container="zip")))
+    files += [(".pth", bytes(60_000_000)), (".safetensors", bytes(60_000_000))]
+    for dtype in (torch.int8, torch.bool, torch.complex64):
+        content = {"params": {key: value.to(dtype) for key, value in state.items()}, "mtkd": FACTS}
+        files.append((".pth", saved(content)))
+    image = str(ground.encoded / "rgb.png")
+    made = {"evil.py": _MODULE, "evil.pth": saved(payloads()["open"])}
+    return [
+        Case(
+            "weights",
+            (("upscale", image, "o.png", "--weights", f"w{suffix}"), ("@accepted", f"w{suffix}")),
+            {f"w{suffix}": data, **made},
+            facts={"original": str(ground.weights / "net.pth")},
+        )
+        for suffix, data in files
+    ]
+
+
 def _state(path: str) -> dict[str, torch.Tensor]:
     if path.endswith(".safetensors"):
         from safetensors.torch import load_file
@@ -414,6 +441,8 @@ def _converted(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) 
     """What was written is what the file says."""
     if code:
         return ""
+    if said := _accepted(code, arguments, facts):
+        return said
     given, made = _state(arguments[0]), _state(arguments[1])
     given = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in given.items()}
     if not same(
@@ -421,7 +450,7 @@ def _converted(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) 
         {k: v.float() for k, v in made.items()},
     ):
         return "converted to other tensors than the file holds"
-    return _accepted(code, arguments, facts)
+    return ""
 
 
 sandbox.CHECKS["@accepted"] = _accepted

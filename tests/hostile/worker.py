@@ -3,6 +3,7 @@
 It reads jobs as lines of JSON and answers each with one line, so that tests and the long run share it:
 
     {"kind": "images", "seed": 3, "count": 25}          -> {"tally": {"refused": 20, ...}, "failures": [...], ...}
+    {"kind": "server", "part": 0, "parts": 2}           -> the first half of the cases that need no seed
     {"kind": "kills", "plan": "train MTKD", "seed": 3}  -> {"tally": {"runs": 1, "kills": 2, ...}, ...}
 """
 
@@ -39,6 +40,12 @@ KINDS: dict[str, Callable[[Ground], st.SearchStrategy[Case]]] = {
     "server": server.cases,
 }
 """Kinds of input, and how their cases are made."""
+ALWAYS: dict[str, Callable[[Ground], list[Case]]] = {
+    "weights": weights.always,
+    "states": states.always,
+    "server": server.always,
+}
+"""Cases that are tried whatever the seed."""
 KILLS = "kills"
 
 
@@ -86,6 +93,17 @@ class Bench:
         attack()
         return {"tally": dict(tally), "failures": failures}
 
+    def always(self, kind: str, part: int, parts: int) -> dict[str, Any]:
+        """Try a share of the cases of a kind that need no seed."""
+        tally: Counter[str] = Counter()
+        failures: list[dict[str, Any]] = []
+        for case in ALWAYS[kind](self.ground)[part::parts]:
+            verdict, failure = self.try_case(case)
+            tally[verdict] += 1
+            if failure is not None:
+                failures.append(failure)
+        return {"tally": dict(tally), "failures": failures}
+
     def kills(self, name: str, seed: int) -> dict[str, Any]:
         """Interrupt one plan."""
         ended = self.killer.interrupt(self.killer.plans[name], seed, keep=self.kept)
@@ -122,6 +140,8 @@ def main() -> None:
         try:
             if job["kind"] == KILLS:
                 answer = bench.kills(job["plan"], job["seed"])
+            elif "part" in job:
+                answer = bench.always(job["kind"], job["part"], job["parts"])
             else:
                 answer = bench.inputs(job["kind"], job["seed"], job["count"])
         except Exception:
