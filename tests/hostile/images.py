@@ -170,7 +170,7 @@ def _pixels(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) -> 
     if code:
         return ""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, PngImagePlugin
 
     from mtkd.contracts import MtkdError
     from mtkd.data.images import IMAGE_SUFFIXES, read_image, read_size
@@ -182,6 +182,8 @@ def _pixels(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) -> 
         size = read_size(arguments[0])
         if image.shape[:2] != size:
             return f"read as {image.shape[:2]}, by its header {size}"
+    # A bound of Pillow's own, which says nothing about the pixels.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 30
     try:
         with Image.open(arguments[0]) as opened:
             mode = opened.mode
