@@ -272,7 +272,7 @@ def write(tally: Tally, *, minutes: float, seed: int, workers: int, strict: bool
         "broken": tally.broken,
     }
     # Tracebacks name files of this machine, which nobody else has.
-    text = re.sub(r"/(?:[\w.@-]+/)+", "", json.dumps(result, indent=2))
+    text = re.sub(r"(?<![\w.)}*-])/(?:[\w.@-]+/)+", "", json.dumps(result, indent=2))
     RESULT.write_text(text + "\n", encoding="utf-8")
     print(f"Written to {RESULT.relative_to(ROOT)}.")
     if PAGE.exists():
