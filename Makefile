@@ -2,6 +2,10 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+MINUTES ?= 60
+SEED ?= 0
+ONLY ?=
+SOAK_ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -10,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format gpu-bundle clean
+.PHONY: help demo test soak lint format gpu-bundle clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +25,9 @@ demo: $(INSTALLED) ## distil a small student on the CPU and print its table
 
 test: $(INSTALLED) ## run the whole test suite
 	$(RUN) pytest -q --durations=10 $(PYTEST_ARGS)
+
+soak: $(INSTALLED) ## attack with damaged files, wrong commands and kills: MINUTES=60 SEED=0 ONLY='images kills'
+	$(RUN) tests.hostile.soak --minutes $(MINUTES) --seed $(SEED) --only $(ONLY) $(SOAK_ARGS)
 
 lint: $(INSTALLED) ## ruff (rules and layout) and pyright
 	$(RUN) ruff check .
@@ -35,7 +42,7 @@ gpu-bundle: $(INSTALLED) ## fill .gpu/ with what benchmarks/gpu.py needs on a GP
 	$(VENV)/bin/python benchmarks/gpu_bundle.py $(BUNDLE_ARGS)
 
 clean: ## remove .venv and caches; experiments, results and data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find mtkd tests benchmarks datasets -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A finished environment is updated in place; an interrupted one is emptied, because pip takes a half-copied

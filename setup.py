@@ -61,7 +61,16 @@ setup(
         "safetensors",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-timeout", "ruff", "pyright[nodejs]", "scikit-image", "scipy", "torch-dct"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+            "pyright[nodejs]",
+            "scikit-image",
+            "scipy",
+            "torch-dct",
+        ],
         "spandrel": ["spandrel>=0.4"],
         "wandb": ["wandb"],
         "demo": ["scikit-image"],  # photographs to train on when no data set is at hand
