@@ -8,7 +8,6 @@ moment leaves only complete checkpoints behind.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,15 +138,10 @@ def damage(path: Path) -> str | None:
     if not path.is_file():
         return "it does not exist"
     try:
-        if not zipfile.is_zipfile(path):
-            return None
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                return "it is compressed, which torch.save never does"
-            broken = archive.testzip()
-    except Exception as error:  # noqa: BLE001  a broken zip raises whatever its bytes happen to trigger
-        return f"{type(error).__name__}: {error}"
-    return None if broken is None else f"the checksum of its part {broken} is wrong"
+        broken = files.verify(path)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    return None if broken is None else f"the checksum of {broken} is wrong"
 
 
 def load_state(path: Path) -> dict[str, Any]:

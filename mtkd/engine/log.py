@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import platform
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from mtkd.engine import strict_json
 
 
 class RunLog:
@@ -145,7 +146,7 @@ class RunLog:
 
     def _record(self, row: Mapping[str, Any]) -> None:
         if self._jsonl:
-            self._jsonl.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+            self._jsonl.write(strict_json.dumps(row) + "\n")
             self._jsonl.flush()
 
     def _curves(self, values: Mapping[str, float], step: int) -> None:
@@ -154,13 +155,6 @@ class RunLog:
                 self._writer.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with infinities and NaN as text, which JSON has no numbers for: the PSNR of equal images is "inf"."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def logged_step(path: Path) -> int:

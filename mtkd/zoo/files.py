@@ -154,12 +154,19 @@ def verify(path: Path) -> str | None:
             return None
     try:
         with zipfile.ZipFile(path) as archive:
+            if packed := next((member for member in archive.infolist() if member.compress_type), None):
+                # torch.save never packs: checking it could unpack without end.
+                return f"{_shown(packed.filename)}, which is packed"
             member = archive.testzip()
     except Exception as error:  # broken archives raise whatever the bytes happen to trigger
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset in the table may be negative
             raise
         return "its table of contents"
-    return None if member is None else " ".join(member.split())[:100]
+    return None if member is None else _shown(member)
+
+
+def _shown(member: str) -> str:
+    return " ".join(member.split())[:100]
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
