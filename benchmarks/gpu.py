@@ -10,6 +10,8 @@ check   every test marked `cuda`
 speed   the CUDA columns of `benchmarks/speed.py`, cut to what the minutes allow
 train   a grid of runs (`--grid`, an option file, or several with `rows` and `students`), side by side, resumable
 
+    python benchmarks/gpu.py --keep results    # puts what came back into benchmarks/results, and into the reports
+
 What is measured is written to `--out` at once, to at most eight files of at most 16 MiB, so that an end at any second
 loses only what was running. What fails is recorded with its error, and the rest goes on. The command ends within
 `--minutes`, with a table of one screen.
@@ -41,7 +43,7 @@ SHARES = {"check": 0.2, "speed": 0.45, "train": 0.35}
 """Of the time, for parts that come together."""
 PIECES = ("stage2", "training", "scaling", "inference", "graphs", "wavelet", "attention")
 """Measures of the speed part, the most worthwhile first."""
-REHEARSED = ("stage2", "scaling", "wavelet")
+REHEARSED = ("stage2", "wavelet")
 CLOSING, PACKING = 4.0, 10.0
 """Seconds kept for the table, and for packing what the runs need to go on."""
 LOGGED = 6000
@@ -56,8 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, required=True, metavar="M", help="the command ends within M minutes")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results")
+    parser.add_argument("--minutes", type=float, metavar="M", help="the command ends within M minutes")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of results")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="measure nothing: store the results in DIR")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of check,speed,train (default: all)")
     parser.add_argument("--only", nargs="+", choices=PIECES, help="measures of the speed part")
     parser.add_argument("--tests", nargs="+", default=[], metavar="PATH", help="tests of the check part (default: all)")
@@ -73,6 +76,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"runs side by side (default: {JOBS})")
     parser.add_argument("--rehearse", action="store_true", help="all parts on the CPU at toy size")
     args = parser.parse_args()
+    if args.keep is not None:
+        keep(args.keep)
+        return
+    if args.minutes is None or args.out is None:
+        parser.error("--minutes and --out are needed (or --keep)")
     parts = args.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts: there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
@@ -93,8 +101,10 @@ class Lease:
         self.device = "cpu" if args.rehearse else "cuda"
         self.log = self.out / "log.txt"
         self.errors: dict[str, str] = {}
+        # Without folders of the machine it runs on.
+        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
         self.facts: dict[str, Any] = {
-            "command": "python " + shlex.join(["benchmarks/gpu.py", *sys.argv[1:]]),
+            "command": "python " + shlex.join(["benchmarks/gpu.py", *words]),
             "commit": _bundled_commit(),
         }
 
@@ -131,7 +141,7 @@ class Lease:
         if self.args.tests:
             command += self.args.tests
         elif self.args.rehearse:
-            command += ["tests/engine", "tests/data", "tests/methods/test_cuda.py"]
+            command += ["tests/data", "tests/methods/test_cuda.py"]
         if _has("xdist") and not self.args.rehearse:
             command += ["-n", "4"]
         environment = {
@@ -145,11 +155,16 @@ class Lease:
         if code not in (0, 1):
             error = "stopped by the clock" if code is None else f"pytest ended with exit code {code}"
             self.failed("check", error, log.read_text(errors="replace"))
+        from mtkd.engine.log import environment
+
+        with outcomes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"environment": {**environment(), **self.commit()}, **self.facts}) + "\n")
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Tests that ended, one mapping each."""
         file = self.out / "check.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+        return [line for line in lines if "test" in line]
 
     # -- speed ----------------------------------------------------------------
 
@@ -191,9 +206,11 @@ class Lease:
             cells.unpack(self.args.state, state)
         small = self.args.rehearse
         if small and self.args.data is None:
+            # As many cells as show that each row trains.
             data = state / "data"
             toy_data(data)
         found = cells.cells(self.args.grid, data, state, iterations=4 if small else self.args.iterations, small=small)
+        found = found[: len(found) // 2] if small and self.args.data is None else found
         if any("target_store" in cell.options for cell in found):
             # Before packing, and not beyond the runs' own time.
             self.in_fork("targets", until, cells.make_targets, found[0], data, state, self.device)
@@ -268,6 +285,31 @@ class Lease:
         lines += [f"failed: {name}: {error[:160]}" for name, error in self.errors.items()]
         lines.append(f"{time.time() - self.began:.0f} s in all")
         return "\n".join(lines) + "\n"
+
+
+def keep(results: Path) -> None:
+    """Put the results of a call beside those that are stored, under the name of the device, and renew the reports."""
+    import speed
+    from measures import report
+
+    for file in sorted(results.glob("speed_cuda_*.json")):
+        speed.store(speed.RESULTS / file.name, report.load(file))
+    if (results / "check.jsonl").exists():
+        lines = [json.loads(line) for line in (results / "check.jsonl").read_text().splitlines()]
+        tests = {line.pop("test"): line for line in lines if "test" in line}
+        about = next((line for line in lines if "environment" in line), None)
+        if about is None:
+            raise SystemExit("check.jsonl was cut short: it does not say which machine it is from.")
+        path = speed.RESULTS / f"gpu_check_{speed.words(about['environment']['device'])}.json"
+        kept = json.loads(path.read_text()) if path.exists() else []
+        outcomes = [test["outcome"] for test in tests.values()]
+        counts = {kind: outcomes.count(kind) for kind in ("passed", "failed", "skipped")}
+        path.write_text(json.dumps([*kept, {**about, "counts": counts, "tests": tests}], indent=1) + "\n")
+    if (results / "train.json").exists():
+        record = json.loads((results / "train.json").read_text())
+        path = speed.RESULTS / f"gpu_train_{speed.words(record['environment']['device'])}.json"
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    report.write(ROOT, speed.MEASURES, report.stored(speed.RESULTS))
 
 
 def toy_data(data: Path) -> None:

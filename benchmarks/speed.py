@@ -78,8 +78,12 @@ def file_name(device: str) -> str:
     """Name of the file of results for the device at hand."""
     if device == "cpu":
         return "speed_cpu.json"
-    words = re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()).strip("_")
-    return f"speed_cuda_{words}.json"
+    return f"speed_cuda_{words(torch.cuda.get_device_name())}.json"
+
+
+def words(device: str) -> str:
+    """The name of a device as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
 
 
 def store(path: Path, sections: dict[str, dict[str, Any]]) -> None:

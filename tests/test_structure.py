@@ -30,9 +30,10 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "pywt": "pywavelets",
     "skimage": "scikit-image",
+    "triton": "torch",
     "yaml": "pyyaml",
 }
-"""Imported name -> name in setup.py where they differ."""
+"""Imported name -> name in setup.py where they differ; triton comes with torch where it exists."""
 
 
 class Import(NamedTuple):
