@@ -40,6 +40,9 @@ def test_the_rehearsal_runs_all_parts_and_ends_within_its_minutes(tmp_path: Path
     assert all(row["Set5 PSNR-Y"] > 5 for row in rows)
     files = list(tmp_path.iterdir())
     assert len(files) <= 8 and all(file.stat().st_size < 16 * 2**20 for file in files)
+    again = call("--minutes", 1, "--out", tmp_path / "later", "--rehearse", "--parts", "train", "--state", tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert json.loads((tmp_path / "later/train.json").read_text())["rows"] == rows, "nothing was left to train"
     assert not any(str(tmp_path) in file.read_text(errors="replace") for file in files if file.suffix == ".json")
 
 
