@@ -109,10 +109,9 @@ class LossTrace:
 
     def take_up(self, pending: Mapping[str, Any]) -> None:
         """Go on where the run stopped that wrote `pending`; the next means count what it had not read."""
-        names, values = pending.get("names"), pending.get("values")
-        if names and isinstance(values, Tensor) and values.shape[1:] == (len(names),) and not values.is_meta:
-            self._names = [str(name) for name in names]
-            self._rows = list(values.float().to(self._fabric.device).unbind())
+        if pending:
+            self._names = list(pending["names"])
+            self._rows = list(pending["values"].float().to(self._fabric.device).unbind())
             self._checked = len(self._rows)
 
     def _over_ranks(self, values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from mtkd import given
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
@@ -193,6 +194,11 @@ def _mendable(error: Exception, where: str = "") -> MtkdError | None:
         text = (
             f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `residence: "
             "disk` for the training images."
+        )
+    elif given.is_lost_process(error):
+        text = (
+            "Another process of this run has ended, and this one cannot go on without it; the error of the other says "
+            f"why. ({first[:300]})"
         )
     elif isinstance(error, OSError):
         text = f"{error.filename or 'A file of the run cannot be written'}: {error.strerror or first}."

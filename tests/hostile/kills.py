@@ -29,7 +29,7 @@ from mtkd.archs.dctswin import DCTSwin
 from mtkd.archs.privileged import PrivilegedTeacher
 from mtkd.data.store import ImageStore
 from tests.hostile import sandbox, server
-from tests.hostile.cases import Case, Outcome
+from tests.hostile.cases import Case, Outcome, failed
 from tests.hostile.ground import Ground, dump
 
 MOST_STARTS = 12
@@ -265,7 +265,7 @@ class Killer:
                     continue
                 if outcome.code == 0:
                     break
-                failure = self._failed(outcome)
+                failure = self._failed(outcome, command)
                 if failure:
                     return Ended(
                         plan.name,
@@ -281,12 +281,12 @@ class Killer:
         return Ended(plan.name, kills, "difference" if differences else "", "; ".join(differences[:6]))
 
     @staticmethod
-    def _failed(outcome: Outcome) -> str:
+    def _failed(outcome: Outcome, command: tuple[str, ...]) -> str:
         if outcome.hung:
             return "hang"
         if outcome.signal:
             return "crash"
-        return "traceback" if outcome.code == 99 or "Traceback" in outcome.stderr else ""
+        return "traceback" if failed(outcome, command) else ""
 
     def _lay_out(self, plan: Plan, folder: Path) -> None:
         sandbox.lay_out(Case("kills", (), plan.files, plan.trees), self.ground.root, folder)
@@ -354,7 +354,7 @@ class Killer:
         bad = [outcome for outcome in outcomes if outcome.code != 0 and not outcome.signal]
         if by_signal:
             # One was ended; what the other says of it is not judged, but it must not be a traceback.
-            broken = [outcome for outcome in bad if self._failed(outcome)]
+            broken = [outcome for outcome in bad if self._failed(outcome, command)]
             return (broken or by_signal)[0], 0
         return (bad or outcomes)[0], max(child.events for child in children)
 

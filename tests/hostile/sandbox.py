@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import re
 import resource
 import select
 import shutil
@@ -156,7 +157,7 @@ class Child:
             hung=hung,
             started=tuple(started),
             stdout=_read(self.notes / "stdout"),
-            stderr=_read(self.notes / "stderr"),
+            stderr=_with_log(_read(self.notes / "stderr"), self.folder),
             wrong=_read(self.notes / "wrong"),
             seconds=time.monotonic() - self.began,
         )
@@ -219,6 +220,10 @@ def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, 
     os.environ.update(environment)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    import torch
+
+    # After a fork the first call makes torch's pool of threads anew, and two threads that are the first fail.
+    torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
@@ -316,6 +321,12 @@ def _read(path: Path) -> str:
             return file.read(1 << 20).decode("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _with_log(stderr: str, folder: Path) -> str:
+    """What was said, and behind it the file with a traceback that it names."""
+    named = re.search(r"Its traceback is in (.+?); please report it", stderr)
+    return f"{stderr}{_read(folder / named[1])}" if named else stderr
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     scratch: Path = tmp_path_factory.mktemp("hostile")
-    pool = Pool([Worker(scratch / str(number), KEPT, strict=False) for number in range(2)])
+    pool = Pool([Worker(scratch / str(number), KEPT) for number in range(2)])
     yield pool
     for worker in pool.workers:
         worker.close()

@@ -52,8 +52,8 @@ KILLS = "kills"
 class Bench:
     """Ground, strategies and the folder in which cases run."""
 
-    def __init__(self, ground: Ground, scratch: Path, kept: Path, *, strict: bool) -> None:
-        self.ground, self.scratch, self.kept, self.strict = ground, scratch, kept, strict
+    def __init__(self, ground: Ground, scratch: Path, kept: Path) -> None:
+        self.ground, self.scratch, self.kept = ground, scratch, kept
         self._strategies: dict[str, st.SearchStrategy[Case]] = {}
         self._killer: Killer | None = None
 
@@ -61,7 +61,7 @@ class Bench:
         """Verdict of one case, and what is known of a failure."""
         with sandbox.scratch(self.scratch, "case") as folder:
             outcome = sandbox.run(case, self.ground.root, folder)
-            verdict = judge(case, outcome, strict=self.strict)
+            verdict = judge(case, outcome)
             if verdict in FINE:
                 return verdict, None
             place = keep(case, outcome, verdict, self.ground.root, self.kept)
@@ -124,14 +124,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--scratch", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)
-    arguments.add_argument("--strict", action="store_true")
     given_ = arguments.parse_args()
     # Nothing that is printed here may stand between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     sandbox.warm()
     hypothesis.configuration.set_hypothesis_home_dir(given_.scratch / "hypothesis")
-    bench = Bench(Ground(given_.scratch / "ground").make(), given_.scratch / "cases", given_.kept, strict=given_.strict)
+    bench = Bench(Ground(given_.scratch / "ground").make(), given_.scratch / "cases", given_.kept)
     bench.scratch.mkdir()
     answers.write(json.dumps({"ready": sorted(bench.killer.plans)}) + "\n")
     for line in sys.stdin:
