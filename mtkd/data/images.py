@@ -164,7 +164,7 @@ def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArra
 
 
 def _still(encoded: bytes) -> bytes:
-    """A PNG without its animation, which is no part of the image and which OpenCV lets disturb it; others as they are."""
+    """A PNG without its animation, which OpenCV lets disturb the image; other files as they are."""
     if not encoded.startswith(_PNG) or b"acTL" not in encoded:
         return encoded
     kept, at = [_PNG], len(_PNG)

@@ -208,7 +208,8 @@ def _is_record(run: dict[str, Any]) -> bool:
         json.dumps(run)
     except (TypeError, ValueError, RecursionError):
         return False
-    return all(isinstance(run.get(key, {}), dict) for key in ("options", "images"))
+    places = [run.get(key, {}) for key in ("options", "images")]
+    return all(isinstance(place, dict) and all(isinstance(key, str) for key in place) for place in places)
 
 
 def _is_table(losses: dict[str, Any]) -> bool:

@@ -17,6 +17,8 @@ from typing import Any
 FINE = ("refused", "accepted")
 FAILURES = ("execution", "crash", "hang", "traceback", "wrong", "late")
 """Worst first. `late`: `mtkd check --data` accepted what the run then refused."""
+KILL_FAILURES = ("difference", "stuck", "code")
+"""Of interrupted processes: results differ; it is never done; another exit code than what happened to it gives."""
 
 _TRACEBACK = re.compile(r"traceback", re.IGNORECASE)
 UNFORESEEN = "an error that was not foreseen"

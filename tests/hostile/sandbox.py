@@ -48,13 +48,11 @@ _FILE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate",
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process ends itself with SIGKILL: at its `event`-th file event, at the first whose path has `path` in it,
-    or when `seconds` have passed.
-    """
+    """When a process sends itself `signal`: at its `event`-th file event, or at each whose path has `path` in it."""
 
     event: int = 0
     path: str = ""
-    seconds: float = 0.0
+    signal: int = signal.SIGKILL
 
 
 def warm() -> None:
@@ -178,8 +176,13 @@ def start(
     seconds: float = SECONDS,
     environment: Mapping[str, str] | None = None,
     name: str = "said",
+    largest: int = LARGEST_FILE,
 ) -> Child:
-    """Fork a child that runs `commands` in `folder`; what it says lies in `folder.NAME` beside it."""
+    """Fork a child that runs `commands` in `folder`; what it says lies in `folder.NAME` beside it.
+
+    Args:
+        largest: bytes that a file may have; the child meets beyond them what it meets on a full disk.
+    """
     notes = folder.with_name(f"{folder.name}.{name}")
     shutil.rmtree(notes, ignore_errors=True)
     notes.mkdir(parents=True)
@@ -188,7 +191,7 @@ def start(
     if pid == 0:
         status = 99
         try:
-            _enter(folder, notes, seconds, environment or {})
+            _enter(folder, notes, seconds, environment or {}, largest)
             _watch(folder, notes, kill)
             status = _main(commands, notes, before, facts or {})
         except BaseException:
@@ -201,7 +204,7 @@ def start(
     return Child(pid, folder, began, seconds, notes)
 
 
-def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, str]) -> None:
+def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, str], largest: int) -> None:
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -227,7 +230,7 @@ def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
     # Says where it hangs, before it is ended.
@@ -271,7 +274,7 @@ def _watch(folder: Path, notes: Path, kill: Kill | None) -> None:
             return
         count += 1
         if kill and (count == kill.event or (kill.path and kill.path in path)):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), kill.signal)
 
     sys.addaudithook(hook)
     _COUNTS.append(lambda: count)

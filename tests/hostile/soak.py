@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.cases import FAILURES, FINE, load
+from tests.hostile.cases import FAILURES, FINE, KILL_FAILURES, load
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache/soak/kept"
@@ -51,7 +51,7 @@ COUNTS = {
 """Cases of one job: a few seconds of each kind."""
 KILL_JOBS = 3
 """Plans that are interrupted for every round of jobs over the kinds."""
-KILL_COLUMNS = ("runs", "kills", "difference", "stuck", "traceback", "hang", "crash")
+KILL_COLUMNS = ("runs", "kills", "stops", "full", "twins", *KILL_FAILURES, "traceback", "hang", "crash")
 
 
 class Worker:
@@ -145,7 +145,7 @@ class Tally:
 
     def failed(self) -> int:
         """Number of failing cases and interrupted processes."""
-        words = (*FAILURES, "difference", "stuck")
+        words = (*FAILURES, *KILL_FAILURES)
         return sum(counts[word] for counts in self.counts.values() for word in words) + len(self.broken)
 
     def inputs(self) -> int:
@@ -182,7 +182,14 @@ def table(counts: Mapping[str, Mapping[str, int]]) -> str:
     rows.append(f"| all | {sum(total.values()):,} | " + " | ".join(f"{total[word]:,}" for word in words) + " |")
     killed = counts.get(KILLS)
     if killed:
-        names = {"runs": "processes interrupted", "difference": "differences", "stuck": "never done"}
+        names = {
+            "runs": "processes interrupted",
+            "full": "full disks",
+            "twins": "two at once",
+            "difference": "differences",
+            "stuck": "never done",
+            "code": "wrong exit codes",
+        }
         rows += [
             "",
             "| " + " | ".join(names.get(word, plural.get(word, word)) for word in KILL_COLUMNS) + " |",
@@ -321,7 +328,7 @@ def kill(plan: str, seed: int) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         killer = Killer(Ground(Path(scratch) / "ground").make(), Path(scratch) / "cases")
         ended = killer.interrupt(killer.plans[plan], seed, keep=KEPT)
-    print(f"{plan}: {ended.kills} kills, {ended.failure or 'no difference'} {ended.text}")
+    print(f"{plan}: {dict(ended.counts)}, {ended.failure or 'no difference'} {ended.text}")
     return 1 if ended.failure else 0
 
 

@@ -63,7 +63,7 @@ def test_a_refusal_is_no_failure_and_exit_1_is_one(tmp_path: Path) -> None:
     assert (outcome.codes, judge(case, outcome)) == ((2,), "refused")
     case, outcome = ended(tmp_path, "pass", ("config", "diff", "missing.yml", "missing.yml"))
     assert judge(case, outcome) == "refused"
-    case, outcome = ended(tmp_path, "import mtkd.cli; mtkd.cli.main = lambda argv: 1", ("zoo", "info", "x"))
+    case, outcome = ended(tmp_path, "import mtkd.cli; mtkd.cli._run = lambda argv: 1", ("zoo", "info", "x"))
     assert judge(case, outcome) == "traceback"
 
 
@@ -147,12 +147,12 @@ def test_the_page_takes_the_figures_between_its_markers() -> None:
     result = {
         "minutes": 1, "seed": 2, "workers": 2, "environment": {"device": "d", "versions": {"torch": "t",
             "python": "p"}, "commit": "c", "date": "2026-01-01T"},
-        "counts": {"images": {"refused": 3, "wrong": 1}, "kills": {"runs": 2, "kills": 5}},
+        "counts": {"images": {"refused": 3, "wrong": 1}, "kills": {"runs": 2, "kills": 5, "code": 1}},
     }  # fmt: skip
     page = soak.with_figures(f"a\n{soak.BEGIN}\nold\n{soak.END}\nb\n", result)
     assert "old" not in page and page.startswith("a\n") and page.endswith(f"{soak.END}\nb\n")
     assert "| images | 4 | 3 | 0 | 0 | 0 | 0 | 0 | 1 | 0 |" in page
-    assert "| 2 | 5 | 0 | 0 | 0 | 0 | 0 |" in page
+    assert "| 2 | 5 | 0 | 0 | 0 | 0 | 0 | 1 | 0 | 0 | 0 |" in page
 
 
 def test_the_page_holds_the_figures_of_the_stored_result() -> None:

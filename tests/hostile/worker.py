@@ -5,6 +5,7 @@ It reads jobs as lines of JSON and answers each with one line, so that tests and
     {"kind": "images", "seed": 3, "count": 25}          -> {"tally": {"refused": 20, ...}, "failures": [...], ...}
     {"kind": "server", "part": 0, "parts": 2}           -> the first half of the cases that need no seed
     {"kind": "kills", "plan": "train MTKD", "seed": 3}  -> {"tally": {"runs": 1, "kills": 2, ...}, ...}
+    {"kind": "kills", ..., "way": "twin"}               -> the same with one way of `kills.WAYS` alone
 """
 
 from __future__ import annotations
@@ -104,10 +105,10 @@ class Bench:
                 failures.append(failure)
         return {"tally": dict(tally), "failures": failures}
 
-    def kills(self, name: str, seed: int) -> dict[str, Any]:
+    def kills(self, name: str, seed: int, way: str | None) -> dict[str, Any]:
         """Interrupt one plan."""
-        ended = self.killer.interrupt(self.killer.plans[name], seed, keep=self.kept)
-        tally = {"runs": 1, "kills": ended.kills, **({ended.failure: 1} if ended.failure else {})}
+        ended = self.killer.interrupt(self.killer.plans[name], seed, way=way, keep=self.kept)
+        tally = {"runs": 1, **ended.counts, **({ended.failure: 1} if ended.failure else {})}
         failure = {"verdict": ended.failure, "signature": f"{name}: {ended.text[-400:]}", "folder": f"{name} {seed}"}
         return {"tally": tally, "failures": [failure] if ended.failure else []}
 
@@ -138,7 +139,7 @@ def main() -> None:
         began = time.monotonic()
         try:
             if job["kind"] == KILLS:
-                answer = bench.kills(job["plan"], job["seed"])
+                answer = bench.kills(job["plan"], job["seed"], job.get("way"))
             elif "part" in job:
                 answer = bench.always(job["kind"], job["part"], job["parts"])
             else:
