@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -223,7 +223,7 @@ def _is_table(losses: dict[str, Any]) -> bool:
     )
 
 
-def is_dense(value: Any) -> bool:
+def is_dense(value: Any) -> TypeGuard[Tensor]:
     """Whether `value` is a tensor whose numbers lie in memory one by one."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
 
