@@ -246,8 +246,9 @@ def _compile(session: Session) -> None:
 
 
 def _finish(session: Session) -> None:
-    save_weights(session, checkpoint.LATEST)
     deployable = save_deployable(session)
+    # The last, because it says that the run is finished.
+    save_weights(session, checkpoint.LATEST)
     session.log.say(
         f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")
