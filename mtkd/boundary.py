@@ -105,10 +105,10 @@ def explanation(error: BaseException) -> str | None:
         return f"{text} A path begins with ~ and the name of no user; write the whole path."
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError) and "PytorchStreamWriter" in text:
         return explanation(error.__context__)  # torch hides what the disk said
-    if type(error).__name__ == "DistNetworkError":
+    if given.is_lost_process(error):
         return (
-            f"The processes of this run cannot reach each other: {' '.join(text.split())[:300]} A port that is taken "
-            "is changed with `torchrun --master_port N`."
+            "Another process of this run has ended or cannot be reached, and this one cannot go on without it; the "
+            f"error of the other says why. ({' '.join(text.split())[:300]})"
         )
     return None
 

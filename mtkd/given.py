@@ -118,6 +118,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, OSError) and any(sign in text for sign in signs)
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether another process of a run was gone when this one wanted to meet it; gloo says so only in its texts."""
+    if not isinstance(error, RuntimeError):
+        return False
+    kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return type(error).__name__ in kinds or "gloo/" in str(error) or "connectFullMesh" in str(error)
+
+
 def _check_characters(text: str, what: str) -> None:
     if "\0" in text:
         raise MtkdError(f"{what} {text[:60]!r} holds a NUL character, which no path can.")

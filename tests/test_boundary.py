@@ -137,3 +137,15 @@ def test_help_does_not_load_torch() -> None:
     code = "import sys; from mtkd.cli import parser; parser(); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert run.stdout == "False\n", run.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [::1]:7"),
+        RuntimeError("Gloo connectFullMesh failed with timeout"),
+    ],
+)
+def test_a_process_that_lost_another_of_its_run_is_no_defect(error):
+    assert str(boundary.explanation(error)).startswith("Another process of this run has ended")
+    assert boundary.explanation(RuntimeError("closed")) is None

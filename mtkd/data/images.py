@@ -27,7 +27,9 @@ MOST_PIXELS = 1 << 30
 """OpenCV decodes no larger image."""
 
 _EXIF_ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II", b"MM")
+_BMP = b"BM"
 """What such files begin with."""
 _PILLOW_LIMIT = threading.Lock()
 
@@ -142,7 +144,7 @@ def _transparent_tiff(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[n
 def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArray[Any]:
     import cv2
 
-    data = np.frombuffer(encoded, dtype=np.uint8)
+    data = np.frombuffer(_still(encoded), dtype=np.uint8)
     reason = "it is damaged, truncated or no image. Fetch or export it again."
     try:
         image = cv2.imdecode(data, flags) if data.size else None
@@ -156,26 +158,41 @@ def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArra
             if height * width > MOST_PIXELS:
                 reason = f"it has {height}x{width} pixels, and OpenCV decodes {MOST_PIXELS:,d} at most. Cut it."
         raise MtkdError(f"{path} cannot be decoded: {reason}")
-    if encoded[:2] in _TIFF:
-        _check_tiff(encoded, path)
+    if encoded[:2] in (_BMP, *_TIFF):
+        _check_pixels(encoded, path)
     return image
 
 
-def _check_tiff(encoded: bytes, path: str | os.PathLike[str]) -> None:
-    """Refuse a TIFF whose pixels cannot be unpacked: OpenCV goes on with what it has of them, and says nothing."""
+def _still(encoded: bytes) -> bytes:
+    """A PNG without its animation, which OpenCV lets disturb the image; other files as they are."""
+    if not encoded.startswith(_PNG) or b"acTL" not in encoded:
+        return encoded
+    kept, at = [_PNG], len(_PNG)
+    while at < len(encoded):
+        end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
+        if encoded[at + 4 : at + 8] not in (b"acTL", b"fcTL", b"fdAT"):
+            kept.append(encoded[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _check_pixels(encoded: bytes, path: str | os.PathLike[str]) -> None:
+    """Refuse a TIFF or BMP whose header or pixels are damaged: OpenCV goes on with what it has, and says nothing."""
     from PIL import Image
 
+    damaged = MtkdError(f"{path} cannot be decoded: it is damaged or truncated. Fetch or export it again.")
     try:
         with _any_number_of_pixels():
             image = Image.open(io.BytesIO(encoded))
-    except Exception:  # noqa: BLE001  what Pillow cannot read it cannot judge
-        return
+    except Exception as error:
+        if encoded[:2] == _BMP:
+            raise damaged from error
+        return  # of a TIFF Pillow cannot read every kind
     try:
         image.load()
     except OSError as error:
         if "decoder error" in str(error) or "truncated" in str(error):
-            reason = "it is damaged or truncated. Fetch or export it again."
-            raise MtkdError(f"{path} cannot be decoded: {reason}") from error
+            raise damaged from error
     except Exception:  # noqa: BLE001  likewise
         pass
 

@@ -261,7 +261,7 @@ class StoreWriter:
     def _create(self, header: bytes, size: int) -> None:
         # Marks of an older attempt would say that images are there.
         self._done_path.unlink(missing_ok=True)
-        temporary = self._partial.with_name(f"{self._partial.name}.{os.getpid()}")
+        temporary = self._partial.with_name(f".{self._partial.name}.{os.getpid()}.tmp")
         with open(temporary, "wb") as file:
             file.write(header)
             file.truncate(size)

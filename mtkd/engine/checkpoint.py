@@ -7,11 +7,12 @@ moment leaves only complete checkpoints behind.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -178,9 +179,15 @@ def _wrong_form(state: Any) -> str | None:
             return "an optimizer has no `state` and `param_groups`"
         if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
             return "a group of parameters names none"
+        if not all(_is_count(position) for group in groups for position in group["params"]):
+            return "a group of parameters has no numbers of them"
     for key in ("method", "precision", "best", "run", "losses"):
         if not isinstance(state.get(key, {}), dict):
             return f"its `{key}` is no mapping"
+    if not _is_record(state.get("run", {})):
+        return "its `run` does not describe one"
+    if state.get("losses") and not _is_table(state["losses"]):
+        return "its `losses` are no table of numbers"
     if "seed" in state and not (_is_count(state["seed"]) and state["seed"] < 2**63):
         return "its `seed` is no whole number that seeds"
     scaler = state.get("precision", {}).values()
@@ -193,6 +200,32 @@ def _wrong_form(state: Any) -> str | None:
         ):
             return "its `best` holds no values with their iterations"
     return None
+
+
+def _is_record(run: dict[str, Any]) -> bool:
+    """Whether `run` may be a `resume.record`: plain values alone, which can be compared and shown."""
+    try:
+        json.dumps(run)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    places = [run.get(key, {}) for key in ("options", "images")]
+    return all(isinstance(place, dict) and all(isinstance(key, str) for key in place) for place in places)
+
+
+def _is_table(losses: dict[str, Any]) -> bool:
+    names, values = losses.get("names"), losses.get("values")
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and is_dense(values)
+        and values.is_floating_point()
+        and values.shape[1:] == (len(names),)
+    )
+
+
+def is_dense(value: Any) -> TypeGuard[Tensor]:
+    """Whether `value` is a tensor whose numbers lie in memory one by one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
 
 
 def _is_count(value: Any) -> bool:

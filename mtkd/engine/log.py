@@ -176,19 +176,20 @@ def metric_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield text, row
 
 
-def trim_metrics(path: Path, step: int, *, validation_due: bool = False) -> None:
+def trim_metrics(path: Path, step: int, *, losses_due: bool = False, validation_due: bool = False) -> None:
     """Drop the rows of `metrics.jsonl` after iteration `step`, and torn ones: resuming repeats none.
 
     Args:
-        validation_due: drop the validation of iteration `step` too, which is done again because it was cut short.
+        losses_due: drop the losses of iteration `step` too, which are logged again because that was cut short.
+        validation_due: drop the validation of iteration `step` too, likewise.
     """
     if not path.exists():
         return
-    kept = [
-        line
-        for line, row in metric_rows(path)
-        if row["step"] < step or (row["step"] == step and not (validation_due and "validation" in row))
-    ]
+
+    def again(row: dict[str, Any]) -> bool:
+        return row["step"] == step and (validation_due if "validation" in row else losses_due)
+
+    kept = [line for line, row in metric_rows(path) if row["step"] <= step and not again(row)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
+from mtkd.engine.checkpoint import is_dense
 
 LearningRate = Callable[[int], float]
 """Iteration (from 0) -> factor-free learning rate of a parameter group."""
@@ -102,7 +103,7 @@ def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]
 def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
     if isinstance(like, Tensor) and like.dim() == 0 or isinstance(like, int | float):
         # The count of steps was a plain number in older torch.
-        value = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+        value = found.item() if is_dense(found) and found.numel() == 1 else found
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise MtkdError(f"{key} of {name} is no finite number")
         return torch.tensor(float(value), dtype=like.dtype) if isinstance(like, Tensor) else value
@@ -110,7 +111,7 @@ def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
         return None
     if not isinstance(like, Tensor):
         raise MtkdError(f"{key} of {name} cannot be taken up")
-    if not isinstance(found, Tensor) or found.is_sparse or found.is_meta:
+    if not is_dense(found):
         raise MtkdError(f"{key} of {name} is no tensor of values")
     if found.shape != like.shape or found.dtype != like.dtype:
         raise MtkdError(

@@ -19,7 +19,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.items import Items
 from mtkd.data.training import TrainingSet
 from mtkd.engine import build
-from mtkd.engine.checkpoint import RunFolder, damage, load_state
+from mtkd.engine.checkpoint import RunFolder, damage, is_dense, load_state
 from mtkd.engine.claim import refuse_to_begin_anew
 from mtkd.engine.optim import checked_state
 
@@ -146,6 +146,8 @@ def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
                 f"the file changed? Take up another state, {_NEW_RUN}."
             ) from error
         inner.load_state_dict(fitting)
+        for part in inner.param_groups:
+            part["lr"] = session.rates[group](max(done - 1, 0))
         _lay_out_as_parameters(inner)
     if state.get("precision"):
         session.fabric._precision.load_state_dict(state["precision"])
@@ -176,13 +178,7 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
         )
     for key, like in expected.items():
         found = own[key]
-        if (
-            not isinstance(found, Tensor)
-            or found.shape != like.shape
-            or found.dtype != like.dtype
-            or found.is_sparse
-            or found.is_meta
-        ):
+        if not is_dense(found) or found.shape != like.shape or found.dtype != like.dtype:
             told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             raise MtkdError(
                 f"{path}: {key} of {model_type} is {told}, and here {tuple(like.shape)} {like.dtype}: options of the "

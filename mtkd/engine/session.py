@@ -80,6 +80,11 @@ class Session:
     student_copy: Ema | None = None
     images_compile: bool = True
 
+    @property
+    def losses_due(self) -> bool:
+        """Whether the losses of iteration `start` are still to be logged: the run failed before its line was."""
+        return self.trace.waiting and self.start % self.options.logger.print_freq == 0
+
     def epoch(self, done: int) -> int:
         """Passes over the training images that `done` iterations have begun, on all ranks together."""
         assert self.options.train is not None and self.options.datasets.train is not None
@@ -155,7 +160,12 @@ def _prepared(
             session.saved = session.start if state_path.parent == folder.states else 0
         if fabric.is_global_zero:
             folder.make()
-            trim_metrics(folder.metrics, session.start, validation_due=session.validation_due)
+            trim_metrics(
+                folder.metrics,
+                session.start,
+                losses_due=session.losses_due,
+                validation_due=session.validation_due,
+            )
         logger, total_steps = options.logger, session.method.task.total_steps
         session.log = RunLog(
             folder.root,

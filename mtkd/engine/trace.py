@@ -25,12 +25,14 @@ class LossTrace:
         self._names: list[str] = []
         self._rows: list[Tensor] = []
         self._checked = 0
+        # So many of the first rows are means over ranks already.
+        self._averaged = 0
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Remember one iteration's values without reading them."""
         if self._rows and self._names != list(values):
             # Taken up from a run with other terms.
-            self._rows, self._checked = [], 0
+            self._rows, self._checked, self._averaged = [], 0, 0
         self._names = list(values)
         self._rows.append(torch.stack(list(values.values())))
 
@@ -88,13 +90,21 @@ class LossTrace:
         """Whether this process alone has seen no value that is not finite."""
         return not self._rows or bool(torch.stack(self._rows).isfinite().all())
 
-    def read(self, done: int, *, keep: bool = False) -> dict[str, float]:
-        """Means since the last reading, over all ranks; checks them first. With `keep` this was no reading."""
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self._rows)
+
+    def read(self, done: int) -> dict[str, float]:
+        """Means since the last `forget`, over all ranks; checks them first."""
         self.check(done)
-        means = self._over_ranks(torch.stack(self._rows).mean(dim=0))
-        if not keep:
-            self._rows, self._checked = [], 0
+        # Over ranks before iterations: rows of a run that was stopped are that already, and sums depend on the order.
+        means = self._over_ranks().mean(dim=0)
         return dict(zip(self._names, means.tolist(), strict=True))
+
+    def forget(self) -> None:
+        """Begin anew: what was read is logged."""
+        self._rows, self._checked, self._averaged = [], 0, 0
 
     def pending(self, *, alone: bool = False) -> dict[str, Any]:
         """What has not been read yet, for a training state: `names` and `values` (iterations, names) on the CPU.
@@ -104,18 +114,22 @@ class LossTrace:
         """
         if not self._rows:
             return {}
-        values = torch.stack(self._rows)
-        return {"names": list(self._names), "values": (values if alone else self._over_ranks(values)).cpu()}
+        values = torch.stack(self._rows) if alone else self._over_ranks()
+        return {"names": list(self._names), "values": values.cpu()}
 
     def take_up(self, pending: Mapping[str, Any]) -> None:
         """Go on where the run stopped that wrote `pending`; the next means count what it had not read."""
-        names, values = pending.get("names"), pending.get("values")
-        if names and isinstance(values, Tensor) and values.shape[1:] == (len(names),) and not values.is_meta:
-            self._names = [str(name) for name in names]
-            self._rows = list(values.float().to(self._fabric.device).unbind())
-            self._checked = len(self._rows)
+        if pending:
+            self._names = list(pending["names"])
+            self._rows = list(pending["values"].float().to(self._fabric.device).unbind())
+            self._checked = self._averaged = len(self._rows)
 
-    def _over_ranks(self, values: Tensor) -> Tensor:
-        if self._fabric.world_size > 1:
-            values = self._fabric.all_reduce(values, reduce_op="mean")  # pyright: ignore[reportAssignmentType]
-        return values
+    def _over_ranks(self) -> Tensor:
+        """(iterations, names): means over ranks of what has not been read."""
+        values = torch.stack(self._rows)
+        own = values[self._averaged :]
+        if self._fabric.world_size == 1 or len(own) == 0:
+            return values
+        mean = self._fabric.all_reduce(own, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return torch.cat([values[: self._averaged], mean])

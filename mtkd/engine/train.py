@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from mtkd import given
 from mtkd.config import Options, TermOptions, weight_at
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.engine import checkpoint
@@ -92,6 +93,9 @@ def _loop(session: Session, stop: StopRequest) -> None:
     options, log, trace = session.options, session.log, session.trace
     assert options.train is not None and options.datasets.train is not None
     logger, total_steps = options.logger, options.train.total_iter
+    if session.losses_due:
+        # Failed between an iteration and its line.
+        _log_losses(session, session.start, seconds=float("nan"))
     if session.validation_due:
         # Killed, or failed, between a checkpoint and its validation.
         _validate(session, session.start)
@@ -113,29 +117,23 @@ def _loop(session: Session, stop: StopRequest) -> None:
         values = _iterate(session, step, batches)
         trace.add(values)
         session.done = done = step + 1
+        validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
+        session.validation_due = validating and bool(session.val_sets)
         stopping = stop.agreed()
         last = done == total_steps or stopping
         if done % logger.print_freq == 0 or last:
             # Where a run was stopped is no place of its own in the curves: the losses go on waiting there.
             passing = done % logger.print_freq != 0 and done != total_steps
-            means = trace.read(done, keep=passing)
+            # Waits for the device, so that the time is that of iterations.
+            trace.check(done)
             now = time.perf_counter()
-            log.losses(
-                step=done,
-                epoch=session.epoch(done),
-                rate=session.rates["main"](step),
-                values=means,
-                seconds=(now - printed_at) / (done - printed_step),
-                keep=not passing,
-            )
+            _log_losses(session, done, seconds=(now - printed_at) / (done - printed_step), keep=not passing)
             printed_at, printed_step = now, done
-        validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
         saving = done % logger.save_checkpoint_freq == 0 or last
         if validating or saving:
             began = time.perf_counter()
             trace.check(done)
             trace.check_weights(done, session.method.parameters())
-            session.validation_due = validating and bool(session.val_sets)
             # Saved first: a validation can fail, and takes the time in which a run is killed.
             if saving:
                 save(session, done)
@@ -151,6 +149,14 @@ def _loop(session: Session, stop: StopRequest) -> None:
             log.say(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
     _finish(session)
+
+
+def _log_losses(session: Session, done: int, *, seconds: float, keep: bool = True) -> None:
+    values = session.trace.read(done)
+    rate, epoch = session.rates["main"](done - 1), session.epoch(done)
+    session.log.losses(step=done, epoch=epoch, rate=rate, values=values, seconds=seconds, keep=keep)
+    if keep:
+        session.trace.forget()
 
 
 def _rescue(session: Session, error: Exception) -> str:
@@ -194,6 +200,11 @@ def _mendable(error: Exception, where: str = "") -> MtkdError | None:
             f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `residence: "
             "disk` for the training images."
         )
+    elif given.is_lost_process(error):
+        text = (
+            "Another process of this run has ended, and this one cannot go on without it; the error of the other says "
+            f"why. ({first[:300]})"
+        )
     elif isinstance(error, OSError):
         text = f"{error.filename or 'A file of the run cannot be written'}: {error.strerror or first}."
     else:
@@ -235,8 +246,9 @@ def _compile(session: Session) -> None:
 
 
 def _finish(session: Session) -> None:
-    save_weights(session, checkpoint.LATEST)
     deployable = save_deployable(session)
+    # The last, because it says that the run is finished.
+    save_weights(session, checkpoint.LATEST)
     session.log.say(
         f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")

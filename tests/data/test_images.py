@@ -11,7 +11,7 @@ from helpers import photo
 from PIL import Image, ImageOps
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import list_images, read_image, read_size, write_image
+from mtkd.data.images import list_images, read_header, read_image, read_size, write_image
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".PNG"])
@@ -131,6 +131,33 @@ def test_a_tiff_whose_pixels_cannot_be_unpacked_is_refused(tmp_path, compression
     else:
         with pytest.raises(MtkdError, match="bad.tif cannot be decoded: it is damaged"):
             read_image(path)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_animated_png_is_its_first_picture(tmp_path, first):
+    pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (9, 7, 3), np.uint8)) for k in range(3)]
+    path = tmp_path / "a.png"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], default_image=first)
+    assert (read_image(path) == np.asarray(pictures[0])).all()
+    assert read_header(path).frames > 1
+
+
+def test_a_png_that_announces_an_animation_and_has_none_is_its_image(tmp_path):
+    path, image = tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    write_image(path, image)
+    data, body = path.read_bytes(), b"acTL" + bytes((0, 0, 0, 2, 0, 0, 0, 0))
+    path.write_bytes(data[:33] + struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body)) + data[33:])
+    assert (read_image(path) == image).all()
+
+
+def test_a_bitmap_whose_header_is_damaged_is_refused(tmp_path):
+    path = tmp_path / "a.bmp"
+    write_image(path, np.zeros((9, 7, 3), np.uint8))
+    data = bytearray(path.read_bytes())
+    data[17] = 0x20
+    path.write_bytes(data)
+    with pytest.raises(MtkdError, match="a.bmp cannot be decoded: it is damaged"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])

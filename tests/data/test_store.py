@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -265,3 +266,13 @@ def test_the_header_that_the_crafted_ones_change_is_good(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(MtkdError, match="folder is no image store"):
         ImageStore(tmp_path / "folder")
+
+
+def test_a_writer_that_is_killed_when_it_begins_leaves_a_hidden_file_alone(tmp_path, monkeypatch):
+    def killed(*names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        StoreWriter(tmp_path / "s", ["a"], [(2, 2)])
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []

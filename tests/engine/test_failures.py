@@ -107,8 +107,8 @@ def equal(a: Any, b: Any) -> bool:
 
 LOSS = {"pixel_opt": {"type": f"{__name__}:Breaking"}}
 ERRORS = {
-    "foreign": (RuntimeError("min(): expected a dimension"), RuntimeError, "expected a dimension"),
-    "disk": (OSError(errno.EIO, "Input/output error", "weights.bin"), MtkdError, "weights.bin: Input/output error"),
+    "foreign": (RuntimeError("min(): expected a dimension"), MtkdError, "expected a dimension"),
+    "disk": (OSError(errno.EIO, "Input/output error", "weights.bin"), MtkdError, "Input/output error: 'weights.bin'"),
     "memory": (MemoryError(), MtkdError, "memory of this machine is full"),
     "cpu memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), MtkdError, "machine is full"),
     "gpu memory": (torch.OutOfMemoryError("CUDA out of memory. Tried"), MtkdError, "Lower batch_size_per_gpu"),

@@ -16,8 +16,10 @@ import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current to
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.engine import train as train_module
+from mtkd.engine.log import RunLog
 from mtkd.engine.optim import build_optimizer, checked_state
 from mtkd.engine.resume import compare
+from mtkd.engine.session import amend, prepare
 from mtkd.engine.train import Stopped, train
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.helpers import photo
@@ -154,6 +156,14 @@ CRAFTED = {
     "numbering": lambda state: state["optimizers"][0]["param_groups"][0]["params"].reverse(),
     "groups": lambda state: state["optimizers"][0]["param_groups"].clear(),
     "no mapping": lambda state: state["optimizers"].__setitem__(0, []),
+    "numbered by tensors": lambda state: state["optimizers"][0]["param_groups"][0]["params"].append(torch.zeros(2)),
+    "step without value": a_moment(lambda m: m.update(step=torch.zeros((), device="meta"))),
+    "sparse moment": a_moment(lambda m: m.update(exp_avg=m["exp_avg"].to_sparse())),
+    "run of tensors": lambda state: state["run"]["options"].update({"train.ema_decay": torch.zeros(2)}),
+    "run of numbers": lambda state: state["run"]["options"].update({7: "x"}),
+    "run of lists": lambda state: state["run"].update(images=[1]),
+    "losses": lambda state: state.update(losses={"names": torch.zeros(2), "values": torch.zeros(2, 2)}),
+    "losses of other names": lambda state: state.update(losses={"names": ["a"], "values": torch.zeros(2, 2)}),
     "iter": lambda state: state.update(iter="4"),
     "best": lambda state: state.update(best={"val": {"psnr": 3}}),
     "scaler": lambda state: state.update(precision={"scale": float("nan")}),
@@ -292,6 +302,20 @@ def rows_of(root: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds_per_step"} for row in rows]
 
 
+def test_a_state_that_is_written_again_after_resuming_is_the_one_that_was(tmp_path: Path, images: Path) -> None:
+    # As a run does that was killed between its last checkpoint and the validation of it.
+    changes = {"images": images, "train": {"scheduler": {"type": "MultiStepLR", "milestones": [4], "gamma": 0.5}}}
+    train(run_options(tmp_path, **changes))
+    path = folder(tmp_path) / "training_states/8.state"
+    before = torch.load(path, weights_only=True)
+    session = prepare(run_options(tmp_path, **changes), auto_resume=True)
+    amend(session, 8)
+    session.close()
+    after = torch.load(path, weights_only=True)
+    assert [group["lr"] for group in after["optimizers"][0]["param_groups"]] == [5e-4]
+    assert after["optimizers"][0]["param_groups"] == before["optimizers"][0]["param_groups"]
+
+
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
 def test_the_rows_of_a_resumed_run_are_those_of_one_that_went_through(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
@@ -312,6 +336,36 @@ def test_the_rows_of_a_resumed_run_are_those_of_one_that_went_through(
     monkeypatch.setattr(train_module, "_iterate", real)
     train(run_options(tmp_path / "b", **often), auto_resume=True)
     assert rows_of(folder(tmp_path / "b")) == rows_of(folder(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_failed_at_its_line_says_the_line_and_validates_when_it_goes_on(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    often = {"images": images, **validated(images)}
+    train(run_options(tmp_path / "a", **often))
+    real = RunLog.losses
+
+    def failing(log: RunLog, *, step: int, **values: Any) -> None:
+        if step != 4 or written:
+            real(log, step=step, **values)
+        if step == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "losses", failing)
+    with pytest.raises(MtkdError, match="up to iteration 4 is saved"):
+        train(run_options(tmp_path / "b", **often))
+    monkeypatch.setattr(RunLog, "losses", real)
+    train(run_options(tmp_path / "b", **often), auto_resume=True)
+    assert rows_of(folder(tmp_path / "b")) == rows_of(folder(tmp_path / "a"))
+
+
+def validated(images: Path) -> dict[str, Any]:
+    train_set = {"name": "t", "type": "PairedImageDataset", "dataroot_gt": str(images), "gt_size": 16}
+    sets = {"train": {**train_set, "batch_size_per_gpu": 2}}
+    sets["val"] = {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(images)}
+    metrics = {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}}
+    return {"datasets": sets, "val": {"val_freq": 4, "metrics": metrics}}
 
 
 def of_run(**changes: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mtkd.archs.edsr import EDSR
 from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.engine import train as train_module
+from mtkd.engine.session import Session
 from mtkd.engine.train import Stopped, train
 from tests.engine.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
@@ -320,6 +321,17 @@ def test_a_run_killed_at_its_very_end_is_finished_by_resuming(tmp_path: Path) ->
     latest.unlink()
     assert train(run_options(tmp_path, images=images), auto_resume=True) == latest
     assert same_weights(latest, latest.with_name("net_g_8.pth"))
+
+
+def test_the_file_that_says_a_run_is_finished_is_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def deployable(session: Session) -> None:
+        seen.append(session.folder.model("latest").exists())
+
+    monkeypatch.setattr(train_module, "save_deployable", deployable)
+    latest = train(run_options(tmp_path, train={"total_iter": 2}))
+    assert latest.exists() and seen == [False]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over_without_repeating_lines(tmp_path: Path) -> None:

@@ -17,9 +17,13 @@ from typing import Any
 FINE = ("refused", "accepted")
 FAILURES = ("execution", "crash", "hang", "traceback", "wrong", "late")
 """Worst first. `late`: `mtkd check --data` accepted what the run then refused."""
+KILL_FAILURES = ("difference", "stuck", "code")
+"""Of interrupted processes: results differ; it is never done; another exit code than what happened to it gives."""
 
 _TRACEBACK = re.compile(r"traceback", re.IGNORECASE)
-_EXIT_1_IS_AN_ANSWER = (("check",), ("config", "diff"), ("zoo", "verify"))
+UNFORESEEN = "an error that was not foreseen"
+"""What the boundary of the command line says of a defect, in the paragraph that names the file with its traceback."""
+_EXIT_1_IS_AN_ANSWER = (("config", "diff"), ("zoo", "verify"))
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,15 @@ class Outcome:
         return self.codes[-1] if self.codes and not self.signal and not self.hung else -1
 
 
-def judge(case: Case, outcome: Outcome, *, strict: bool) -> str:
-    """One word of `FINE` or `FAILURES`.
+def failed(outcome: Outcome, command: tuple[str, ...]) -> bool:
+    """Whether `command`, the last that ran, ended in a traceback: shown, or in the file that a paragraph names."""
+    shown = _TRACEBACK.search(outcome.stderr) and "--debug" not in command
+    answer = any(command[: len(name)] == name for name in _EXIT_1_IS_AN_ANSWER)
+    return bool(shown) or UNFORESEEN in outcome.stderr or outcome.code == 99 or (outcome.code == 1 and not answer)
 
-    Args:
-        strict: exit code 1 is a failure too, because it is what the boundary of the command line gives to errors
-            that nobody foresaw.
-    """
+
+def judge(case: Case, outcome: Outcome) -> str:
+    """One word of `FINE` or `FAILURES`."""
     if outcome.started:
         return "execution"
     if outcome.hung:
@@ -100,11 +106,7 @@ def judge(case: Case, outcome: Outcome, *, strict: bool) -> str:
     if outcome.signal:
         return "crash"
     real = [command for command in case.commands if not command[0].startswith("@")]
-    last = real[len(outcome.codes) - 1] if outcome.codes else ()
-    asked_for = "--debug" in last
-    if outcome.code == 99 or (_TRACEBACK.search(outcome.stderr) and not asked_for):
-        return "traceback"
-    if strict and outcome.code == 1 and not any(last[: len(name)] == name for name in _EXIT_1_IS_AN_ANSWER):
+    if failed(outcome, real[len(outcome.codes) - 1] if outcome.codes else ()):
         return "traceback"
     if outcome.wrong:
         return "wrong"
@@ -124,8 +126,9 @@ def keep(case: Case, outcome: Outcome, verdict: str, ground: Path, root: Path) -
     plain["files"] = {}
     for number, (name, content) in enumerate(case.files.items()):
         plain["files"][name] = f"{number:02d}{Path(name).suffix[:12]}"
-        # The ground lies elsewhere at every run, and option files name it.
-        (folder / "files" / plain["files"][name]).write_bytes(content.replace(str(ground).encode(), b"@GROUND@"))
+        # The ground lies elsewhere at every run, and option files name it. In other files its length counts.
+        text = content.replace(str(ground).encode(), b"@GROUND@") if name.endswith(".yml") else content
+        (folder / "files" / plain["files"][name]).write_bytes(text)
     text = json.dumps(plain, indent=2, default=str).replace(str(ground), "@GROUND@")
     (folder / "case.json").write_text(text + "\n", encoding="utf-8")
     said = [
@@ -143,7 +146,10 @@ def load(folder: Path, ground: Path) -> Case:
     """The case that `keep` saved."""
     plain = json.loads((folder / "case.json").read_text(encoding="utf-8").replace("@GROUND@", str(ground)))
     read = {name: (folder / "files" / stored).read_bytes() for name, stored in plain["files"].items()}
-    plain["files"] = {name: content.replace(b"@GROUND@", str(ground).encode()) for name, content in read.items()}
+    plain["files"] = {
+        name: content.replace(b"@GROUND@", str(ground).encode()) if name.endswith(".yml") else content
+        for name, content in read.items()
+    }
     plain["commands"] = tuple(map(tuple, plain["commands"]))
     plain["trees"] = tuple(map(tuple, plain["trees"]))
     return Case(**plain)

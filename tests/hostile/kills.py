@@ -1,8 +1,8 @@
-"""SIGKILL at random times and at every kind of file event, over all that writes: afterwards it goes on, and nothing
-shows.
+"""SIGKILL, requests to stop, a full disk and a second process beside the first, at random times and at every kind of
+file event, over all that writes: afterwards it goes on, and nothing shows.
 
 A plan is one uninterrupted process, whose results and number of file events are kept, and any number of interrupted
-ones: each is ended once to three times and started again, as a user or a scheduler would, until it says that it is
+ones: each is disturbed once to three times and started again, as a user or a scheduler would, until it says that it is
 done. All that lasts is compared bit for bit: weights, EMA, optimizers and the method's own modules, best results, the
 rows of metrics without their times, digests of stores, fetched weights.
 """
@@ -13,10 +13,12 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,9 +31,13 @@ from mtkd.archs.dctswin import DCTSwin
 from mtkd.archs.privileged import PrivilegedTeacher
 from mtkd.data.store import ImageStore
 from tests.hostile import sandbox, server
-from tests.hostile.cases import Case, Outcome
+from tests.hostile.cases import Case, Outcome, failed
 from tests.hostile.ground import Ground, dump
 
+WAYS = {"event": 50, "time": 20, "stop": 15, "disk": 7, "twin": 8}
+"""What happens to processes, and how often: SIGKILL at a file event or a moment, a request to stop, a full disk, a
+second process beside it.
+"""
 MOST_STARTS = 12
 """A process that is not done after so many starts is stuck."""
 
@@ -62,17 +68,46 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What happens to one start of a process; nothing by default.
+
+    Attributes:
+        kill: the signal that it sends itself at a file event.
+        until: seconds after which it is ended with SIGKILL.
+        disk: bytes of the largest file that it can write.
+        twin: seconds after which the same command is started a second time.
+        anew: the twin does not ask to go on with what is there.
+    """
+
+    kill: sandbox.Kill | None = None
+    until: float | None = None
+    disk: int = sandbox.LARGEST_FILE
+    twin: float | None = None
+    anew: bool = False
+
+    @property
+    def stop(self) -> int:
+        """Number of the signal that asks it to stop, 0 when none does."""
+        return self.kill.signal if self.kill is not None and self.kill.signal != signal.SIGKILL else 0
+
+    def codes(self) -> set[int]:
+        """Exit codes that it may end with."""
+        full = self.disk < sandbox.LARGEST_FILE
+        return {0} | ({2} if full or self.twin is not None else set()) | ({128 + self.stop} if self.stop else set())
+
+
+@dataclass(frozen=True)
 class Ended:
     """How one interrupted process came out.
 
     Attributes:
-        kills: how often it was ended before it was done.
-        failure: a word of `cases.FAILURES`, or "difference" or "stuck"; empty when nothing shows.
+        counts: how often it was ended (`kills`), stopped (`stops`), short of disk (`full`), not alone (`twins`).
+        failure: a word of `cases.FAILURES`, or of `cases.KILL_FAILURES`; empty when nothing shows.
         text: what is wrong.
     """
 
     plan: str
-    kills: int
+    counts: Mapping[str, int]
     failure: str
     text: str
 
@@ -223,7 +258,7 @@ class Killer:
                 events, seconds = [], []
                 for command in plan.steps:
                     began = time.monotonic()
-                    outcome, seen = self._start(plan, command, folder, None, None)
+                    (outcome,), seen = self._start(plan, command, folder, Trouble())
                     if outcome.code != 0:
                         raise RuntimeError(
                             f"{plan.name}: {command} ended with {outcome.codes}: {outcome.stderr[-1500:]}"
@@ -233,13 +268,15 @@ class Killer:
                 self._references[plan.name] = Reference(results(folder), tuple(events), tuple(seconds))
         return self._references[plan.name]
 
-    def interrupt(self, plan: Plan, seed: int, *, keep: Path | None = None) -> Ended:
-        """One process of `plan` with kills that `seed` decides, compared with the reference."""
+    def interrupt(self, plan: Plan, seed: int, *, way: str | None = None, keep: Path | None = None) -> Ended:
+        """One process of `plan` with troubles that `seed` decides, all of one `way` of `WAYS` where it is given,
+        compared with the reference.
+        """
         rng = random.Random(f"{plan.name} {seed}")
         reference = self.reference(plan)
         with sandbox.scratch(self.root, f"kill-{seed}") as folder:
             self._lay_out(plan, folder)
-            ended = self._until_done(plan, reference, rng, folder)
+            ended = self._until_done(plan, reference, rng, folder, way)
             if ended.failure and keep is not None:
                 target = keep / f"kills-{ended.failure}-{plan.name.replace(' ', '_')}-{seed}"
                 shutil.rmtree(target, ignore_errors=True)
@@ -248,66 +285,76 @@ class Killer:
                 (target / "said.txt").write_text(f"{ended.failure}: {ended.text}\nrepeat: {repeat}\n", encoding="utf-8")
         return ended
 
-    def _until_done(self, plan: Plan, reference: Reference, rng: random.Random, folder: Path) -> Ended:
-        kills = 0
+    def _until_done(self, plan: Plan, reference: Reference, rng: random.Random, folder: Path, way: str | None) -> Ended:
+        counts: Counter[str] = Counter()
+
+        def ended(failure: str, text: str) -> Ended:
+            return Ended(plan.name, counts, failure, text)
+
         for number, command in enumerate(plan.steps):
-            wanted = rng.randint(1, 3)
+            wanted, words = rng.randint(1, 3), " ".join(command)
             for start in range(MOST_STARTS):
-                kill, until = None, None
-                if start < wanted:
-                    if rng.random() < 0.7:
-                        kill = sandbox.Kill(event=rng.randint(1, max(1, reference.events[number])))
-                    else:
-                        until = rng.uniform(0.0, reference.seconds[number] * 1.1)
-                outcome, _ = self._start(plan, command, folder, kill, until, victim=rng.randrange(plan.ranks))
-                if outcome.signal == signal.SIGKILL and not outcome.hung:
-                    kills += 1
-                    continue
-                if outcome.code == 0:
+                trouble = _trouble(rng, plan, reference, number, way) if start < wanted else Trouble()
+                outcomes, _ = self._start(plan, command, folder, trouble, victim=rng.randrange(plan.ranks))
+                counts["twins"] += trouble.twin is not None
+                for outcome in outcomes:
+                    killed = outcome.signal == signal.SIGKILL and not outcome.hung
+                    # Before it listens, the signal itself ends it; a shell then says 128 and its number too.
+                    stopped = trouble.stop and (outcome.signal == trouble.stop or outcome.code == 128 + trouble.stop)
+                    counts["kills"] += killed
+                    counts["stops"] += bool(stopped)
+                    counts["full"] += trouble.disk < sandbox.LARGEST_FILE and outcome.code == 2
+                    if killed or (stopped and outcome.signal):
+                        continue
+                    said = f"codes {outcome.codes}, signal {outcome.signal}: {outcome.stderr[-1500:]}"
+                    if failure := self._failed(outcome, command):
+                        return ended(failure, f"{words}: {said}")
+                    if plan.ranks == 1 and start < wanted and outcome.code not in trouble.codes():
+                        return ended("code", f"{words}, {trouble}: {said}")
+                if any(outcome.code == 0 for outcome in outcomes):
                     break
-                failure = self._failed(outcome)
-                if failure:
-                    return Ended(
-                        plan.name,
-                        kills,
-                        failure,
-                        f"{' '.join(command)}: codes {outcome.codes}, signal {outcome.signal}: {outcome.stderr[-800:]}",
-                    )
-                if start >= wanted:
-                    return Ended(plan.name, kills, "stuck", f"{' '.join(command)}: {outcome.stderr[-800:]}")
+                if start >= wanted and not outcomes[0].signal:
+                    return ended("stuck", f"{words}: {outcomes[0].stderr[-800:]}")
             else:
-                return Ended(plan.name, kills, "stuck", f"{' '.join(command)}: not done after {MOST_STARTS} starts")
-        differences = list(compare(reference.results, results(folder)))
-        return Ended(plan.name, kills, "difference" if differences else "", "; ".join(differences[:6]))
+                return ended("stuck", f"{words}: not done after {MOST_STARTS} starts")
+        found = results(folder)
+        if counts["stops"]:
+            # A run that is asked to stop saves where it is, which may be between two checkpoints.
+            odd = re.compile(r".*(net_g_\d+\.pth|\d+\.state)")
+            found = {name: found[name] for name in found if name in reference.results or not odd.fullmatch(name)}
+        wished = reference.results
+        if counts["kills"] and plan.ranks > 1:
+            # Losses that a rank took with it are missing in the means of the iterations since the last checkpoint.
+            wished, found = _without_losses(wished), _without_losses(found)
+        differences = list(compare(wished, found))
+        return ended("difference" if differences else "", "; ".join(differences[:6]))
 
     @staticmethod
-    def _failed(outcome: Outcome) -> str:
+    def _failed(outcome: Outcome, command: tuple[str, ...]) -> str:
         if outcome.hung:
             return "hang"
         if outcome.signal:
             return "crash"
-        return "traceback" if outcome.code == 99 or "Traceback" in outcome.stderr else ""
+        return "traceback" if failed(outcome, command) else ""
 
     def _lay_out(self, plan: Plan, folder: Path) -> None:
         sandbox.lay_out(Case("kills", (), plan.files, plan.trees), self.ground.root, folder)
 
     def _start(
-        self,
-        plan: Plan,
-        command: tuple[str, ...],
-        folder: Path,
-        kill: sandbox.Kill | None,
-        until: float | None,
-        *,
-        victim: int = 0,
-    ) -> tuple[Outcome, int]:
-        """Outcome of one start, and its file events; of several ranks, that of the victim."""
-        if plan.ranks == 1:
-            child = sandbox.start(
-                (command,), folder, before=plan.before, facts=plan.facts, kill=kill, seconds=plan.seconds
-            )
-            return child.wait(until=until), child.events
-        return self._ranks(plan, command, folder, kill, until, victim)
+        self, plan: Plan, command: tuple[str, ...], folder: Path, trouble: Trouble, *, victim: int = 0
+    ) -> tuple[list[Outcome], int]:
+        """Outcomes of one start, two of one with a twin, and its file events; of several ranks, that of the victim."""
+        if plan.ranks > 1:
+            outcome, events = self._ranks(plan, command, folder, trouble.kill, trouble.until, victim)
+            return [outcome], events
+        common: dict[str, Any] = {"before": plan.before, "facts": plan.facts, "seconds": plan.seconds}
+        child = sandbox.start((command,), folder, kill=trouble.kill, largest=trouble.disk, **common)
+        if trouble.twin is None:
+            return [child.wait(until=trouble.until)], child.events
+        time.sleep(trouble.twin)
+        again = tuple(word for word in command if not (trouble.anew and word == "--auto_resume"))
+        twin = sandbox.start((again,), folder, name="twin", **common)
+        return [child.wait(), twin.wait()], child.events
 
     def _ranks(
         self,
@@ -354,9 +401,25 @@ class Killer:
         bad = [outcome for outcome in outcomes if outcome.code != 0 and not outcome.signal]
         if by_signal:
             # One was ended; what the other says of it is not judged, but it must not be a traceback.
-            broken = [outcome for outcome in bad if self._failed(outcome)]
+            broken = [outcome for outcome in bad if self._failed(outcome, command)]
             return (broken or by_signal)[0], 0
         return (bad or outcomes)[0], max(child.events for child in children)
+
+
+def _trouble(rng: random.Random, plan: Plan, reference: Reference, number: int, way: str | None) -> Trouble:
+    """What happens to a start of the step `number`."""
+    event, seconds = rng.randint(1, max(1, reference.events[number])), reference.seconds[number]
+    ways = [name for name in WAYS if plan.ranks == 1 or name not in ("disk", "twin")]
+    way = way or rng.choices(ways, [WAYS[name] for name in ways])[0]
+    if way == "event":
+        return Trouble(kill=sandbox.Kill(event=event))
+    if way == "time":
+        return Trouble(until=rng.uniform(0.0, seconds * 1.1))
+    if way == "stop":
+        return Trouble(kill=sandbox.Kill(event=event, signal=rng.choice((signal.SIGTERM, signal.SIGINT))))
+    if way == "disk":
+        return Trouble(disk=int(10 ** rng.uniform(3.0, 4.7)))
+    return Trouble(twin=rng.uniform(0.0, seconds), anew=rng.random() < 0.5)
 
 
 def _state_of(pid: int) -> str:
@@ -403,6 +466,15 @@ def _files(folder: Path) -> Iterator[Path]:
 def _row(line: str) -> Any:
     row = json.loads(line)
     return {key: value for key, value in row.items() if not key.startswith("seconds")}
+
+
+def _without_losses(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: [{key: row[key] for key in row if key != "losses"} for row in content]
+        if name.endswith("metrics.jsonl")
+        else content
+        for name, content in found.items()
+    }
 
 
 def _digest_of(value: Any) -> Any:

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import re
 import resource
 import select
 import shutil
@@ -47,13 +48,11 @@ _FILE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate",
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process ends itself with SIGKILL: at its `event`-th file event, at the first whose path has `path` in it,
-    or when `seconds` have passed.
-    """
+    """When a process sends itself `signal`: at its `event`-th file event, or at each whose path has `path` in it."""
 
     event: int = 0
     path: str = ""
-    seconds: float = 0.0
+    signal: int = signal.SIGKILL
 
 
 def warm() -> None:
@@ -156,7 +155,7 @@ class Child:
             hung=hung,
             started=tuple(started),
             stdout=_read(self.notes / "stdout"),
-            stderr=_read(self.notes / "stderr"),
+            stderr=_with_log(_read(self.notes / "stderr"), self.folder),
             wrong=_read(self.notes / "wrong"),
             seconds=time.monotonic() - self.began,
         )
@@ -177,8 +176,13 @@ def start(
     seconds: float = SECONDS,
     environment: Mapping[str, str] | None = None,
     name: str = "said",
+    largest: int = LARGEST_FILE,
 ) -> Child:
-    """Fork a child that runs `commands` in `folder`; what it says lies in `folder.NAME` beside it."""
+    """Fork a child that runs `commands` in `folder`; what it says lies in `folder.NAME` beside it.
+
+    Args:
+        largest: bytes that a file may have; the child meets beyond them what it meets on a full disk.
+    """
     notes = folder.with_name(f"{folder.name}.{name}")
     shutil.rmtree(notes, ignore_errors=True)
     notes.mkdir(parents=True)
@@ -187,7 +191,7 @@ def start(
     if pid == 0:
         status = 99
         try:
-            _enter(folder, notes, seconds, environment or {})
+            _enter(folder, notes, seconds, environment or {}, largest)
             _watch(folder, notes, kill)
             status = _main(commands, notes, before, facts or {})
         except BaseException:
@@ -200,7 +204,7 @@ def start(
     return Child(pid, folder, began, seconds, notes)
 
 
-def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, str]) -> None:
+def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, str], largest: int) -> None:
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -219,10 +223,14 @@ def _enter(folder: Path, notes: Path, seconds: float, environment: Mapping[str, 
     os.environ.update(environment)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    import torch
+
+    # After a fork the first call makes torch's pool of threads anew, and two threads that are the first fail.
+    torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
     # Says where it hangs, before it is ended.
@@ -266,7 +274,7 @@ def _watch(folder: Path, notes: Path, kill: Kill | None) -> None:
             return
         count += 1
         if kill and (count == kill.event or (kill.path and kill.path in path)):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), kill.signal)
 
     sys.addaudithook(hook)
     _COUNTS.append(lambda: count)
@@ -316,6 +324,12 @@ def _read(path: Path) -> str:
             return file.read(1 << 20).decode("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _with_log(stderr: str, folder: Path) -> str:
+    """What was said, and behind it the file with a traceback that it names."""
+    named = re.search(r"Its traceback is in (.+?); please report it", stderr)
+    return f"{stderr}{_read(folder / named[1])}" if named else stderr
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.cases import FAILURES, FINE, load
+from tests.hostile.cases import FAILURES, FINE, KILL_FAILURES, load
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache/soak/kept"
@@ -51,14 +51,14 @@ COUNTS = {
 """Cases of one job: a few seconds of each kind."""
 KILL_JOBS = 3
 """Plans that are interrupted for every round of jobs over the kinds."""
-KILL_COLUMNS = ("runs", "kills", "difference", "stuck", "traceback", "hang", "crash")
+KILL_COLUMNS = ("runs", "kills", "stops", "full", "twins", *KILL_FAILURES, "traceback", "hang", "crash")
 
 
 class Worker:
     """A worker process of this package, started anew when it dies."""
 
-    def __init__(self, scratch: Path, kept: Path, *, strict: bool) -> None:
-        self.scratch, self.kept, self.strict = scratch, kept, strict
+    def __init__(self, scratch: Path, kept: Path) -> None:
+        self.scratch, self.kept = scratch, kept
         self.plans: list[str] = []
         self._start()
 
@@ -81,7 +81,7 @@ class Worker:
         }
         self._log = open(self.scratch / "worker.log", "w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [*command, *(["--strict"] if self.strict else [])],
+            command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT, env=environment,
         )  # fmt: skip
 
@@ -145,7 +145,7 @@ class Tally:
 
     def failed(self) -> int:
         """Number of failing cases and interrupted processes."""
-        words = (*FAILURES, "difference", "stuck")
+        words = (*FAILURES, *KILL_FAILURES)
         return sum(counts[word] for counts in self.counts.values() for word in words) + len(self.broken)
 
     def inputs(self) -> int:
@@ -182,7 +182,14 @@ def table(counts: Mapping[str, Mapping[str, int]]) -> str:
     rows.append(f"| all | {sum(total.values()):,} | " + " | ".join(f"{total[word]:,}" for word in words) + " |")
     killed = counts.get(KILLS)
     if killed:
-        names = {"runs": "processes interrupted", "difference": "differences", "stuck": "never done"}
+        names = {
+            "runs": "processes interrupted",
+            "full": "full disks",
+            "twins": "two at once",
+            "difference": "differences",
+            "stuck": "never done",
+            "code": "wrong exit codes",
+        }
         rows += [
             "",
             "| " + " | ".join(names.get(word, plural.get(word, word)) for word in KILL_COLUMNS) + " |",
@@ -206,12 +213,12 @@ def jobs(plans: Sequence[str], seed: int, only: Sequence[str]) -> Iterator[dict[
                 yield {"kind": KILLS, "plan": next(turn), "seed": seed * 1_000_003 + number}
 
 
-def soak(minutes: float, seed: int, only: Sequence[str], count: int, *, strict: bool) -> Tally:
+def soak(minutes: float, seed: int, only: Sequence[str], count: int) -> Tally:
     """Attack for so long with `count` workers, and say every minute how it stands."""
     tally, began = Tally(), time.monotonic()
     until = began + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="soak-", dir=_memory()) as scratch:
-        workers = [Worker(Path(scratch) / str(number), KEPT, strict=strict) for number in range(count)]
+        workers = [Worker(Path(scratch) / str(number), KEPT) for number in range(count)]
         # Any job tells the plans; an empty one of a kind costs nothing.
         first = workers[0].do({"kind": "commands", "seed": seed, "count": 1})
         tally.add(first)
@@ -253,7 +260,7 @@ def _memory() -> str | None:
     return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 << 30 else None
 
 
-def write(tally: Tally, *, minutes: float, seed: int, workers: int, strict: bool) -> None:
+def write(tally: Tally, *, minutes: float, seed: int, workers: int) -> None:
     """Write the result and bring its table into the page."""
     from mtkd.engine.log import environment
 
@@ -263,7 +270,6 @@ def write(tally: Tally, *, minutes: float, seed: int, workers: int, strict: bool
         "minutes": minutes,
         "seed": seed,
         "workers": workers,
-        "strict": strict,
         "inputs": tally.inputs(),
         "kills": tally.kills(),
         "counts": {kind: dict(counts) for kind, counts in sorted(tally.counts.items())},
@@ -292,7 +298,7 @@ def with_figures(page: str, result: Mapping[str, Any]) -> str:
     return f"{head}{BEGIN}\n{text}{END}{tail}"
 
 
-def repeat(name: str, *, strict: bool) -> int:
+def repeat(name: str) -> int:
     """Try one kept case again and say how it ends."""
     from tests.hostile import sandbox, worker
     from tests.hostile.cases import judge
@@ -304,7 +310,7 @@ def repeat(name: str, *, strict: bool) -> int:
         case = load(KEPT / Path(name).name, ground.root)
         assert case.kind in worker.KINDS
         outcome = sandbox.run(case, ground.root, Path(scratch) / "case")
-        verdict = judge(case, outcome, strict=strict)
+        verdict = judge(case, outcome)
         for command in case.commands:
             print("mtkd", shlex.join(command))
         print(outcome.stdout, outcome.stderr, sep="\n")
@@ -322,7 +328,7 @@ def kill(plan: str, seed: int) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         killer = Killer(Ground(Path(scratch) / "ground").make(), Path(scratch) / "cases")
         ended = killer.interrupt(killer.plans[plan], seed, keep=KEPT)
-    print(f"{plan}: {ended.kills} kills, {ended.failure or 'no difference'} {ended.text}")
+    print(f"{plan}: {dict(ended.counts)}, {ended.failure or 'no difference'} {ended.text}")
     return 1 if ended.failure else 0
 
 
@@ -333,16 +339,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], metavar="KIND", choices=[*COUNTS, KILLS])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--strict", action="store_true", help="exit code 1 is a failure too")
     parser.add_argument("--repeat", metavar="FOLDER", help="try one kept case again")
     parser.add_argument("--kill", metavar="PLAN", help="interrupt one plan again, as --seed says")
     given = parser.parse_args()
     if given.repeat:
-        return repeat(given.repeat, strict=given.strict)
+        return repeat(given.repeat)
     if given.kill:
         return kill(given.kill, given.seed)
     began = time.monotonic()
-    tally = soak(given.minutes, given.seed, given.only, given.workers, strict=given.strict)
+    tally = soak(given.minutes, given.seed, given.only, given.workers)
     print(table(dict(sorted(tally.counts.items()))))
     for name, cause in sorted(tally.causes.items(), key=lambda item: -item[1]["count"]):
         print(f"{cause['count']:6d}  {name}  ({cause['example']})")
@@ -351,7 +356,6 @@ def main() -> int:
         minutes=round((time.monotonic() - began) / 60, 1),
         seed=given.seed,
         workers=given.workers,
-        strict=given.strict,
     )
     return 1 if tally.failed() else 0
 

@@ -47,6 +47,7 @@ def ended(folder: Path, do: str = "pass", *commands: tuple[str, ...], seconds: f
         ("subprocess.run(['git', '--version'])", "accepted"),
         ("raise ValueError('x')", "traceback"),
         ("print('Traceback (most recent call last):', file=sys.stderr)", "traceback"),
+        ("import mtkd.cli; mtkd.cli._run = lambda argv: 1 // 0", "traceback"),
         ("os.kill(os.getpid(), 11)", "crash"),
         ("os.abort()", "crash"),
         ("time.sleep(60)", "hang"),
@@ -54,16 +55,16 @@ def ended(folder: Path, do: str = "pass", *commands: tuple[str, ...], seconds: f
 )
 def test_a_failure_is_called_by_its_name(tmp_path: Path, do: str, verdict: str) -> None:
     case, outcome = ended(tmp_path, do, seconds=1.5 if verdict == "hang" else 20.0)
-    assert judge(case, outcome, strict=False) == verdict, outcome
+    assert judge(case, outcome) == verdict, outcome
 
 
-def test_a_refusal_is_no_failure_and_exit_1_is_one_when_strict(tmp_path: Path) -> None:
+def test_a_refusal_is_no_failure_and_exit_1_is_one(tmp_path: Path) -> None:
     case, outcome = ended(tmp_path, "pass", ("train",))
-    assert (outcome.codes, judge(case, outcome, strict=True)) == ((2,), "refused")
+    assert (outcome.codes, judge(case, outcome)) == ((2,), "refused")
     case, outcome = ended(tmp_path, "pass", ("config", "diff", "missing.yml", "missing.yml"))
-    assert judge(case, outcome, strict=True) == "refused"
-    case, outcome = ended(tmp_path, "import mtkd.cli; mtkd.cli.main = lambda argv: 1", ("zoo", "info", "x"))
-    assert (judge(case, outcome, strict=False), judge(case, outcome, strict=True)) == ("refused", "traceback")
+    assert judge(case, outcome) == "refused"
+    case, outcome = ended(tmp_path, "import mtkd.cli; mtkd.cli._run = lambda argv: 1", ("zoo", "info", "x"))
+    assert judge(case, outcome) == "traceback"
 
 
 def test_memory_files_and_the_network_are_bounded(tmp_path: Path) -> None:
@@ -87,19 +88,19 @@ except OSError as error:
     assert error.errno == 101, error
 """
     case, outcome = ended(tmp_path, do)
-    assert judge(case, outcome, strict=False) == "accepted", outcome
+    assert judge(case, outcome) == "accepted", outcome
 
 
 def test_an_oracle_runs_whatever_came_before_and_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sandbox.CHECKS, "@says", lambda code, arguments, facts: f"{code} {arguments[0]}")
     case, outcome = ended(tmp_path, "pass", ("nothing",), ("@says", "x"))
-    assert (outcome.wrong, judge(case, outcome, strict=False)) == ("2 x", "wrong")
+    assert (outcome.wrong, judge(case, outcome)) == ("2 x", "wrong")
 
 
 def test_what_check_accepts_and_the_run_refuses_is_found_late() -> None:
     case = Case("staged", (("check", "x.yml"), ("train", "-opt", "x.yml")))
     outcome = Outcome(Path(), (0, 2), 0, False, (), "", "mtkd: no.", "", 0.1)
-    assert judge(case, outcome, strict=False) == "late"
+    assert judge(case, outcome) == "late"
 
 
 def test_a_process_ends_itself_at_the_file_event_that_was_asked_for(tmp_path: Path) -> None:
@@ -146,12 +147,12 @@ def test_the_page_takes_the_figures_between_its_markers() -> None:
     result = {
         "minutes": 1, "seed": 2, "workers": 2, "environment": {"device": "d", "versions": {"torch": "t",
             "python": "p"}, "commit": "c", "date": "2026-01-01T"},
-        "counts": {"images": {"refused": 3, "wrong": 1}, "kills": {"runs": 2, "kills": 5}},
+        "counts": {"images": {"refused": 3, "wrong": 1}, "kills": {"runs": 2, "kills": 5, "code": 1}},
     }  # fmt: skip
     page = soak.with_figures(f"a\n{soak.BEGIN}\nold\n{soak.END}\nb\n", result)
     assert "old" not in page and page.startswith("a\n") and page.endswith(f"{soak.END}\nb\n")
     assert "| images | 4 | 3 | 0 | 0 | 0 | 0 | 0 | 1 | 0 |" in page
-    assert "| 2 | 5 | 0 | 0 | 0 | 0 | 0 |" in page
+    assert "| 2 | 5 | 0 | 0 | 0 | 0 | 0 | 1 | 0 | 0 | 0 |" in page
 
 
 def test_the_page_holds_the_figures_of_the_stored_result() -> None:

@@ -206,7 +206,7 @@ def tensors_like(tensor: torch.Tensor) -> dict[str, Callable[[], Any]]:
             )
         },
         "quantized": lambda: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
-        "sparse": lambda: tensor.to_sparse(),
+        "sparse": lambda: tensor if tensor.is_meta else tensor.to_sparse(),
         "meta": lambda: tensor.to("meta"),
         "nan": lambda: torch.full_like(tensor, float("nan")),
         "inf": lambda: torch.full_like(tensor, float("inf")),

@@ -5,6 +5,7 @@ It reads jobs as lines of JSON and answers each with one line, so that tests and
     {"kind": "images", "seed": 3, "count": 25}          -> {"tally": {"refused": 20, ...}, "failures": [...], ...}
     {"kind": "server", "part": 0, "parts": 2}           -> the first half of the cases that need no seed
     {"kind": "kills", "plan": "train MTKD", "seed": 3}  -> {"tally": {"runs": 1, "kills": 2, ...}, ...}
+    {"kind": "kills", ..., "way": "twin"}               -> the same with one way of `kills.WAYS` alone
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ KILLS = "kills"
 class Bench:
     """Ground, strategies and the folder in which cases run."""
 
-    def __init__(self, ground: Ground, scratch: Path, kept: Path, *, strict: bool) -> None:
-        self.ground, self.scratch, self.kept, self.strict = ground, scratch, kept, strict
+    def __init__(self, ground: Ground, scratch: Path, kept: Path) -> None:
+        self.ground, self.scratch, self.kept = ground, scratch, kept
         self._strategies: dict[str, st.SearchStrategy[Case]] = {}
         self._killer: Killer | None = None
 
@@ -61,7 +62,7 @@ class Bench:
         """Verdict of one case, and what is known of a failure."""
         with sandbox.scratch(self.scratch, "case") as folder:
             outcome = sandbox.run(case, self.ground.root, folder)
-            verdict = judge(case, outcome, strict=self.strict)
+            verdict = judge(case, outcome)
             if verdict in FINE:
                 return verdict, None
             place = keep(case, outcome, verdict, self.ground.root, self.kept)
@@ -104,10 +105,10 @@ class Bench:
                 failures.append(failure)
         return {"tally": dict(tally), "failures": failures}
 
-    def kills(self, name: str, seed: int) -> dict[str, Any]:
+    def kills(self, name: str, seed: int, way: str | None) -> dict[str, Any]:
         """Interrupt one plan."""
-        ended = self.killer.interrupt(self.killer.plans[name], seed, keep=self.kept)
-        tally = {"runs": 1, "kills": ended.kills, **({ended.failure: 1} if ended.failure else {})}
+        ended = self.killer.interrupt(self.killer.plans[name], seed, way=way, keep=self.kept)
+        tally = {"runs": 1, **ended.counts, **({ended.failure: 1} if ended.failure else {})}
         failure = {"verdict": ended.failure, "signature": f"{name}: {ended.text[-400:]}", "folder": f"{name} {seed}"}
         return {"tally": tally, "failures": [failure] if ended.failure else []}
 
@@ -124,14 +125,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--scratch", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)
-    arguments.add_argument("--strict", action="store_true")
     given_ = arguments.parse_args()
     # Nothing that is printed here may stand between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     sandbox.warm()
     hypothesis.configuration.set_hypothesis_home_dir(given_.scratch / "hypothesis")
-    bench = Bench(Ground(given_.scratch / "ground").make(), given_.scratch / "cases", given_.kept, strict=given_.strict)
+    bench = Bench(Ground(given_.scratch / "ground").make(), given_.scratch / "cases", given_.kept)
     bench.scratch.mkdir()
     answers.write(json.dumps({"ready": sorted(bench.killer.plans)}) + "\n")
     for line in sys.stdin:
@@ -139,7 +139,7 @@ def main() -> None:
         began = time.monotonic()
         try:
             if job["kind"] == KILLS:
-                answer = bench.kills(job["plan"], job["seed"])
+                answer = bench.kills(job["plan"], job["seed"], job.get("way"))
             elif "part" in job:
                 answer = bench.always(job["kind"], job["part"], job["parts"])
             else:
