@@ -364,7 +364,8 @@ def _validate(session: Session, done: int) -> None:
             if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
                 best[metric] = {"val": value, "iter": done}
         best = session.best[name] if means else {}
-        session.log.validation(step=done, dataset=name, label=session.label(name), values=means, best=best)
+        entry = "params" if session.ema is None else "params_ema"
+        session.log.validation(step=done, dataset=name, label=session.label(name), entry=entry, values=means, best=best)
     fabric.barrier()
 
 

@@ -325,7 +325,7 @@ def test_an_infinite_score_is_text_in_the_rows(tmp_path: Path) -> None:
     from mtkd.engine.log import RunLog
 
     log = RunLog(tmp_path, name="x")
-    log.validation(step=1, dataset="val", label="v", values={"psnr": float("inf")}, best={})
+    log.validation(step=1, dataset="val", label="v", entry="params", values={"psnr": float("inf")}, best={})
     log.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"psnr": "inf"}
