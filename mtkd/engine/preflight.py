@@ -219,7 +219,8 @@ def try_metrics(
             except Exception as error:  # noqa: BLE001
                 height, width = gt.shape[-2:]
                 where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
-                problems.append(options._origin.problem(key, where + _told(error)))
+                told = _told(error).removeprefix(f"val.metrics.{metric}: ")
+                problems.append(options._origin.problem(key, where + told))
                 break
     return problems
 
