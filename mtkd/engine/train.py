@@ -61,7 +61,7 @@ def train(
         MtkdError: anything a user can mend. Options, data, weights, metrics and the run folder are checked before the
             first iteration, and a start that fails leaves nothing behind.
         Stopped: Ctrl-C or SIGTERM ended the run before its last iteration.
-        Exception: an error of mtkd, or of a class from outside. Like every error in training it is raised when the
+        Exception: an error of mtkd, or of a network from outside. Like every error in training it is raised when the
             iterations before it are saved; the log, or the text of a MtkdError, says where.
     """
     try:
