@@ -294,6 +294,6 @@ def test_a_source_distribution_holds_the_repository(monkeypatch: pytest.MonkeyPa
     for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
         files.process_template_line(line)
     # setuptools takes the package and these by itself.
-    own = {"setup.py", "README.md", "LICENSE"}
+    own = {"MANIFEST.in", "setup.py", "README.md", "LICENSE"}
     lost = {name for name in files.allfiles if not name.startswith(("mtkd/", "."))} - {*files.files, *own}
     assert lost == set()
