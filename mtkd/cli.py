@@ -249,7 +249,11 @@ def _weights(text: str) -> str:
 
 
 def _pixels(text: str) -> int:
-    if abs(number := int(text)) > 1_000_000:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number of pixels, found {text[:60]!r}") from None
+    if abs(number) > 1_000_000:
         raise argparse.ArgumentTypeError("no image is as large as that")
     return number
 
@@ -396,11 +400,12 @@ def _teach(args: argparse.Namespace) -> int:
     from mtkd.engine import shards, teach
 
     path = Path(options.target_store)
+    file = shlex.join(["-opt", str(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())])
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
         shards.merge(options, path)
-        print(f"Targets are in {path}. Train with `mtkd train -opt {args.opt}`.")
+        print(f"Targets are in {path}. Train with `mtkd train {file}`.")
         return 0
     shard, device = shards.Shard.parse(args.shard) if args.shard else shards.WHOLE, args.device
     if args.launcher != "none":
@@ -417,9 +422,9 @@ def _teach(args: argparse.Namespace) -> int:
         return 0
     store = teach.teach(options, path, recipe, shard=shard, device=device)
     if shard.count > 1:
-        print(f"Shard {shard} is in {store.path}. When all are there: `mtkd teach -opt {args.opt} --merge`.")
+        print(f"Shard {shard} is in {store.path}. When all are there: `mtkd teach {file} --merge`.")
     else:
-        print(f"Targets are in {store.path}. Train with `mtkd train -opt {args.opt}`.")
+        print(f"Targets are in {store.path}. Train with `mtkd train {file}`.")
     return 0
 
 

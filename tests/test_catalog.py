@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from config.samples import problems, train
 from torch import nn
 
 from mtkd import catalog
@@ -115,6 +116,33 @@ def test_things_of_the_right_kind_from_outside_are_found(outside: str) -> None:
         assert callable(catalog.get(kind, name))
     with pytest.raises(MtkdError, match="is no network"):
         catalog.get("arch", f"{outside}:unannotated")
+
+
+KEYS: dict[catalog.Kind, str] = {
+    "arch": "network_g",
+    "method": "model_type",
+    "loss": "train.pixel_opt",
+    "metric": "val.metrics.psnr",
+    "dataset": "datasets.val",
+}
+
+
+@pytest.mark.parametrize("kind", get_args(catalog.Kind))
+def test_an_option_file_may_name_what_the_catalog_finds_and_nothing_else(kind: catalog.Kind, outside: str) -> None:
+    wrong = ["os:system", "builtins:dict", "torch.nn:Linear", "torch.nn.functional:l1_loss", "torch:add", "numpy:add"]
+    mine = [f"{outside}:{name}" for name in ("Net", "net", "unannotated", "metric", "Images", "nn", "absent")]
+    for name in [*wrong, *mine, "torchvision.models:vgg19", ":", "nothing"]:
+        try:
+            catalog.get(kind, name)
+            refused = None
+        except MtkdError as error:
+            refused = str(error)
+        key = KEYS[kind]
+        # Something else is wrong as well, so that there is a list of problems in any case.
+        found = problems(train, {key: name if kind == "method" else {"type": name}, "train.total_iter": -1})
+        wanted = key if kind == "method" else f"{key}.type"
+        said = [problem.message for problem in found if problem.key == wanted]
+        assert said == ([] if refused is None else [refused]), name
 
 
 def test_a_file_may_name_only_what_the_user_has_imported(outside: str) -> None:

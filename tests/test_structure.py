@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -279,3 +280,21 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
         if absolute.search(line)
     ]
     assert found == []
+
+
+def test_a_source_distribution_holds_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tests, recipes and demo work without the checkout."""
+    filelist = pytest.importorskip("setuptools._distutils.filelist")
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no checkout of git")
+    monkeypatch.chdir(ROOT)
+    files = filelist.FileList()
+    files.allfiles = listed.stdout.splitlines()
+    for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
+        files.process_template_line(line)
+    # setuptools takes the package and these by itself.
+    own = {"MANIFEST.in", "setup.py", "README.md", "LICENSE"}
+    lost = {name for name in files.allfiles if not name.startswith(("mtkd/", "."))} - {*files.files, *own}
+    assert lost == set()

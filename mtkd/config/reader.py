@@ -159,9 +159,6 @@ class _Reader:
         self.model_type = top.get("model_type", Head.model_fields["model_type"].default)
         if isinstance(self.model_type, str):
             self.method = self.lookup("method", self.model_type, ("model_type",))
-        if self.method is not None and not (hasattr(self.method, "terms") and hasattr(self.method, "teacher_use")):
-            self.problem(("model_type",), f"{self.model_type!r} is no method; derive it from mtkd.methods.base.Method.")
-            self.method = None
         values = {
             "datasets": self.datasets(top.get("datasets")),
             "network_g": self.network(top.get("network_g"), ("network_g",), num_teachers=self.num_teachers),
@@ -467,14 +464,10 @@ class _Reader:
             return None
         try:
             with errors_of(f"{name!r} cannot be imported"):
-                found = catalog.get(kind, name)
+                return catalog.get(kind, name)
         except MtkdError as error:
             self.problem(path, str(error))
             return None
-        if not callable(found):
-            self.problem(path, f"{name!r} is neither a class nor a function.")
-            return None
-        return found
 
     def typed(self, data: Any, path: KeyPath) -> tuple[str, dict[str, Any]] | None:
         """`type` and the rest of a mapping; None after reporting that there is no such thing."""

@@ -119,19 +119,23 @@ class RunLog:
             self._progress.update(self._task, completed=step)
 
     def validation(
-        self, *, step: int, dataset: str, label: str, values: Mapping[str, float], best: Mapping[str, Any]
+        self, *, step: int, dataset: str, label: str, entry: str, values: Mapping[str, float], best: Mapping[str, Any]
     ) -> None:
-        """Result of the validation set `dataset` (its key), called `label` on the screen, with the best so far."""
+        """Result of the validation set `dataset` (its key), called `label` on the screen, with the best so far.
+
+        Args:
+            entry: of the checkpoint, the weights that were measured: "params" or "params_ema".
+        """
         if not self.active:
             return
-        lines = [f"Validation {label} @ {step:,d} iter"]
+        lines = [f"Validation {label} @ {step:,d} iter ({entry})"]
         for name, value in values.items():
             top = best.get(name)
             lines.append(
                 f"\t # {name}: {value:.4f}" + (f"\tBest: {top['val']:.4f} @ {top['iter']:,d} iter" if top else "")
             )
         self.say("\n".join(lines))
-        self._record({"step": step, "validation": dataset, "metrics": dict(values)})
+        self._record({"step": step, "validation": dataset, "entry": entry, "metrics": dict(values)})
         self._curves({f"metrics/{dataset}/{name}": value for name, value in values.items()}, step)
 
     def close(self) -> None:

@@ -32,6 +32,8 @@ ImageSets = Mapping[str, PairedImages | ItemImages]
 _SIDE = 48
 """Side of the lq image that networks are tried on where no crop size says what they will get: a multiple of most."""
 _SHOWN = 20
+_TRIED_SIDE = 512
+"""Pixels of an image that metrics are tried on: more than any needs, and a scan of 180 megapixels would take 14 GB."""
 
 
 def try_parts(options: Options) -> list[Problem]:
@@ -217,7 +219,8 @@ def try_metrics(
             except Exception as error:  # noqa: BLE001
                 height, width = gt.shape[-2:]
                 where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
-                problems.append(options._origin.problem(key, where + _told(error)))
+                told = _told(error).removeprefix(f"val.metrics.{metric}: ")
+                problems.append(options._origin.problem(key, where + told))
                 break
     return problems
 
@@ -267,7 +270,9 @@ def _opened(options: Options, problems: list[Problem]) -> ImageSets:
 
 
 def _smallest(images: PairedImages | ItemImages, device: torch.device | str) -> list[tuple[str, Tensor]]:
-    """(name, gt) of the lowest and of the narrowest image of a set; what cannot be decoded is left out."""
+    """(name, gt) of the lowest and of the narrowest image of a set, `_TRIED_SIDE` pixels of it at most each way; what
+    cannot be decoded is left out.
+    """
     if isinstance(images, PairedImages):
         order = range(len(images))
         chosen = {min(order, key=lambda i: images.sizes[i][side]) for side in (0, 1)} if len(images) else set()
@@ -279,7 +284,7 @@ def _smallest(images: PairedImages | ItemImages, device: torch.device | str) -> 
             image = images[index]
         except (MtkdError, OSError, MemoryError):
             continue
-        found.append((image.name, to_tensor(image.gt, device)))
+        found.append((image.name, to_tensor(image.gt[:_TRIED_SIDE, :_TRIED_SIDE], device)))
     return found
 
 

@@ -62,7 +62,7 @@ def train(
         MtkdError: anything a user can mend. Options, data, weights, metrics and the run folder are checked before the
             first iteration, and a start that fails leaves nothing behind.
         Stopped: Ctrl-C or SIGTERM ended the run before its last iteration.
-        Exception: an error of mtkd, or of a class from outside. Like every error in training it is raised when the
+        Exception: an error of mtkd, or of a network from outside. Like every error in training it is raised when the
             iterations before it are saved; the log, or the text of a MtkdError, says where.
     """
     try:
@@ -376,7 +376,8 @@ def _validate(session: Session, done: int) -> None:
             if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
                 best[metric] = {"val": value, "iter": done}
         best = session.best[name] if means else {}
-        session.log.validation(step=done, dataset=name, label=session.label(name), values=means, best=best)
+        entry = "params" if session.ema is None else "params_ema"
+        session.log.validation(step=done, dataset=name, label=session.label(name), entry=entry, values=means, best=best)
     fabric.barrier()
 
 

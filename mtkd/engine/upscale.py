@@ -80,14 +80,15 @@ def upscale(
         say(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
     if not pairs:
         return 0
+    where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, say=say)  # pyright: ignore[reportArgumentType]
+    # It makes the folder: last of what can fail.
     try_writing(pairs[0][1].parent)
     if (origin := getattr(net, "origin", None)) is not None:
         say(f"Weights: {origin}")
-    where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if compile:
         compile_for_images(net, where, partial(autocast, precision, where), say)
-    predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, say=say)  # pyright: ignore[reportArgumentType]
     failures: dict[Path, str] = {}
 
     def read(pair: tuple[Path, Path]) -> tuple[Photo, Tensor] | MtkdError:

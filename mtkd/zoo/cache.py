@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mtkd import given
 from mtkd.contracts import MtkdError
 from mtkd.zoo import download, files, keymaps, loading
 from mtkd.zoo.table import ENTRIES, Entry, Source, entry
@@ -38,15 +39,18 @@ class Report:
 
 
 def home(weights_dir: Path | None = None) -> Path:
-    """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder."""
-    try:
-        if weights_dir is not None:
-            return Path(weights_dir).expanduser()
-        if configured := os.environ.get("MTKD_HOME"):
-            return Path(configured).expanduser() / "weights"
-    except RuntimeError as error:
-        named = f"--weights-dir {weights_dir}" if weights_dir is not None else f"MTKD_HOME={os.environ['MTKD_HOME']}"
-        raise MtkdError(f"{named} is no folder: {error}") from error
+    """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder.
+
+    Raises:
+        MtkdError: what was given is no path.
+    """
+    if weights_dir is not None:
+        return given.path(weights_dir)
+    if configured := os.environ.get("MTKD_HOME"):
+        try:
+            return given.path(configured) / "weights"
+        except MtkdError as error:
+            raise MtkdError(f"The environment variable MTKD_HOME names no folder. {error}") from error
     import pooch
 
     return Path(pooch.os_cache("mtkd")) / "weights"

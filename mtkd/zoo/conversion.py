@@ -72,7 +72,8 @@ def convert(
     checkpoint = files.read_checkpoint(source, key=key)
     facts, assumed = _facts(checkpoint, source, like=like, arch=arch, args=dict(args or {}))
     if arch is not None or like is not None:
-        net = loading.build_network(facts["arch"], source=str(source))
+        whose = "--arch" if arch is not None else f"--like {like}"
+        net = loading.build_named(facts["arch"], checkpoint.state, whose=whose, source=str(source))
     else:
         net = loading.build_described(facts, checkpoint.state, source=str(source))
     loading.load_into(net, checkpoint.state, source=str(source))

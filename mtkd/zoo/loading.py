@@ -102,6 +102,32 @@ def build_network(arch: Mapping[str, Any], *, source: str, scale: int | None = N
         raise _not_built(source, name, error) from error
 
 
+def build_named(arch: Mapping[str, Any], state: Mapping[str, Tensor], *, whose: str, source: str) -> nn.Module:
+    """Network that the user names by {"type", "args"} for the weights `state` of `source`, which are not loaded yet.
+
+    One of mtkd's own is built without values first, and takes memory only when the weights fit it.
+
+    Args:
+        whose: what described the network, for errors: an option of the command.
+
+    Raises:
+        MtkdError: the description is not one, the class does not take these arguments, or the weights do not fit.
+    """
+    name, arguments = description(arch, whose)
+    if name in catalog.ARCHS:
+        try:
+            empty = _empty(name, arguments, None, MOST_TENSORS, f"{whose} describes a network of too many parts.")
+        except MtkdError:
+            raise
+        except Exception as error:
+            raise _not_built(whose, name, error) from error
+        if not hasattr(empty, "adopt"):
+            _fitting(empty, state, strict=True, source=source)
+    return build_network(arch, source=whose)
+
+
+MOST_TENSORS = 20_000
+"""Of a network that the user describes; the largest published ones have a tenth."""
 LARGEST_ARGUMENT = 1024
 """Whole number that a file may give as an argument when none of its tensors has a side as long."""
 LARGEST = {"upscale": 16, "scale": 16, "img_size": 1024, "window_size": 32}
@@ -126,8 +152,11 @@ def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, so
     _check_description(name, arguments, _longest_side(state), source, depth=0)
     if name in catalog.ARCHS:
         try:
-            with torch.device("meta"), _NoInitialValues(), _at_most(len(state), source):
-                empty = catalog.build_network(name, arguments, scale=scale)
+            too_many = (
+                f"it describes a network of more parts than its {len(state)} tensors can fill. {source} does not hold "
+                "the weights of what it says it is."
+            )
+            empty = _empty(name, arguments, scale, len(state), too_many)
         except MtkdError as error:
             raise MtkdError(f"{source} is refused: {error}") from error
         except Exception as error:
@@ -135,6 +164,12 @@ def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, so
         if not hasattr(empty, "adopt"):
             _fitting(empty, state, strict=True, source=source)
     return build_network({"type": name, "args": arguments}, source=source, scale=scale)
+
+
+def _empty(name: str, arguments: Mapping[str, Any], scale: int | None, most: int, too_many: str) -> nn.Module:
+    """A network without values, of at most so many parameters."""
+    with torch.device("meta"), _NoInitialValues(), _at_most(most, too_many):
+        return catalog.build_network(name, arguments, scale=scale)
 
 
 def description(arch: Any, source: str) -> tuple[str, dict[str, Any]]:
@@ -153,9 +188,9 @@ def description(arch: Any, source: str) -> tuple[str, dict[str, Any]]:
 
 def _not_built(source: str, name: str, error: Exception) -> MtkdError:
     if isinstance(error, TypeError):
-        return MtkdError(f"{source} describes a {name[:80]} with arguments it does not take: {str(error)[:300]}.")
+        return MtkdError(f"{source} describes {name[:80]} with arguments it does not take: {str(error)[:300]}.")
     text = " ".join(str(error).split())[:300]
-    return MtkdError(f"{source} describes a {name[:80]} that cannot be built: {type(error).__name__}: {text}.")
+    return MtkdError(f"{source} describes {name[:80]} in a way that cannot be built: {type(error).__name__}: {text}.")
 
 
 def _longest_side(state: Mapping[str, Tensor]) -> int:
@@ -226,17 +261,16 @@ class _NoInitialValues(TorchFunctionMode):
 
 
 @contextmanager
-def _at_most(tensors: int, source: str) -> Iterator[None]:
-    """Stop a constructor, in this thread, that makes more parameters or modules than a file of `tensors` can fill."""
+def _at_most(tensors: int, too_many: str) -> Iterator[None]:
+    """Stop a constructor, in this thread, that makes more parameters or modules than a file of `tensors` can fill;
+    `too_many` says so.
+    """
     thread, parameters, modules = threading.get_ident(), 0, 0
     # A block has one activation or more for each of its layers, and containers around them.
     most_modules = 8 * tensors + 64
 
     def stop() -> NoReturn:
-        raise MtkdError(
-            f"it describes a network of more parts than its {tensors} tensors can fill. {source} does not hold the "
-            "weights of what it says it is."
-        )
+        raise MtkdError(too_many)
 
     def count_parameter(_module: nn.Module, _name: str, parameter: Any) -> None:
         nonlocal parameters

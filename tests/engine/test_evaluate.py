@@ -129,7 +129,10 @@ def test_validation_test_and_upscale_run_the_same_network_of_a_file(
     sets = {"evaluation": {"val": EvalSetOptions(**given_set)}}
     train(options.model_copy(update={"datasets": options.datasets.model_copy(update=sets)}))
     rows = map(json.loads, (tmp_path / "experiments/tiny/metrics.jsonl").read_text().splitlines())
-    validated = next(row["metrics"]["psnr"] for row in rows if "validation" in row)
+    row = next(row for row in rows if "validation" in row)
+    validated = row["metrics"]["psnr"]
+    assert row["entry"] == "params_ema"
+    assert "Validation v @ 8 iter (params_ema)" in capsys.readouterr().out
     weights = tmp_path / "experiments/tiny/models/net_g_latest.pth"
     capsys.readouterr()
 

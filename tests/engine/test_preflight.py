@@ -78,6 +78,18 @@ def test_a_metric_is_tried_on_the_lowest_and_the_narrowest_image(tmp_path: Path)
     assert "sliver (60x8" in problem.message
 
 
+def sizes_seen(sr: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+    """A metric that refuses, and says on what."""
+    raise ValueError(f"{tuple(gt.shape)}")
+
+
+def test_a_metric_is_tried_on_a_part_of_a_large_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = validated(tmp_path, {"mine": {"type": f"{__name__}:sizes_seen"}})
+    monkeypatch.setattr(preflight, "_TRIED_SIDE", 40)
+    (problem,) = preflight.try_metrics(options)
+    assert "(1, 3, 40, 40)" in problem.message and problem.message.count("val.metrics.mine") == 0
+
+
 class Grey(nn.Module):
     """A network of one channel."""
 

@@ -305,6 +305,9 @@ def test_merged_shards_are_the_store_made_in_one_go(tmp_path: Path, capsys: pyte
         assert main(["teach", "-opt", str(file), "--shard", f"{number}/3"]) == 0
     said = capsys.readouterr().out
     assert "shard-1-of-3 is complete already" in said and f"mtkd teach -opt {file} --merge" in said
+    other = f"target_store={tmp_path / 'other'}"
+    assert main(["teach", "-opt", str(file), "--force_yml", other, "--shard", "1/3"]) == 0
+    assert f"mtkd teach -opt {file} --force_yml {other} --merge`" in capsys.readouterr().out
     with pytest.raises(MtkdError, match="--merge"):
         train(options)
 

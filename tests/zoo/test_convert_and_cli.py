@@ -15,6 +15,7 @@ from zoo.test_download import FILE
 
 from mtkd import catalog
 from mtkd import zoo_cli as cli
+from mtkd.cli import main
 from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
 
@@ -67,6 +68,19 @@ def test_where_tells_the_folder_or_the_file(capsys: pytest.CaptureFixture[str], 
     zoo("where", "--weights-dir", weights_dir)
     zoo("where", "rcan_x4", "--weights-dir", weights_dir)
     assert capsys.readouterr().out.splitlines() == [str(weights_dir), str(weights_dir / "rcan_x4.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("home", "said"), [("~nosuchuser/x", "no user 'nosuchuser'"), ("x" * 300, "too long for a path")]
+)
+@pytest.mark.parametrize("command", [["zoo", "where"], ["zoo", "verify"], ["zoo", "download", "edsr_m_x4"]])
+def test_a_home_that_is_no_path_is_named(
+    home: str, said: str, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MTKD_HOME", home)
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "The environment variable MTKD_HOME names no folder" in told and said in told
 
 
 def test_download_import_and_verify_from_the_command_line(
@@ -193,6 +207,34 @@ def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: P
     target = official.with_name("out.safetensors")
     with pytest.raises(MtkdError, match="num_feat 8, your option says 64"):
         zoo("convert", official, target, "--to", "safetensors", "--like", "edsr_m_x2")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--arch", "EDSR", "--arg", "num_feat=-1"),
+            "--arch describes EDSR in a way that cannot be built: RuntimeError",
+        ),
+        (("--arch", "EDSR", "--arg", "num_feat=10000000"), "num_feat 8, your option says 10000000"),
+        (("--arch", "EDSR", "--arg", "num_block=100000000"), "--arch describes a network of too many parts"),
+        (("--arch", "EDSR", "--arg", "nonsense=1"), "--arch describes EDSR with arguments it does not take"),
+        (("--arch", "PrivilegedTeacher", "--arg", "decoder={'type': 'os:system', 'command': 'ls'}"), "is no network"),
+        (("--like", "edsr_m_x2", "--arg", "num_feat=abc"), "--like edsr_m_x2 describes EDSR with arguments"),
+        (("--arch", ":"), "':' is no path of a class"),
+        (("--arch", ".x:y"), "'.x:y' is no path of a class"),
+        (("--arch", "builtins:dict"), "is no network, and was not called"),
+        (("--arch", "Nothing"), "No arch is called 'Nothing'"),
+    ],
+)
+def test_a_network_named_wrongly_is_one_paragraph(
+    words: tuple[str, ...], said: str, official: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = official.with_name("out.safetensors")
+    assert main(["zoo", "convert", str(official), str(target), "--to", "safetensors", *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
     assert not target.exists()
 
 

@@ -168,7 +168,7 @@ def test_another_threads_networks_are_not_counted(tmp_path: Path) -> None:
         except BaseException as error:  # noqa: BLE001
             errors.append(error)
 
-    with loading._at_most(3, "a.pth"):
+    with loading._at_most(3, "too many"):
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
