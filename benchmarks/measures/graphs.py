@@ -22,6 +22,7 @@ def measure(device: str, effort: Effort) -> Iterator[Section]:
         return
     # The slow compiler last: it takes a minute for each of these networks.
     wanted = [("graphs", "EDSR_M", "bf16"), ("graphs", "EDSR_M", "fp32"), ("graphs", "SwinIR_S", "bf16")]
+    wanted += [("reduce-overhead", "EDSR_M", "bf16")]
     if effort.full:
         wanted = list(product(("graphs", "reduce-overhead"), runs.STUDENTS, ("fp32", "bf16")))
     for mode, student, precision in wanted:
