@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,7 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
         try:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
-            if not zipfile.is_zipfile(weights):
+            if not zoo.files.has_checksums(weights):
                 # Without checksums reading tells.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)

@@ -140,6 +140,16 @@ def local_file(path: str | Path, what: str = "file") -> Path:
     raise MtkdError(f"There is no {what} {found}." + (" It is no regular file." if found.exists() else ""))
 
 
+def has_checksums(path: Path) -> bool:
+    """Whether the file begins as those do that `torch.save` writes since 1.6, which hold a CRC of each of their parts.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(4).startswith(_ZIP)
+
+
 def verify(path: Path) -> str | None:
     """What is damaged in a file that `torch.save` wrote, or None when every checksum in it is right.
 
@@ -149,9 +159,8 @@ def verify(path: Path) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        if not file.read(4).startswith(_ZIP):
-            return None
+    if not has_checksums(path):
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
             if packed := next((member for member in archive.infolist() if member.compress_type), None):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_a_run_killed_between_its_first_weights_and_their_state_starts_over(
 
 
 @pytest.mark.parametrize("which", ["models/net_g_4.pth", "training_states/4.state"])
-@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "zeros"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "zeros", "spanned"])
 def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
     tmp_path: Path, images: Path, ran: Path, capsys: pytest.CaptureFixture[str], which: str, damage: str
 ) -> None:
@@ -111,7 +112,10 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
     if damage == "bit":
         flip_bit(file)
     else:
-        file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "zeros": bytes(len(whole))}[damage])
+        # An archive without its beginning, whose end says that it lies on two disks.
+        spanned = b"XXXX" + whole[4:-22] + struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + whole[-22:]
+        changed = {"cut": whole[: len(whole) // 2], "empty": b"", "zeros": bytes(len(whole)), "spanned": spanned}
+        file.write_bytes(changed[damage])
     train(run_options(tmp_path, images=images, train=SHORT), auto_resume=True)
     out = capsys.readouterr().out
     assert f"The checkpoint of iteration 4 is not whole: {file}" in out and "Resuming from iteration 2." in out
