@@ -8,6 +8,7 @@ import stat
 import tempfile
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -144,7 +145,8 @@ def _transparent_tiff(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[n
 def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArray[Any]:
     import cv2
 
-    data = np.frombuffer(_still(encoded), dtype=np.uint8)
+    still = _still_png(encoded) if encoded.startswith(_PNG) else encoded
+    data = np.frombuffer(still or b"", dtype=np.uint8)
     reason = "it is damaged, truncated or no image. Fetch or export it again."
     try:
         image = cv2.imdecode(data, flags) if data.size else None
@@ -163,16 +165,21 @@ def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArra
     return image
 
 
-def _still(encoded: bytes) -> bytes:
-    """A PNG without its animation, which OpenCV lets disturb the image; other files as they are."""
-    if not encoded.startswith(_PNG) or b"acTL" not in encoded:
-        return encoded
+def _still_png(encoded: bytes) -> bytes | None:
+    """A PNG without its animation, which OpenCV lets disturb the image; None where a part is cut or its checksum wrong:
+    OpenCV overlooks that in the parts that hold no pixels.
+    """
     kept, at = [_PNG], len(_PNG)
     while at < len(encoded):
-        end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
-        if encoded[at + 4 : at + 8] not in (b"acTL", b"fcTL", b"fdAT"):
+        length, kind = int.from_bytes(encoded[at : at + 4], "big"), encoded[at + 4 : at + 8]
+        end = at + 12 + length
+        if zlib.crc32(encoded[at + 4 : end - 4]).to_bytes(4, "big") != encoded[end - 4 : end]:
+            return None
+        if kind not in (b"acTL", b"fcTL", b"fdAT"):
             kept.append(encoded[at:end])
         at = end
+        if kind == b"IEND":
+            break
     return b"".join(kept)
 
 

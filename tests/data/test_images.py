@@ -150,6 +150,18 @@ def test_a_png_that_announces_an_animation_and_has_none_is_its_image(tmp_path):
     assert (read_image(path) == image).all()
 
 
+def test_a_png_is_held_to_the_checksums_of_all_its_parts(tmp_path):
+    path, image = tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    write_image(path, image)
+    data, body = path.read_bytes(), b"tEXtAuthor\0nobody"
+    part = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(data[:33] + part + data[33:] + b"after the end anything may stand")
+    assert (read_image(path) == image).all()
+    path.write_bytes(data[:33] + part[:-1] + bytes([part[-1] ^ 1]) + data[33:])
+    with pytest.raises(MtkdError, match="a.png cannot be decoded: it is damaged"):
+        read_image(path)
+
+
 def test_a_bitmap_whose_header_is_damaged_is_refused(tmp_path):
     path = tmp_path / "a.bmp"
     write_image(path, np.zeros((9, 7, 3), np.uint8))
