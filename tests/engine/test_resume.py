@@ -16,8 +16,9 @@ import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current to
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.engine import train as train_module
+from mtkd.engine.checkpoint import RunFolder
 from mtkd.engine.optim import build_optimizer, checked_state
-from mtkd.engine.resume import compare
+from mtkd.engine.resume import compare, state_to_resume
 from mtkd.engine.train import Stopped, train
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.helpers import photo
@@ -117,6 +118,17 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
     again = torch.load(ran / "models/net_g_4.pth", weights_only=True)
     latest = torch.load(ran / "models/net_g_latest.pth", weights_only=True)
     assert all(torch.equal(value, latest["params"][name]) for name, value in again["params"].items())
+
+
+def test_a_state_without_its_weights_is_passed_over(tmp_path: Path, images: Path, ran: Path) -> None:
+    (ran / "models/net_g_4.pth").unlink()
+    state, (notice,) = state_to_resume(run_options(tmp_path, images=images), RunFolder(ran), auto_resume=True)
+    assert state == ran / "training_states/2.state"
+    assert "iteration 4 is not whole" in notice and "net_g_4.pth: it does not exist" in notice
+    named = {"experiments_root": str(tmp_path / "other"), "resume_state": str(ran / "training_states/4.state")}
+    with pytest.raises(MtkdError, match=r"net_g_4\.pth.*does not exist"):
+        train(run_options(tmp_path, images=images, name="other", path=named))
+    assert not (tmp_path / "other/other").exists()
 
 
 def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path: Path, images: Path, ran: Path) -> None:
