@@ -142,8 +142,9 @@ def test_batches_are_those_of_every_version_before(stores, k, rank, world_size):
         [stores["lq"]], [1], batch_size=6, use_hflip=True, use_rot=True, seed=10, rank=rank, world_size=world_size
     )
     draw = crops.draw(k, SIDE // SCALE)
-    turned = np.stack([draw.hflip, draw.vflip, draw.transpose], axis=1).astype(int)
-    found = (draw.index.tolist(), draw.top.tolist(), draw.left.tolist(), " ".join("%d%d%d" % (*row,) for row in turned))
+    turned = zip(draw.hflip, draw.vflip, draw.transpose, strict=True)
+    digits = " ".join("".join(str(int(bit)) for bit in bits) for bits in turned)
+    found = (draw.index.tolist(), draw.top.tolist(), draw.left.tolist(), digits)
     assert found == GOLDEN[k, rank, world_size]
 
 

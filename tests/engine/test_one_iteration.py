@@ -113,12 +113,8 @@ def session_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bette
         "val": {"name": "v", **folder},
     }
     metrics = {"score": {"type": "calculate_psnr", "crop_border": 2, "better": better}}
-    results = iter(values)
-    monkeypatch.setattr(
-        train_module,
-        "evaluate_sharded",
-        lambda *_, **__: SimpleNamespace(means=lambda value=next(results): {"score": value}),
-    )
+    results = [SimpleNamespace(means=lambda value=value: {"score": value}) for value in values]
+    monkeypatch.setattr(train_module, "evaluate_sharded", lambda *_, **__: results.pop(0))
     return prepare(run_options(tmp_path, images=images, datasets=sets, val={"val_freq": 1, "metrics": metrics}))
 
 
