@@ -18,6 +18,8 @@ from mtkd.engine.train import prepare, train
 from mtkd.methods.base import Frozen
 from tests.engine.runs import make_images, make_teachers, run_options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).parent / "options/train_edsr_m_x2.yml"
 

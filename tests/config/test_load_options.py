@@ -646,6 +646,7 @@ def test_zoo_names_are_no_paths() -> None:
 # Robustness
 
 
+@pytest.mark.slow
 def test_no_wrong_value_anywhere_raises_anything_but_an_option_error() -> None:
     def paths(data: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         found = [prefix] if prefix else []

@@ -23,6 +23,8 @@ from mtkd.engine.train import Stopped, train
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.helpers import photo
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"total_iter": 4}
 
 

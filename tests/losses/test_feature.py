@@ -311,6 +311,7 @@ def test_does_not_depend_on_memory_format_or_order_of_the_batch(loss: Callable[.
     assert loss(student[order], teacher[order]).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spatial", "attention_at", "pkt", "vid_laplace", "masked"])
 def test_compiles_without_a_graph_break_to_the_same_value_and_gradient(name: str) -> None:
     loss = CASES[name]

@@ -163,6 +163,7 @@ def test_trains_after_a_first_call_under_inference_mode(name: str) -> None:
     assert value.item() == expected
 
 
+@pytest.mark.slow
 @every_loss
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiles_without_a_graph_break(name: str) -> None:
