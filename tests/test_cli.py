@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 
 from mtkd import catalog, zoo
 from mtkd.archs.edsr import EDSR
-from mtkd.cli import main
+from mtkd.cli import main, parser
 from mtkd.config import OptionError, TrainSetOptions, load_options, resolved_yaml
 from mtkd.data.images import read_image, write_image
 from tests.engine.runs import STUDENT, make_images, run_options
 from tests.helpers import photo
+
+(COMMANDS,) = [action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +33,7 @@ def weights(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["train", "test", "check", "config", "upscale", "teach", "demo", "list", "zoo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
