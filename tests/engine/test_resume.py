@@ -16,9 +16,8 @@ import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current to
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.engine import train as train_module
-from mtkd.engine.checkpoint import RunFolder
 from mtkd.engine.optim import build_optimizer, checked_state
-from mtkd.engine.resume import compare, state_to_resume
+from mtkd.engine.resume import compare
 from mtkd.engine.train import Stopped, train
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.helpers import photo
@@ -123,6 +122,9 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
 
 
 def test_a_state_without_its_weights_is_passed_over(tmp_path: Path, images: Path, ran: Path) -> None:
+    from mtkd.engine.checkpoint import RunFolder
+    from mtkd.engine.resume import state_to_resume
+
     (ran / "models/net_g_4.pth").unlink()
     state, (notice,) = state_to_resume(run_options(tmp_path, images=images), RunFolder(ran), auto_resume=True)
     assert state == ran / "training_states/2.state"
