@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format gpu-bundle clean
+.PHONY: help demo test quick soak lint format gpu-bundle clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ demo: $(INSTALLED) ## distil a small student on the CPU and print its table
 
 test: $(INSTALLED) ## run the whole test suite
 	$(RUN) pytest -q --durations=10 $(PYTEST_ARGS)
+
+quick: $(INSTALLED) ## run the tests that are not marked slow, in a minute or two
+	$(RUN) pytest -q -m "not slow" $(PYTEST_ARGS)
 
 soak: $(INSTALLED) ## attack with damaged files, wrong commands and kills: MINUTES=60 SEED=0 ONLY='images kills'
 	$(RUN) tests.hostile.soak --minutes $(MINUTES) --seed $(SEED) --only $(ONLY) $(SOAK_ARGS)

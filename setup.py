@@ -38,8 +38,8 @@ setup(
     package_data={"mtkd": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",  # torch.compiler.set_stance
+        "torchvision>=0.21",
         "numpy>=1.26",
         "basicsr>=1.4.2; python_version < '3.13'",  # its setup.py cannot run on 3.13
         "tensorboard; python_version >= '3.13'",  # before, basicsr brings tb-nightly, which holds the same files
@@ -52,7 +52,7 @@ setup(
         "lightning-fabric>=2.4",
         "lmdb",
         "lpips>=0.1.4",
-        "pydantic>=2",
+        "pydantic>=2.4",  # a limit and a description on one field
         "pyyaml",
         "pooch",
         "filelock",

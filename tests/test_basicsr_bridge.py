@@ -12,6 +12,8 @@ from torch import nn
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("kind", "name", "module"),

@@ -30,6 +30,7 @@ def test_the_check_sees_a_heavy_import() -> None:
     assert heavy_modules_after("mtkd", "matplotlib") == ["matplotlib"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

@@ -5,24 +5,39 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from mtkd import catalog
 from mtkd.cli import parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = sorted(
-    path.relative_to(ROOT)
+SOURCES = {
+    path.relative_to(ROOT).as_posix()
     for pattern in ("mtkd/**/*.py", "benchmarks/*.py", "datasets/*.py", "docs/*.md", "*.py")
     for path in ROOT.glob(pattern)
     if path.name != "__init__.py"
-)
+}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_readme_lists_the_file(path: Path) -> None:
-    assert re.search(rf"(^|\s){re.escape(path.name)}\s", README), f"README's file tree lacks {path}"
+def files_of_the_tree() -> set[str]:
+    """Paths in README's file tree, folders with a slash at their end."""
+    block = README.partition("## Files\n\n```\n")[2].partition("\n```")[0]
+    found: set[str] = set()
+    folders: list[str] = []
+    for line in block.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = "".join(folders[:depth]) + name
+        if name.endswith("/"):
+            folders = [*folders[:depth], name]
+        assert path not in found, f"README's file tree lists {path} twice"
+        found.add(path)
+    return found
+
+
+def test_the_file_tree_lists_every_source_file_in_its_folder_and_nothing_else() -> None:
+    listed = files_of_the_tree()
+    assert sorted(SOURCES - listed) == [], "README's file tree lacks them"
+    assert sorted(path for path in listed if not (ROOT / path).exists()) == [], "README's file tree has them"
 
 
 def test_readme_names_every_method() -> None:

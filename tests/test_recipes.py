@@ -14,6 +14,8 @@ from mtkd.config import make_options
 from mtkd.demo import photographs
 from mtkd.engine.train import train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
     path

@@ -231,13 +231,6 @@ def test_every_imported_distribution_is_declared() -> None:
     assert names - declared_distributions() == set()
 
 
-@pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_every_file_says_what_it_is(file: Path) -> None:
-    source = file.read_text(encoding="utf-8")
-    if not (file.name == "__init__.py" and not source.strip()):
-        assert ast.get_docstring(ast.parse(source)), "a module docstring is missing"
-
-
 def test_every_folder_with_code_is_a_package() -> None:
     """find_packages passes over a folder without __init__.py, and a wheel would lack it."""
     assert not [str(file) for file in FILES if not (file.parent / "__init__.py").exists()]

@@ -43,6 +43,8 @@ class EDSR(nn.Module):
         MtkdError: an unsupported `upscale`, or numbers of channels that do not agree.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

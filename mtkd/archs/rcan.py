@@ -84,6 +84,8 @@ class RCAN(nn.Module):
         MtkdError: an unsupported `upscale`, numbers of channels that do not agree, or too large a `squeeze_factor`.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

@@ -157,6 +157,8 @@ class SwinIR(nn.Module):
         MtkdError: arguments that do not fit together.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         *,

@@ -31,36 +31,44 @@ _DATA_KEYS = (
 )  # fmt: skip
 
 
-_DATA_TYPE = "`PairedImageDataset`, or a class of BasicSR's registry or your own (`my.module:MyClass`) with its keys"
-
-
 def json_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of training and test files."""
     network = _named("arch", "network of the catalog or of BasicSR's registry, with its constructor's arguments")
     teacher = {
         "type": "object",
+        "description": "a frozen network with its weights",
         "properties": {
             "network": network,
             "pretrain": _text("weights: a file or `zoo:NAME`"),
-            "param_key": {"type": ["string", "null"], "default": "auto", "description": "entry that holds the weights"},
+            "param_key": {
+                **_nullable("entry of the file that holds the weights, as `path.param_key_g`"),
+                "default": "auto",
+            },
         },
         "required": ["network", "pretrain"],
         "additionalProperties": False,
     }
-    top = _section(Head)
+    top = _section(Head, about="an option file of mtkd: one training run, or one test")
     top["properties"] |= {
         "datasets": {
             "type": "object",
-            "properties": {"train": _data_set(TrainSetOptions)},
-            "patternProperties": {"^(val|test)(_.*)?$": _data_set(EvalSetOptions)},
+            "description": "images: `train` and any number of `val` sets to train, `test` sets to test",
+            "properties": {"train": _data_set(TrainSetOptions, "images to train on, as random crops")},
+            "patternProperties": {
+                "^(val|test)(_.*)?$": _data_set(EvalSetOptions, "whole images to validate on or to test with"),
+            },
             "additionalProperties": False,
         },
-        "network_g": network,
-        "teachers": {"type": "object", "additionalProperties": teacher},
-        "fusion": {"anyOf": [{"const": "mean"}, teacher, {"type": "null"}]},
-        "target_store": _nullable("store of teacher images made by `mtkd teach`"),
+        "network_g": {**network, "description": f"the student, or what is tested: {network['description']}"},
+        "teachers": {"type": "object", "description": "teachers by name", "additionalProperties": teacher},
+        "fusion": {
+            "anyOf": [{"const": "mean"}, teacher, {"type": "null"}],
+            "description": "how several teachers become one: `mean` of their images, or a fusion network (MTKD stage "
+            "1) with its weights",
+        },
+        "target_store": _nullable("store of teacher images made by `mtkd teach`, used instead of the teachers"),
         "method": {"type": ["object", "null"], "description": "options of the method; see docs/methods.md"},
-        "path": _section(PathOptions, ("ignore_resume_networks",)),
+        "path": _section(PathOptions, ("ignore_resume_networks",), about="weights to begin with, folders to write to"),
         "train": _train(),
         "val": _val(),
         "logger": _logger(),
@@ -70,31 +78,34 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mtkd option file", **top}
 
 
-def _section(model: type[Section], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Schema of one section; keys that the reader fills are left out, keys without effect are added."""
+def _section(model: type[Section], ignored: tuple[str, ...] = (), *, about: str) -> dict[str, Any]:
+    """Schema of one section, which is described by `about`; keys that the reader fills are left out, keys without
+    effect are added.
+    """
     made = _in_json_words(model.model_json_schema())
     properties = {key: value for key, value in made["properties"].items() if key not in model.internal}
     for value in properties.values():
         value.pop("title", None)
     return {
         "type": "object",
+        "description": about,
         "properties": properties | _taken_over(*(key for key in ignored if key not in properties)),
         "required": [key for key in made.get("required", []) if key in properties],
         "additionalProperties": False,
     }
 
 
-def _data_set(model: type[Section]) -> dict[str, Any]:
-    schema = _section(model, _DATA_KEYS)
+def _data_set(model: type[Section], about: str) -> dict[str, Any]:
+    schema = _section(model, _DATA_KEYS, about=about)
     schema["properties"]["io_backend"] = {
         "type": ["object", "null"],
-        "description": "`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders",
-        "properties": {"type": {"enum": ["disk", "lmdb"]}},
+        "description": schema["properties"]["io_backend"]["description"],
+        "properties": {"type": {"enum": ["disk", "lmdb"], "description": "files of images, or an lmdb folder"}},
     }
     # A class from outside has keys of its own.
     ours = {"required": schema.pop("required"), "propertyNames": {"enum": list(schema["properties"])}}
     del schema["additionalProperties"]
-    schema["properties"]["type"] = {"type": "string", "description": _DATA_TYPE}
+    schema["properties"]["type"] = {"type": "string", "description": schema["properties"]["type"]["description"]}
     is_ours = {"properties": {"type": {"enum": list(catalog.DATASETS)}}}
     return schema | {"required": ["name", "type"], "if": is_ours, "then": ours}
 
@@ -124,21 +135,29 @@ def _nullable(about: str) -> dict[str, Any]:
 
 
 def _named(kind: catalog.Kind, about: str) -> dict[str, Any]:
-    known: dict[str, Any] = {"type": "string", "anyOf": [{"enum": catalog.names(kind)}, {"type": "string"}]}
+    known: dict[str, Any] = {
+        "type": "string",
+        "description": f"its name: see `mtkd list {kind}s`; a class or function of your own is `my.module:NAME`",
+        "anyOf": [{"enum": catalog.names(kind)}, {"type": "string"}],
+    }
     return {"type": "object", "description": about, "properties": {"type": known}, "required": ["type"]}
 
 
 def _train() -> dict[str, Any]:
-    schema = _section(TrainOptions)
+    schema = _section(TrainOptions, about="how the student is trained")
+    about = {key: value["description"] for key, value in schema["properties"].items()}
     optimizer = {
         "type": "object",
-        "description": "an optimizer of torch.optim with its arguments",
-        "properties": {"type": {"type": "string"}, "lr": {"type": "number", "exclusiveMinimum": 0}},
+        "description": about["optim_g"],
+        "properties": {
+            "type": _text("class of torch.optim: Adam, AdamW, SGD, ..."),
+            "lr": {"type": "number", "exclusiveMinimum": 0, "description": "learning rate before the scheduler"},
+        },
         "required": ["type", "lr"],
     }
     arguments: dict[str, Any] = {}
     for model in SCHEDULERS.values():
-        arguments |= _section(model)["properties"]
+        arguments |= _section(model, about="")["properties"]
     weight = {
         "anyOf": [{"type": "number"}, {"type": "array"}, {"type": "null"}],
         "description": "a number, or a schedule [[iteration, weight], ...]",
@@ -150,34 +169,43 @@ def _train() -> dict[str, Any]:
     }
     schema["properties"] |= {
         "optim_g": optimizer,
-        "optim_d": {**optimizer, "type": ["object", "null"], "description": "the same, for a critic"},
+        "optim_d": {**optimizer, "type": ["object", "null"], "description": about["optim_d"]},
         "scheduler": {
             "type": "object",
-            "description": "learning rate, stepped per iteration",
-            "properties": {"type": {"enum": list(SCHEDULERS)}, **arguments},
+            "description": about["scheduler"],
+            "properties": {
+                "type": {"enum": list(SCHEDULERS), "description": "steps, the same under another name, or cosines"},
+                **arguments,
+            },
             "required": ["type"],
             "additionalProperties": False,
         },
-        "curriculum": {**_section(CurriculumOptions), "type": ["object", "null"]},
+        "curriculum": {**_section(CurriculumOptions, about=about["curriculum"]), "type": ["object", "null"]},
     }
     return schema | {"patternProperties": {"_opt$": term}}
 
 
 def _val() -> dict[str, Any]:
-    schema = _section(ValOptions, ("pbar",))
+    schema = _section(ValOptions, ("pbar",), about="how images are upscaled and measured, in training and in tests")
+    about = {key: value["description"] for key, value in schema["properties"].items()}
     metric = _named("metric", "a metric with its arguments; `better: higher` or `lower`")
-    metric["properties"]["better"] = {"enum": ["higher", "lower"]}
+    metric["properties"]["better"] = {"enum": ["higher", "lower"], "description": "which value is the better one"}
     schema["properties"] |= {
-        "metrics": {"type": ["object", "null"], "additionalProperties": metric},
-        "tile": {**_section(TileOptions), "type": ["object", "null"]},
+        "metrics": {
+            "type": ["object", "null"],
+            "description": about["metrics"],
+            "additionalProperties": metric,
+        },
+        "tile": {**_section(TileOptions, about=about["tile"]), "type": ["object", "null"]},
     }
     return schema
 
 
 def _logger() -> dict[str, Any]:
-    schema = _section(LoggerOptions)
-    wandb = {**_section(WandbOptions), "type": ["object", "null"]}
-    wandb["properties"]["project"] = _nullable("`~` switches wandb off")
+    schema = _section(LoggerOptions, about="what a training run writes, and how often; not in a test file")
+    wandb = _section(WandbOptions, about=schema["properties"]["wandb"]["description"])
+    wandb["type"] = ["object", "null"]
+    wandb["properties"]["project"] = _nullable(wandb["properties"]["project"]["description"])
     schema["properties"]["wandb"] = wandb
     return schema
 

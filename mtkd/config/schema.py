@@ -133,13 +133,16 @@ class SchedulerOptions(Section):
         return {"type": self.type, **self.args}
 
 
+_RESTART_WEIGHTS = "factor of the initial rate after each restart, one per restart or period"
+
+
 class MultiStep(Section):
     """Arguments of MultiStepLR and MultiStepRestartLR, which are one class in BasicSR."""
 
-    milestones: list[Count]
-    gamma: float = Field(default=0.1, gt=0)
-    restarts: list[Int] = [0]
-    restart_weights: list[float] = [1.0]
+    milestones: list[Count] = Field(description="MultiStep: iterations at which the rate is multiplied by `gamma`")
+    gamma: float = Field(default=0.1, gt=0, description="MultiStep: factor of the rate at each milestone")
+    restarts: list[Int] = Field(default=[0], description="MultiStep: iterations at which the rate begins anew")
+    restart_weights: list[float] = Field(default=[1.0], description=_RESTART_WEIGHTS)
 
     @model_validator(mode="after")
     def _consistent(self) -> MultiStep:
@@ -153,9 +156,9 @@ class MultiStep(Section):
 class Cosine(Section):
     """Arguments of CosineAnnealingRestartLR."""
 
-    periods: list[Count] = Field(min_length=1)
-    restart_weights: list[float] = [1.0]
-    eta_min: float = Field(default=0.0, ge=0)
+    periods: list[Count] = Field(min_length=1, description="cosine: iterations of each period, after which it restarts")
+    restart_weights: list[float] = Field(default=[1.0], description=_RESTART_WEIGHTS)
+    eta_min: float = Field(default=0.0, ge=0, description="cosine: rate at the end of each period")
 
     @model_validator(mode="after")
     def _consistent(self) -> Cosine:
@@ -185,15 +188,24 @@ class TermOptions(Section):
 
 
 class _SetOptions(Section):
-    name: FileName
-    type: Literal["PairedImageDataset"]
-    dataroot_gt: UserPath
-    dataroot_lq: UserPath | None = None
-    """None: lq is made from gt by MATLAB's bicubic."""
-    meta_info_file: UserPath | None = None
-    filename_tmpl: str = "{}"
-    io_backend: dict[str, str] | None = None
-    """`{type: lmdb}`, or None for folders of image files."""
+    name: FileName = Field(description="what the data set is called in logs, tables and file names")
+    type: Literal["PairedImageDataset"] = Field(
+        description="`PairedImageDataset`, or a class of BasicSR's registry or your own (`my.module:MyClass`) with its "
+        "keys"
+    )
+    dataroot_gt: UserPath = Field(description="folder of gt images (high resolution)")
+    dataroot_lq: UserPath | None = Field(
+        default=None, description="folder of lq images (low resolution); `~`: lq is made from gt by MATLAB's bicubic"
+    )
+    meta_info_file: UserPath | None = Field(
+        default=None, description="text file that names the gt images to use, one a line; `~`: all of the folder"
+    )
+    filename_tmpl: str = Field(
+        default="{}", description="lq file name, without its suffix, where `{}` is the gt's: `'{}x4'` for `0801x4.png`"
+    )
+    io_backend: dict[str, str] | None = Field(
+        default=None, description="`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders"
+    )
 
     @model_validator(mode="after")
     def _template(self) -> _SetOptions:
@@ -211,10 +223,13 @@ class _SetOptions(Section):
 class TrainSetOptions(_SetOptions):
     """`datasets.train`. `gt_size` is the side of a gt crop in pixels."""
 
-    gt_size: Count
-    batch_size_per_gpu: Batch
-    use_hflip: bool = True
-    use_rot: bool = True
+    gt_size: Count = Field(description="side of the gt crops in pixels, a multiple of `scale`")
+    batch_size_per_gpu: Batch = Field(description="crops in a batch of one process")
+    use_hflip: bool = Field(default=True, description="mirror crops left-right with probability 1/2")
+    use_rot: bool = Field(
+        default=True,
+        description="mirror crops top-bottom and exchange their rows and columns, each with probability 1/2",
+    )
     residence: Literal["auto", "device", "ram", "disk"] = Field(
         default="auto",
         description="where the decoded images stay; `disk` is for more than memory holds, and `auto` takes the first "
@@ -290,14 +305,24 @@ class FusionOptions(Section):
 class PathOptions(Section):
     """`path`. Relative paths start at the working directory, `~` is the home folder."""
 
-    pretrain_network_g: UserPath | None = None
-    """A file or `zoo:NAME`."""
-    param_key_g: str | None = "auto"
-    """Entry of the file that holds the weights, `~` for a bare state dict; BasicSR's meaning and default."""
-    strict_load_g: bool = True
-    resume_state: UserPath | None = None
-    experiments_root: UserPath = "experiments"
-    results_root: UserPath = "results"
+    pretrain_network_g: UserPath | None = Field(
+        default=None,
+        description="weights of `network_g`, a file or `zoo:NAME`: where training begins, or what is tested",
+    )
+    param_key_g: str | None = Field(
+        default="auto",
+        description="entry of that file that holds the weights, `~` for a bare state dict; `auto` takes `params_ema`, "
+        "then `params`",
+    )
+    strict_load_g: bool = Field(
+        default=True, description="every tensor must match the network; `false` loads what does and says what does not"
+    )
+    resume_state: UserPath | None = Field(
+        default=None,
+        description="training state to go on from; `mtkd train --auto_resume` finds the newest one itself",
+    )
+    experiments_root: UserPath = Field(default="experiments", description="folder of the folders of training runs")
+    results_root: UserPath = Field(default="results", description="folder of the folders of tests")
 
 
 class CurriculumOptions(Section):
@@ -308,7 +333,10 @@ class CurriculumOptions(Section):
             is at most `datasets.train.gt_size`, the size that images are checked for.
     """
 
-    gt_size: list[list[Int]] = Field(min_length=1)
+    gt_size: list[list[Int]] = Field(
+        min_length=1,
+        description="[[iteration, side], ...] beginning at iteration 0: side of the gt crops from each iteration on",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> CurriculumOptions:
@@ -330,22 +358,31 @@ class TrainOptions(Section):
     Attributes:
         terms: active loss terms by name, from `X_opt` keys and the method's defaults.
         off: terms that are on by default and were switched off by `X_opt: ~`.
-        warmup_iter: iterations of linear warm-up, -1 for none.
-        clip_grad_norm: largest gradient norm, None for no clipping.
-        accumulate: batches per optimizer step.
-        curriculum: crop sizes that grow over the run.
     """
 
     internal: ClassVar[frozenset[str]] = frozenset({"terms", "off"})
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    optim_g: OptimOptions
-    optim_d: OptimOptions | None = None
-    scheduler: SchedulerOptions
-    total_iter: Count
-    warmup_iter: Int = Field(default=-1, ge=-1, le=_MOST)
-    clip_grad_norm: float | None = Field(default=None, gt=0)
-    accumulate: Count = 1
-    curriculum: CurriculumOptions | None = None
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the exponential moving average (EMA) of the student's weights, which is then what is "
+        "validated; 0 keeps none",
+    )
+    optim_g: OptimOptions = Field(
+        description="optimizer of the student, and of what a method trains beside it: one of torch.optim with its "
+        "arguments"
+    )
+    optim_d: OptimOptions | None = Field(default=None, description="the same for the critic of a method that has one")
+    scheduler: SchedulerOptions = Field(description="learning rate as a function of the iteration")
+    total_iter: Count = Field(description="iterations (optimizer steps) of the whole run")
+    warmup_iter: Int = Field(
+        default=-1, ge=-1, le=_MOST, description="iterations in which the rate rises linearly from 0; -1 is none"
+    )
+    clip_grad_norm: float | None = Field(
+        default=None, gt=0, description="largest L2 norm of the gradient of each optimizer; `~`: no clipping"
+    )
+    accumulate: Count = Field(default=1, description="batches whose gradients are averaged for one optimizer step")
+    curriculum: CurriculumOptions | None = Field(default=None, description="what grows during the run")
     terms: dict[str, TermOptions] = {}
     off: list[str] = []
 
@@ -363,20 +400,29 @@ class TrainOptions(Section):
 class TileOptions(Section):
     """Evaluation in tiles of `tile_size` lq pixels with `tile_pad` pixels of context on each side."""
 
-    tile_size: Count
-    tile_pad: Int = Field(default=32, ge=0, le=_MOST)
+    tile_size: Count = Field(description="side of a tile in lq pixels")
+    tile_pad: Int = Field(
+        default=32, ge=0, le=_MOST, description="lq pixels of context around a tile, which are cut off the result"
+    )
 
 
 class ValOptions(Section):
-    """`val`. `val_freq` in iterations, None in a test file."""
+    """`val`. `metrics` maps a name to `type`, `better` ("higher" or "lower") and the metric's arguments."""
 
-    val_freq: Count | None = None
-    save_img: bool = False
-    suffix: FileName | None = None
-    metrics: dict[str, dict[str, Any]] = {}
-    """name -> `type`, `better` ("higher" or "lower") and the metric's arguments."""
-    tile: TileOptions | None = None
-    self_ensemble: bool = False
+    val_freq: Count | None = Field(
+        default=None, description="iterations between validations; `~`: after the last one only. Not in a test file"
+    )
+    save_img: bool = Field(default=False, description="keep the images that the network makes, as PNG files")
+    suffix: FileName | None = Field(
+        default=None, description="what `mtkd test` adds to the names of the images it keeps; `~`: the file's `name`"
+    )
+    metrics: dict[str, dict[str, Any]] = Field(default={}, description="what is measured, by the name of its column")
+    tile: TileOptions | None = Field(
+        default=None, description="run the network over tiles of an image, for large images; `~`: over whole images"
+    )
+    self_ensemble: bool = Field(
+        default=False, description="average over the eight flips and rotations of each image (x8, the + of EDSR+)"
+    )
     compile: bool = Field(
         default=False,
         description="torch.compile of the network, for images of all sizes. What cannot be compiled runs "
@@ -387,30 +433,40 @@ class ValOptions(Section):
 class WandbOptions(Section):
     """`logger.wandb`."""
 
-    project: str
-    resume_id: str | None = None
+    project: str = Field(description="project at wandb; `~` switches wandb off")
+    resume_id: str | None = Field(default=None, description="id of the run at wandb that goes on; `~`: a new one")
 
 
 class LoggerOptions(Section):
     """`logger`; frequencies in iterations."""
 
-    print_freq: Count = 100
-    save_checkpoint_freq: Count = 5000
-    use_tb_logger: bool = False
-    wandb: WandbOptions | None = None
+    print_freq: Count = Field(
+        default=100, description="iterations between lines of the log, and over which their losses are averaged"
+    )
+    save_checkpoint_freq: Count = Field(default=5000, description="iterations between checkpoints")
+    use_tb_logger: bool = Field(default=False, description="write TensorBoard events to `tb_logger/NAME`")
+    wandb: WandbOptions | None = Field(default=None, description="log to Weights & Biases; `~`: do not")
 
 
 class Head(Section):
-    """The top-level keys that hold one value. `tf32` allows TensorFloat-32 products; `deterministic` costs speed."""
+    """The top-level keys that hold one value."""
 
-    name: FileName
-    model_type: str = "SRModel"
-    scale: Count
-    num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = "auto"
-    manual_seed: Annotated[Int, Field(ge=0, lt=2**63)] | None = Field(
-        default=None, description="`~`: drawn at random, and kept with the run"
+    name: FileName = Field(description="name of the run, and of its folder")
+    model_type: str = Field(
+        default="SRModel", description="method by which the student is trained; `mtkd list methods`, docs/methods.md"
     )
-    precision: Precision = "fp32"
+    scale: Count = Field(description="factor between lq and gt: 2, 3, 4, ...")
+    num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = Field(
+        default="auto",
+        description="CUDA devices of the run, one process each, started by torchrun or slurm; `auto`: what is there, "
+        "0: the CPU",
+    )
+    manual_seed: Annotated[Int, Field(ge=0, lt=2**63)] | None = Field(
+        default=None, description="seed of weights and data; `~`: drawn at random, and kept with the run"
+    )
+    precision: Precision = Field(
+        default="fp32", description="autocast in training and evaluation; weights, losses and metrics stay fp32"
+    )
     teacher_precision: Precision | None = Field(
         default=None, description="autocast of frozen teachers, on line and in `mtkd teach`; `~`: as `precision`"
     )
@@ -421,9 +477,11 @@ class Head(Section):
             "compiled runs uncompiled, and the log says so",
         )
     )
-    channels_last: bool = True
-    tf32: bool = True
-    deterministic: bool = False
+    channels_last: bool = Field(default=True, description="torch's channels_last memory format for networks and images")
+    tf32: bool = Field(default=True, description="allow TensorFloat-32 in products and convolutions on CUDA")
+    deterministic: bool = Field(
+        default=False, description="deterministic algorithms of torch where there are some; slower on CUDA"
+    )
 
 
 class Options(Head):

@@ -96,11 +96,9 @@ def _windows(length: int, tile: int, pad: int) -> tuple[list[int], int]:
     limit = tile + 2 * pad
     if length <= limit:
         return [0], length
-    for align in ALIGNMENTS:
-        # The last window ends with the image and starts aligned as well.
-        window = limit - (limit - length) % align
-        if window - 2 * pad >= align:
-            break
+    # The last window ends with the image and starts aligned as well.
+    windows = ((limit - (limit - length) % align, align) for align in ALIGNMENTS)
+    window, align = next((window, align) for window, align in windows if window - 2 * pad >= align)
     count = 1 + math.ceil((length - window) / ((window - 2 * pad) // align * align))
 
     def largest_step(window: int) -> int:

@@ -24,7 +24,12 @@ from mtkd.losses.numerics import full_precision, upcast
 
 @full_precision
 def hinge_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake)); 2 for a critic that answers 0 everywhere."""
+    """mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake)); 2 for a critic that answers 0 everywhere.
+
+    Example:
+        >>> hinge_critic_loss(torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0]))
+        tensor(1.)
+    """
     real_scores, fake_scores = upcast(real_scores, fake_scores)
     return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
 
@@ -64,6 +69,11 @@ def gradient_penalty(
 
     Raises:
         MtkdError: shapes differ, or the critic's answer does not depend on the image.
+
+    Example:
+        >>> critic = lambda image: 3 * image[:, 0, 0, 0]
+        >>> gradient_penalty(critic, torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)).item()  # (3 - 1)^2
+        4.0
     """
     if real.shape != fake.shape:
         raise MtkdError(

@@ -47,6 +47,11 @@ def contrastive_ratio_loss(
 
     Raises:
         MtkdError: numbers of layers or weights differ, shapes do not fit, or there is no negative.
+
+    Example:
+        >>> anchor, positive = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+        >>> contrastive_ratio_loss(anchor, positive, negatives=torch.full((2, 3, 4, 4), 2.0))  # 1 / (2 + 2)
+        tensor(0.2500)
     """
     anchors, positives, all_negatives = _layers(anchor), _layers(positive), _layers(negatives)
     weights = [1.0] * len(anchors) if weights is None else weights
@@ -87,6 +92,10 @@ def info_nce_loss(
 
     Raises:
         MtkdError: shapes do not fit, the mask is not bool, or the temperature is not positive.
+
+    Example:
+        >>> info_nce_loss(torch.eye(2), torch.eye(2), temperature=1.0)  # log(1 + 1/e)
+        tensor(0.3133)
     """
     if anchor.dim() != 2 or anchor.shape != positive.shape:
         raise MtkdError(

@@ -60,6 +60,13 @@ def spatial_affinity_loss(
 
     Raises:
         MtkdError: N, H or W differ.
+
+    Example:
+        >>> student, teacher = torch.rand(2, 8, 6, 6), torch.rand(2, 32, 6, 6)
+        >>> bool(spatial_affinity_loss(student, teacher) > 0)
+        True
+        >>> bool(spatial_affinity_loss(student, 3 * student) < 1e-6)  # angles alone count
+        True
     """
     student, teacher = _pair(
         "spatial_affinity_loss", student_features, teacher_features, "NHW", "it compares positions with positions"
@@ -321,6 +328,10 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
     Raises:
         MtkdError: shapes differ; a 1x1 convolution on the student's tap makes the widths equal.
+
+    Example:
+        >>> hint_loss(torch.full((2, 8, 4, 4), 0.5), torch.zeros(2, 8, 4, 4))
+        tensor(0.2500)
     """
     student, teacher = _pair(
         "hint_loss", student_features, teacher_features, "NCHW", "it compares element with element"
@@ -340,6 +351,11 @@ def improvement_mask(sr: Tensor, teacher_sr: Tensor, gt: Tensor, *, margin: floa
 
     Raises:
         MtkdError: shapes differ.
+
+    Example:
+        >>> sr, teacher_sr, gt = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]), torch.zeros(2)
+        >>> improvement_mask(*(row.expand(1, 3, 1, 2) for row in (sr, teacher_sr, gt)))
+        tensor([[[[1., 0.]]]])
     """
     if not sr.shape == teacher_sr.shape == gt.shape:
         raise MtkdError(

@@ -29,6 +29,10 @@ class DCTLoss(nn.Module):
         block_size: side of the blocks that are transformed, 8 as in JPEG. Sides that it does not divide are padded with
             zeros on the right and below; the mean is over the coefficients of the padded image. None transforms the
             whole image at once.
+
+    Example:
+        >>> DCTLoss(block_size=8)(torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 3, 8, 8))  # 8 * 0.5 in one of 64
+        tensor(0.0625)
     """
 
     def __init__(self, *, block_size: int | None = 8) -> None:
@@ -55,6 +59,10 @@ class FFTLoss(nn.Module):
     Args:
         norm: "backward" does not scale, "ortho" scales by 1 / sqrt(HW), "forward" by 1 / HW. Only "ortho" makes
             the value comparable between crop sizes.
+
+    Example:
+        >>> FFTLoss(norm="ortho")(torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 3, 4, 4))  # 4 * 0.5 in one of 2 * 16
+        tensor(0.0625)
     """
 
     def __init__(self, *, norm: Norm = "backward") -> None:

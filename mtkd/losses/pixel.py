@@ -17,6 +17,10 @@ class L1Loss(nn.Module):
 
     Args:
         reduction: "mean" over every element of the batch, or "sum".
+
+    Example:
+        >>> L1Loss()(torch.full((1, 3, 2, 2), 0.75), torch.full((1, 3, 2, 2), 0.25))
+        tensor(0.5000)
     """
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
@@ -33,6 +37,10 @@ class MSELoss(nn.Module):
 
     Args:
         reduction: "mean" over every element of the batch, or "sum".
+
+    Example:
+        >>> MSELoss()(torch.full((1, 3, 2, 2), 0.75), torch.full((1, 3, 2, 2), 0.25))
+        tensor(0.2500)
     """
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
@@ -53,6 +61,11 @@ class CharbonnierLoss(nn.Module):
     Args:
         eps: curvature near zero, in squared units of the image, > 0.
         reduction: "mean" over every element of the batch, or "sum".
+
+    Example:
+        >>> image = torch.rand(1, 3, 2, 2)
+        >>> CharbonnierLoss(eps=1e-4)(image, image)  # sqrt(eps) at equality
+        tensor(0.0100)
     """
 
     def __init__(self, *, eps: float = 1e-12, reduction: Reduction = "mean") -> None:

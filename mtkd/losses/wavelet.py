@@ -68,6 +68,13 @@ class WaveletLoss(nn.Module):
         eps: knee of "charbonnier", > 0.
         band_weights: weight of "ll", "lh", "hl", "hh"; a band that is not named keeps 1. {"ll": 0} leaves the details
             alone.
+
+    Example:
+        >>> dark, light = torch.full((1, 3, 4, 4), 0.25), torch.full((1, 3, 4, 4), 0.5)
+        >>> WaveletLoss()(light, dark)  # a constant difference is all in LL, twice as large at one orthonormal level
+        tensor(0.5000)
+        >>> WaveletLoss(band_weights={"ll": 0})(light, dark)
+        tensor(0.)
     """
 
     def __init__(
@@ -169,6 +176,11 @@ def wavelet_bands(x: Tensor, *, wavelet: str = "haar", levels: int = 1) -> Wavel
 
     Raises:
         MtkdError: the wavelet does not exist, or pytorch-wavelets is needed and cannot be imported.
+
+    Example:
+        >>> ll, (first, second) = wavelet_bands(torch.rand(1, 3, 8, 12), levels=2)
+        >>> ll.shape, first.hh.shape, second.hh.shape
+        (torch.Size([1, 3, 2, 3]), torch.Size([1, 3, 4, 6]), torch.Size([1, 3, 2, 3]))
     """
     _check_wavelet(wavelet, levels)
     x = images(x, "wavelet_bands")

@@ -9,7 +9,12 @@ from mtkd.contracts import MtkdError
 
 
 def levels(image: Tensor) -> Tensor:
-    """Image in [0, 1] -> its 8-bit levels 0, 1, ..., 255 as float32, clamped and rounded half to even."""
+    """Image in [0, 1] -> its 8-bit levels 0, 1, ..., 255 as float32, clamped and rounded half to even.
+
+    Example:
+        >>> levels(torch.tensor([-0.1, 0.5, 1.2]))
+        tensor([  0., 128., 255.])
+    """
     return image.float().clamp(0, 1).mul(255).round()
 
 

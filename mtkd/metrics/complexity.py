@@ -47,6 +47,10 @@ def complexity(
 
     Raises:
         MtkdError: neither `lq_hw` nor a scale is known.
+
+    Example:
+        >>> complexity(nn.Conv2d(3, 4, 3, padding=1), (10, 20))
+        Complexity(params=112, macs=21600)
     """
     if lq_hw is None:
         scale = scale if scale is not None else getattr(net, "scale", None)

@@ -26,6 +26,11 @@ def psnr(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = Fal
 
     Raises:
         MtkdError: shapes differ or are no images, or nothing is left after the crop.
+
+    Example:
+        >>> gt = torch.full((1, 3, 16, 16), 100 / 255)
+        >>> psnr(gt + 1 / 255, gt, crop_border=2)  # one level of 8 bits
+        tensor([48.1308], dtype=torch.float64)
     """
     sr, gt = compared(sr, gt, crop_border=crop_border, test_y_channel=test_y_channel)
     mse = (sr - gt).square().mean(dim=(1, 2, 3))

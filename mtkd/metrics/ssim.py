@@ -32,6 +32,11 @@ def ssim(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = Fal
 
     Raises:
         MtkdError: shapes differ or are no images, or less than 11x11 pixels are left after the crop.
+
+    Example:
+        >>> gt = torch.rand(2, 3, 16, 16)
+        >>> ssim(gt, gt, crop_border=2, test_y_channel=True)
+        tensor([1., 1.], dtype=torch.float64)
     """
     height, width = sr.shape[-2:]
     sr, gt = compared(sr, gt, crop_border=crop_border, test_y_channel=test_y_channel)

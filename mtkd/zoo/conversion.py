@@ -34,6 +34,20 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
 
     Raises:
         MtkdError: the weights cannot be had, or the file does not say which network it holds.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mtkd import zoo
+        >>> from mtkd.archs.edsr import EDSR
+        >>> arguments = {"num_feat": 8, "num_block": 2, "upscale": 2}
+        >>> net = EDSR(**arguments)
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "edsr.safetensors")
+        ...     zoo.write_safetensors(file, net.state_dict(), {"arch": {"type": "EDSR", "args": arguments}})
+        ...     again = zoo.build(file)
+        >>> again.scale, torch.equal(again.conv_first.weight, net.conv_first.weight)
+        (2, True)
     """
     spec = str(name_or_file)
     path = cache.resolve(f"zoo:{spec}" if spec in ENTRIES else spec, weights_dir=weights_dir)

@@ -138,6 +138,7 @@ def test_channels_last_gives_the_same(name: str) -> None:
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_arch
 def test_compiles_to_one_graph_with_the_same_output_and_gradient(name: str) -> None:
     """Of fixed size first, of symbolic size at the second call."""

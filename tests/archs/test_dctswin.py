@@ -151,6 +151,7 @@ def test_first_step_moves_the_last_convolution_and_the_second_all_else():
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_it_learns_which_teacher_to_trust():
     torch.manual_seed(0)
     gt = F.interpolate(torch.rand(2, 3, 8, 8), scale_factor=4, mode="bicubic")
@@ -242,6 +243,7 @@ def test_an_image_gives_the_same_alone_and_in_a_batch(dct):
     torch.testing.assert_close(net(images), one_by_one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dct", [True, False])
 def test_channels_last_and_a_whole_graph_give_the_same(dct):
     net = tiny(awake=True, dct=dct)

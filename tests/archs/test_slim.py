@@ -52,6 +52,7 @@ def test_published_sizes_of_slim_edsr(width: float, parameters: int) -> None:
     assert count(narrowed(net, width)) == parameters
 
 
+@pytest.mark.slow
 def test_size_of_slim_rcan() -> None:
     """3.9M in the figure of CSD's paper."""
     with torch.device("meta"):

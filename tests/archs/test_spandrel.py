@@ -20,6 +20,8 @@ from mtkd.contracts import MtkdError
 from mtkd.engine import build
 from mtkd.methods.base import tapped
 
+pytestmark = pytest.mark.slow
+
 SWINIR = {
     "upscale": 2,
     "img_size": 16,

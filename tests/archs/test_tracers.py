@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mtkd.archs import blocks
 from tests.archs.test_arch_conformance import SMALL, build, every_arch, image
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(12, 8), (8, 8), (13, 11), (16, 24)]
 
 

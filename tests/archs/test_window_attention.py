@@ -122,6 +122,7 @@ def test_dropout_of_the_weights_acts_in_training_only() -> None:
     assert torch.allclose(net.eval()(x, mask), by_formula(net, x, mask), atol=1e-4)
 
 
+@pytest.mark.slow
 @masks
 def test_a_compiler_sees_one_graph_with_the_same_result(masked: bool) -> None:
     net, (x, mask) = attention(), windows(masked)

@@ -18,6 +18,8 @@ from mtkd.data.images import read_image, write_image
 from mtkd.data.resize import bicubic_lq
 from tests.helpers import photo
 
+pytestmark = pytest.mark.slow
+
 FILES = Path(__file__).parent / "options"
 SMALL = {
     "MSRResNet": ["num_feat=4", "num_block=1"],

@@ -14,6 +14,8 @@ from mtkd.engine import train as train_module
 from mtkd.engine.train import train
 from tests.engine.runs import STUDENT, make_images, run_options
 
+pytestmark = pytest.mark.slow
+
 TRAIN: dict[str, Any] = {
     "ema_decay": 0.9,
     "optim_g": {"type": "Adam", "lr": 1e-3, "weight_decay": 0, "betas": [0.9, 0.99]},

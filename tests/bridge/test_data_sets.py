@@ -22,6 +22,8 @@ from mtkd.engine.targets import open_training_images
 from mtkd.engine.train import train
 from tests.engine.runs import make_images, run_options
 
+pytestmark = pytest.mark.slow
+
 TOY = "tests.bridge.test_data_sets:Toy"
 
 

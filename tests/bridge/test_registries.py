@@ -20,6 +20,8 @@ from mtkd.data.images import read_image, write_image
 from tests.engine.runs import make_images, run_options
 from tests.helpers import photo
 
+pytestmark = pytest.mark.slow
+
 USER_MODULE = """
 import numpy as np
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY

@@ -18,6 +18,8 @@ from mtkd.engine.train import prepare, train
 from mtkd.methods.base import Frozen
 from tests.engine.runs import make_images, make_teachers, run_options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).parent / "options/train_edsr_m_x2.yml"
 
@@ -234,17 +236,6 @@ def test_weights_whose_host_has_gone_are_on_another_one_with_their_hash() -> Non
     for entry in gone:
         others = [source for source in entry.sources if "cv.snu.ac.kr" not in source.url]
         assert any(source.sha256 for source in others), entry.name
-
-
-@pytest.mark.parametrize(
-    "item",
-    [
-        "precision=bf16", "precision=fp16", "train:clip_grad_norm=1", "train:accumulate=2", "train:ema_decay=0.99",
-        "channels_last=false", "compile=true", "tf32=false", "train:optim_g:type=AdamW", "val:tile:tile_size=64",
-    ],
-)  # fmt: skip
-def test_what_later_frameworks_added_is_an_option(item: str) -> None:
-    assert load_options(FILE, force=[item]).model_dump() != load_options(FILE).model_dump()
 
 
 def test_a_step_with_all_of_it_on_the_cpu_is_finite(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from mtkd import catalog, yaml_loader
 from mtkd.config import load_options
 from mtkd.config.json_schema import json_schema
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "options").rglob("*.yml"))
 RECIPES = [path for path in FILES if path.relative_to(ROOT / "options").parts[0] in ("train", "test")]
@@ -158,6 +160,7 @@ PARAMETERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_networks_have_their_published_sizes(name: str) -> None:
     network = load_options(ROOT / f"options/test/{name}_x4.yml").network_g

@@ -159,6 +159,7 @@ def test_depth_is_counted_through_aliases() -> None:
         yaml_loader.parse("\n".join(rows), "f.yml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

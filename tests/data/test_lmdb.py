@@ -14,6 +14,8 @@ from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import open_training_set
 
+pytestmark = pytest.mark.slow
+
 LMDB = {"type": "lmdb"}
 
 

@@ -132,6 +132,7 @@ def test_wrong_kinds_of_image_and_scale_are_refused(image, scale):
 needs_data = pytest.mark.skipif(shared_data() is None, reason="benchmark images are not here")
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("dataset", ["Set5", "Set14"])

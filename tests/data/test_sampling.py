@@ -12,6 +12,7 @@ from helpers import photo
 
 from mtkd.contracts import MtkdError
 from mtkd.data import residence, store
+from mtkd.data.crops import Crops
 from mtkd.data.residence import choose_residence
 from mtkd.data.sampling import CropSampler
 from mtkd.data.workers import made_ahead
@@ -124,6 +125,27 @@ def test_a_batch_depends_on_seed_iteration_and_rank_alone(stores):
     assert not same(in_order[0], in_order[5])
     assert not same(sampler(stores, seed=11).batch(0), in_order[0])
     assert not same(sampler(stores, rank=1, world_size=2).batch(0), in_order[0])
+
+
+# (k, rank, world_size) -> index, top, left, and the digits hflip vflip transpose of six samples with seed 10.
+GOLDEN = {
+    (0, 0, 1): ([3, 4, 0, 2, 1, 1], [6, 0, 0, 0, 0, 3], [1, 2, 0, 3, 1, 0], "100 101 100 101 100 100"),
+    (1000, 0, 1): ([2, 4, 0, 3, 1, 1], [0, 1, 0, 7, 4, 3], [7, 2, 0, 0, 1, 1], "011 111 001 100 001 010"),
+    (1000, 1, 2): ([4, 3, 2, 0, 3, 1], [0, 1, 0, 0, 7, 2], [2, 4, 5, 0, 3, 0], "010 111 111 010 111 001"),
+}
+
+
+@pytest.mark.parametrize(("k", "rank", "world_size"), GOLDEN)
+def test_batches_are_those_of_every_version_before(stores, k, rank, world_size):
+    """Other numbers here mean that runs which were begun before can no longer be resumed, or repeated."""
+    crops = Crops(
+        [stores["lq"]], [1], batch_size=6, use_hflip=True, use_rot=True, seed=10, rank=rank, world_size=world_size
+    )
+    draw = crops.draw(k, SIDE // SCALE)
+    turned = zip(draw.hflip, draw.vflip, draw.transpose, strict=True)
+    digits = " ".join("".join(str(int(bit)) for bit in bits) for bits in turned)
+    found = (draw.index.tolist(), draw.top.tolist(), draw.left.tolist(), digits)
+    assert found == GOLDEN[k, rank, world_size]
 
 
 @pytest.mark.parametrize("batch_size, world_size", [(1, 1), (4, 1), (2, 3), (3, 4)])

@@ -19,6 +19,8 @@ from mtkd.methods.base import Frozen, tapped
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.methods.setups import batch, build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,8 @@ from mtkd.engine.train import step_seed, weighted_total
 from tests.engine import two_ranks
 from tests.engine.runs import make_images, make_teachers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

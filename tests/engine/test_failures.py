@@ -27,6 +27,8 @@ from mtkd.metrics.psnr import psnr
 from tests.engine.runs import make_images, run_options
 from tests.engine.test_preflight import PSNR, validated
 
+pytestmark = pytest.mark.slow
+
 failing: dict[str, Exception | int] = {}
 """What `Breaking` and `breaking` do next: `error`, raised when `after` more calls have been made."""
 

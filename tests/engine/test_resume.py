@@ -25,6 +25,8 @@ from mtkd.engine.train import Stopped, train
 from tests.engine.runs import make_images, make_teachers, run_options
 from tests.helpers import photo
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"total_iter": 4}
 
 
@@ -123,6 +125,20 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
     again = torch.load(ran / "models/net_g_4.pth", weights_only=True)
     latest = torch.load(ran / "models/net_g_latest.pth", weights_only=True)
     assert all(torch.equal(value, latest["params"][name]) for name, value in again["params"].items())
+
+
+def test_a_state_without_its_weights_is_passed_over(tmp_path: Path, images: Path, ran: Path) -> None:
+    from mtkd.engine.checkpoint import RunFolder
+    from mtkd.engine.resume import state_to_resume
+
+    (ran / "models/net_g_4.pth").unlink()
+    state, (notice,) = state_to_resume(run_options(tmp_path, images=images), RunFolder(ran), auto_resume=True)
+    assert state == ran / "training_states/2.state"
+    assert "iteration 4 is not whole" in notice and "net_g_4.pth: it does not exist" in notice
+    named = {"experiments_root": str(tmp_path / "other"), "resume_state": str(ran / "training_states/4.state")}
+    with pytest.raises(MtkdError, match=r"net_g_4\.pth.*does not exist"):
+        train(run_options(tmp_path, images=images, name="other", path=named))
+    assert not (tmp_path / "other/other").exists()
 
 
 def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path: Path, images: Path, ran: Path) -> None:

@@ -29,6 +29,8 @@ from mtkd.engine.tiling import self_ensemble
 from mtkd.engine.train import train
 from tests.engine.runs import make_images, make_teachers, run_options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -113,6 +113,7 @@ def test_self_ensemble_undoes_every_turn() -> None:
         torch.testing.assert_close(self_ensemble(net, lq), turned)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_by_the_tensors_that_live_at_once() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.ReLU())
     with torch.no_grad():

@@ -24,6 +24,8 @@ from mtkd.engine.session import Session
 from mtkd.engine.train import Stopped, train
 from tests.engine.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
+pytestmark = pytest.mark.slow
+
 CONSTANT = {"type": "MultiStepLR", "milestones": [1000]}
 VAL = {
     "val_freq": 4,

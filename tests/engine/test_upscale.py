@@ -148,6 +148,7 @@ def test_transparency_depth_profile_and_grey_come_out_enlarged(tmp_path: Path) -
     assert said == [f"{tmp_path / 'in/alpha.png'}: not kept: transparency, which .jpg does not keep: write a .png."]
 
 
+@pytest.mark.slow
 def test_a_large_image_takes_a_bounded_share_of_memory(tmp_path: Path) -> None:
     script = """
 import resource, sys, torch
@@ -185,6 +186,7 @@ def test_tiles_and_self_ensemble_of_one_image(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "x8.png"), expected)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(tmp_path / "in", 2)
     net, said = small_net(), []

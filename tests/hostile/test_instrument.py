@@ -18,7 +18,7 @@ from tests.hostile import sandbox, soak
 from tests.hostile.cases import Case, Outcome, judge, keep, load
 from tests.hostile.kills import compare
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, pidfds and /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, pidfds and /proc")]
 
 
 def misbehave(facts: Mapping[str, Any]) -> None:

@@ -70,6 +70,7 @@ def test_penalty_asks_the_critic_between_real_and_fake() -> None:
     assert len(share[:, 0].unique()) == 3
 
 
+@pytest.mark.slow
 def test_penalty_gradient_of_the_critic_agrees_with_finite_differences() -> None:
     critic, (real, fake) = _critic(), _images(2)
     names, values = zip(*critic.named_parameters(), strict=True)

@@ -91,6 +91,7 @@ class _LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_negatives() -> None:
     anchor = ANCHOR.float().requires_grad_()
     positive, negatives = POSITIVE.float(), torch.randn(100, 2, 3, 4, 4)

@@ -51,6 +51,7 @@ def differences(device: str) -> list[tuple[str, float, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_interpreted_it_equals_the_plain_path() -> None:
     pytest.importorskip("triton")
     # In a process of its own: whether kernels are interpreted is decided when they are defined.

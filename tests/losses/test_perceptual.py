@@ -37,6 +37,7 @@ def test_layers_stand_where_torchvision_has_them() -> None:
     assert len(LAYERS) == 37
 
 
+@pytest.mark.slow
 def test_taps_are_torchvisions_vgg19() -> None:
     vgg = pytest.importorskip("torchvision.models.vgg")
     theirs = vgg.make_layers(vgg.cfgs["E"]).eval()
@@ -199,6 +200,7 @@ def test_half_precision_images_are_compared_in_float32() -> None:
     assert half.grad is not None and half.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_works_after_a_first_call_under_inference_mode_and_compiled() -> None:
     loss = PerceptualLoss(weights="random", layer_weights={"relu2_1": 1.0})

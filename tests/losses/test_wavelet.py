@@ -126,6 +126,7 @@ def test_every_criterion_is_zero_with_zero_gradient_at_equality(wavelet: str, cr
     assert not sr.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["l1", "charbonnier", "mse"])
 @pytest.mark.parametrize("wavelet", ["haar", "db2"])
 def test_gradient_agrees_with_finite_differences_on_odd_sizes(wavelet: str, criterion: str) -> None:

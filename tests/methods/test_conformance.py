@@ -123,6 +123,7 @@ def test_batch_is_not_changed_in_place(name: str) -> None:
         assert torch.equal(value, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_resume_is_bit_exact(name: str) -> None:
     straight = build(name)

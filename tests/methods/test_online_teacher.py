@@ -56,6 +56,15 @@ def test_tail_runs_once_for_both_and_is_the_students(make: Callable[[], nn.Modul
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
+def test_a_teacher_that_is_better_by_the_margin_exactly_is_not_taken() -> None:
+    gt = torch.zeros(1, 3, 1, 3)
+    # Errors of 0.5 against 0.25: a quarter in three representable numbers, so that the tie is exact.
+    sr, teacher_sr = torch.full_like(gt, 0.5), torch.full_like(gt, 0.25)
+    teacher_sr[..., 1] -= 2**-20
+    teacher_sr[..., 2] += 2**-20
+    assert improvement_mask(sr, teacher_sr, gt, margin=0.25).tolist() == [[[[0.0, 1.0, 0.0]]]]
+
+
 def test_trying_out_the_tail_leaves_the_network_and_the_random_state_alone() -> None:
     net = swinir().train()
     net.norm.eval()

@@ -65,6 +65,7 @@ def test_the_critic_comes_as_a_whole(kept: list[str]) -> None:
         structured({"pixel": {}, **{name: {} for name in kept}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", ["teacher", "gt"])
 def test_the_critic_learns_what_is_real(real: str) -> None:
     method = structured(ADVERSARIAL, real=real)

@@ -11,6 +11,8 @@ from zoo.official import edsr_shapes, filled, run_edsr
 
 from mtkd.zoo import build, conversion, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(os.environ.get("MTKD_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 
 
