@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,7 @@ def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
             "path.pretrain_network_g."
         )
     lines = compare(state.get("run"), session.record, path)
+    _keep_later_weights(session.folder, state.get("run"), session.record, done)
     _restore_own(method, state.get("method", {}), path, session.options.model_type)
     if len(state["optimizers"]) != len(session.optimizers):
         raise MtkdError(
@@ -224,6 +226,26 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
     if then.get("world_size") != now["world_size"]:
         changed.append(told("the number of processes", then.get("world_size"), now["world_size"]))
     return [f"Changed since the checkpoint: {_few(changed)}."] if changed else []
+
+
+def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: Mapping[str, Any], done: int) -> None:
+    """Raise an error where weights of later iterations lie in the run's own folder without their states and would be
+    made anew by another training: by the same one they become what they are.
+    """
+    before, after = (then or {}).get("options", {}), now["options"]
+    differing = [key for key in {*before, *after} if key.startswith("train.") and before.get(key) != after.get(key)]
+    differing = sorted(key for key in differing if key != "train.total_iter")
+    if then is None or not differing:
+        return
+    found = re.compile(r"net_g_(\d+)\.pth")
+    files = folder.models.iterdir() if folder.models.is_dir() else ()
+    steps = sorted(int(match[1]) for file in files if (match := found.fullmatch(file.name)))
+    if whole := [folder.model(step).name for step in steps if step > done and damage(folder.model(step)) is None]:
+        raise MtkdError(
+            f"{folder.models} holds {_few(whole)}, of later iterations than {done}.state, and {_few(differing)} "
+            "changed since: going on would put other weights in their place. Remove them, give the old values back, "
+            f"{_NEW_RUN}."
+        )
 
 
 def _batch(run: Mapping[str, Any]) -> Any:

@@ -141,6 +141,22 @@ def test_a_state_without_its_weights_is_passed_over(tmp_path: Path, images: Path
     assert not (tmp_path / "other/other").exists()
 
 
+def test_later_weights_without_states_are_made_anew_by_the_same_training_alone(
+    tmp_path: Path, images: Path, ran: Path
+) -> None:
+    (ran / "training_states/4.state").unlink()
+    later = ran / "models/net_g_4.pth"
+    before = torch.load(later, weights_only=True)["params"]
+    other = {**SHORT, "optim_g": {"type": "Adam", "lr": 0.01}}
+    with pytest.raises(
+        MtkdError, match=r"net_g_4\.pth, of later iterations than 2\.state, and train.optim_g.lr changed"
+    ):
+        train(run_options(tmp_path, images=images, train=other), auto_resume=True)
+    train(run_options(tmp_path, images=images, train=SHORT), auto_resume=True)
+    again = torch.load(later, weights_only=True)["params"]
+    assert all(torch.equal(again[name], value) for name, value in before.items())
+
+
 def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path: Path, images: Path, ran: Path) -> None:
     for file in ran.glob("training_states/*"):
         file.write_bytes(b"PK")
