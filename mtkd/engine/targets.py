@@ -121,7 +121,7 @@ def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
 def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """(place, stored value, value here) wherever two trees of plain values differ."""
     if (where == "teachers" or where.endswith(".teachers")) and _are_members(stored) and _are_members(here):
-        stored, here = ({member["name"]: member for member in part or ()} for part in (stored, here))
+        stored, here = ({str(member["name"]): member for member in part or ()} for part in (stored, here))
         if list(stored) != list(here):
             return [(where, ", ".join(stored) or "none", ", ".join(here) or "none")]
     if not isinstance(stored, dict) or not isinstance(here, dict):

@@ -392,7 +392,9 @@ def test_a_damaged_store_or_shard_is_named_and_not_used(tmp_path: Path) -> None:
             use()
 
 
-@pytest.mark.parametrize("facts", [{}, {"fingerprint": 7}, {"fingerprint": {"teachers": [1]}}])
+@pytest.mark.parametrize(
+    "facts", [{}, {"fingerprint": 7}, {"fingerprint": {"teachers": [1]}}, {"fingerprint": {"teachers": [{"name": 1}]}}]
+)
 def test_a_store_that_says_something_else_about_itself_is_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
     make_images(tmp_path / "images")
     options = run_options(tmp_path, **settings(tmp_path, target_store=str(tmp_path / "targets")))

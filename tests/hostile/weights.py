@@ -213,7 +213,7 @@ def tensors_like(tensor: torch.Tensor) -> dict[str, Callable[[], Any]]:
         "empty": lambda: tensor[:0],
         "scalar": lambda: tensor.flatten()[0],
         "flat": lambda: tensor.flatten(),
-        "wider": lambda: torch.stack([tensor, tensor]).flatten(0, min(1, tensor.dim())),
+        "wider": lambda: torch.cat([tensor, tensor]),
         "turned": lambda: tensor.transpose(0, -1) if tensor.dim() > 1 else tensor.flip(0),
         "expanded": lambda: tensor.flatten()[:1].expand(10**9),
         "overlapping": lambda: torch.as_strided(tensor.contiguous(), tensor.shape, [0] * tensor.dim()),
