@@ -32,7 +32,26 @@ _DATA_KEYS = (
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of training and test files."""
+    """JSON schema (draft 2020-12) of training and test files; one that stands on a base may leave out anything."""
+    whole = _whole()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mtkd option file",
+        "if": {"required": ["base"]},
+        "then": _without_required(whole),
+        "else": whole,
+    }
+
+
+def _without_required(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_required(item) for item in schema]
+    if isinstance(schema, dict):
+        return {key: _without_required(value) for key, value in schema.items() if key != "required"}
+    return schema
+
+
+def _whole() -> dict[str, Any]:
     network = _named("arch", "network of the catalog or of BasicSR's registry, with its constructor's arguments")
     teacher = {
         "type": "object",
@@ -49,7 +68,10 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     top = _section(Head, about="an option file of mtkd: one training run, or one test")
+    top["required"].remove("scale")
+    top["properties"]["scale"]["description"] += "; required, here or as `--scale N`"
     top["properties"] |= {
+        "base": _text("file that this one stands on; the path starts at the folder of this file"),
         "datasets": {
             "type": "object",
             "description": "images: `train` and any number of `val` sets to train, `test` sets to test",
@@ -74,8 +96,8 @@ def json_schema() -> dict[str, Any]:
         "logger": _logger(),
         **_taken_over("dist_params", "find_unused_parameters"),
     }
-    top["required"] = [*top.get("required", []), "datasets", "network_g"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mtkd option file", **top}
+    top["required"] = [*top["required"], "datasets", "network_g"]
+    return top
 
 
 def _section(model: type[Section], ignored: tuple[str, ...] = (), *, about: str) -> dict[str, Any]:
@@ -220,6 +242,17 @@ once, `mtkd config diff A B` shows what differs between two. `options/schema.jso
 editors: a file whose first line is `# yaml-language-server: $schema=PATH/schema.json` is checked and completed as you
 type. The files under `options/` begin so.
 
+`base: FILE` names a file that this one stands on (its path starts at the folder of the file that names it, and it has
+no base of its own). Mappings are merged key by key; lists and single values take the place of the base's, and so does a
+mapping with another `type`, whose keys are others. `~` takes away what the base says, but for `train.X_opt: ~` and
+`param_key: ~`, which mean something themselves. The order of teachers is the base's. Problems name the file and line
+where the value stands.
+
+`{scale}` in a text is the number of `scale`, which `--scale N` of every command sets: `name: EDSR_x{scale}`. A text
+that is `'{scale}'` alone becomes the number. Other braces stay what they are. `mtkd config show FILE --scale N` prints
+the file with all of that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the
+same.
+
 A key marked "ignored" belongs to BasicSR and has no effect here; the log says so in one line. A key that stands in
 no table below is an error. `type: X` takes further keys: the arguments of X.
 """
@@ -227,8 +260,7 @@ no table below is an error. `type: X` takes further keys: the arguments of X.
 
 def page() -> str:
     """The page docs/options.md."""
-    schema = json_schema()
-    sections: list[tuple[str, dict[str, Any]]] = [("", schema)]
+    sections: list[tuple[str, dict[str, Any]]] = [("", _whole())]
     lines = [INTRODUCTION]
     while sections:
         name, section = sections.pop(0)

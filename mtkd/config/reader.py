@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mtkd import catalog, yaml_loader
-from mtkd.config import messages, trial
+from mtkd.config import layers, messages, trial
 from mtkd.config.messages import shown
 from mtkd.config.schema import (
     FORCE,
@@ -86,15 +86,17 @@ def load_options(
     path: str | Path,
     *,
     force: Sequence[str] = (),
+    scale: int | None = None,
     debug: bool = False,
     check: bool = True,
     kind: Kind | None = None,
 ) -> Options:
-    """Options of the YAML file at `path`.
+    """Options of the YAML file at `path`, laid over its `base`, with the scale in place of `{scale}`.
 
     Args:
         path: a file in the dialect of `mtkd.yaml_loader`.
         force: `a:b=VALUE` items that replace or add values, VALUE in YAML (BasicSR's `--force_yml`).
+        scale: the same as the item `scale=N`, after the others.
         debug: BasicSR's debug run: `debug_` before the name, validation and checkpoints every 8 iterations, a line per
             iteration, no TensorBoard or wandb. A name that holds "debug" means the same.
         check: look names up in the catalog and check arguments against the signatures found; without it only the
@@ -104,7 +106,8 @@ def load_options(
     Raises:
         OptionError: lists everything that is wrong. Missing files are not looked for: see `check_paths`.
     """
-    return _Reader(yaml_loader.load(path), force, debug=debug, check=check).options(kind)
+    force = force if scale is None else [*force, f"scale={scale}"]
+    return _Reader(layers.load(path), force, debug=debug, check=check).options(kind)
 
 
 def make_options(data: Mapping[str, Any], *, file: str = "options", debug: bool = False, check: bool = True) -> Options:
@@ -128,9 +131,10 @@ class _Reader:
         if not isinstance(document.data, dict):
             raise OptionError([Problem(document.file, None, "", "an option file is a mapping, `key: value` lines.")])
         self.data: dict[str, Any] = document.data
-        self.origin = Origin(document.file, document.lines)
+        self.origin = Origin(document.file, document.lines, files=document.files)
         forced = [path for item in force if (path := self.apply_force(item)) is not None]
-        self.origin = Origin(document.file, document.lines, frozenset(forced))
+        self.origin = Origin(document.file, document.lines, frozenset(forced), document.files)
+        self.apply_scale()
         self.scale: int | None = None
         self.model_type: Any = None
         self.method: Any = None
@@ -176,7 +180,16 @@ class _Reader:
         if self.problems:
             order = {id(problem): index for index, problem in enumerate(self.problems)}
             raise OptionError(
-                sorted(self.problems, key=lambda p: (p.file == FORCE, p.line is None, p.line or 0, order[id(p)]))
+                sorted(
+                    self.problems,
+                    key=lambda p: (
+                        p.file == FORCE,
+                        p.file != self.document.file,
+                        p.line is None,
+                        p.line or 0,
+                        order[id(p)],
+                    ),
+                )
             )
         assert head is not None
         notices = [f"{', '.join(keys)} ignored: {TAKEN_OVER[name]}." for name, keys in self.taken_over.items()]
@@ -224,6 +237,16 @@ class _Reader:
                 return None
         target[path[-1]] = value
         return path
+
+    def apply_scale(self) -> None:
+        if not layers.holds_scale(self.data):
+            return
+        scale = whole(self.data.get("scale"))
+        if scale is None:
+            message = f"required, and missing: {layers.SCALE} stands in this file. Add --scale N, or `scale: N`."
+            raise OptionError([self.origin.problem(("scale",), message)])
+        if isinstance(scale, int) and not isinstance(scale, bool):
+            self.data = layers.with_scale(self.data, scale)
 
     def apply_debug(self, debug: bool) -> None:
         name = self.data.get("name")
@@ -282,6 +305,8 @@ class _Reader:
         valid = _keys(Options)
         if key in _TAKEN_OVER_AT_TOP:
             self.take_over((key,))
+        elif key == layers.BASE:
+            self.problem((key,), "has no effect here: only an option file, in itself, says on which one it stands.")
         elif key not in valid:
             self.unknown((key,), valid)
         else:
