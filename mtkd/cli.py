@@ -479,7 +479,7 @@ _TEACHERS = {
 def _list(args: argparse.Namespace) -> int:
     import inspect
 
-    from mtkd import catalog
+    from mtkd import catalog, variants
 
     kind = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}[
         args.what
@@ -487,6 +487,9 @@ def _list(args: argparse.Namespace) -> int:
     for name in catalog.names(kind):  # pyright: ignore[reportArgumentType]
         found = catalog.get(kind, name)  # pyright: ignore[reportArgumentType]
         print(f"{name}: {(inspect.getdoc(found) or '').splitlines()[0]}")
+        for variant in variants.of_arch(name) if kind == "arch" else ():
+            arguments = ", ".join(f"{key}: {value}" for key, value in variants.VARIANTS[variant][1].items())
+            print(f"    {variant}: {{{arguments}}}")
         if kind == "method":
             if found.paper:
                 print(f"    from {found.paper}")

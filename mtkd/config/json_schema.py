@@ -52,7 +52,8 @@ def _without_required(schema: Any) -> Any:
 
 
 def _whole() -> dict[str, Any]:
-    network = _named("arch", "network of the catalog or of BasicSR's registry, with its constructor's arguments")
+    network = _named("arch", "a name of `mtkd list archs`, or a network with its constructor's arguments")
+    network["type"] = ["string", "object"]
     teacher = {
         "type": "object",
         "description": "a frozen network with its weights",
@@ -252,6 +253,9 @@ where the value stands.
 that is `'{scale}'` alone becomes the number. Other braces stay what they are. `mtkd config show FILE --scale N` prints
 the file with all of that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the
 same.
+
+Networks of known sizes have names, `network_g: edsr_m`, wherever a network stands; `mtkd list archs` shows them with
+what they mean. `{type: ARCH, ...}` writes any network out.
 
 A key marked "ignored" belongs to BasicSR and has no effect here; the log says so in one line. A key that stands in
 no table below is an error. `type: X` takes further keys: the arguments of X.

@@ -54,6 +54,7 @@ from mtkd.config.signatures import (
 from mtkd.contracts import MtkdError
 from mtkd.given import check_readable, errors_of
 from mtkd.given import path as given_path
+from mtkd.variants import variant
 from mtkd.yaml_loader import PROBLEMS_SHOWN, Document, KeyPath, OptionError, Problem, is_text, key_text
 
 _IMAGE_ARGUMENTS = frozenset({"sr", "gt", "img", "img2", "target"})
@@ -508,6 +509,12 @@ class _Reader:
         return None
 
     def network(self, data: Any, path: KeyPath, *, num_teachers: int | None = None) -> NetworkOptions:
+        if isinstance(data, str):
+            try:
+                data = variant(data)
+            except MtkdError as error:
+                self.problem(path, str(error))
+                return _NO_NETWORK
         if (found := self.typed(data, path)) is None:
             return _NO_NETWORK
         name, args = found
