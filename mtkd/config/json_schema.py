@@ -55,17 +55,17 @@ def _whole() -> dict[str, Any]:
     network = _named("arch", "a name of `mtkd list archs`, or a network with its constructor's arguments")
     network["type"] = ["string", "object"]
     teacher = {
-        "type": "object",
-        "description": "a frozen network with its weights",
+        "type": ["string", "object"],
+        "description": "a frozen network with its weights; a file or `zoo:NAME` alone, where these say what they are",
         "properties": {
-            "network": network,
+            "network": {**network, "description": f"{network['description']}; without it, what the weights are of"},
             "pretrain": _text("weights: a file or `zoo:NAME`"),
             "param_key": {
                 **_nullable("entry of the file that holds the weights, as `path.param_key_g`"),
                 "default": "auto",
             },
         },
-        "required": ["network", "pretrain"],
+        "required": ["pretrain"],
         "additionalProperties": False,
     }
     top = _section(Head, about="an option file of mtkd: one training run, or one test")
@@ -85,9 +85,10 @@ def _whole() -> dict[str, Any]:
         "network_g": {**network, "description": f"the student, or what is tested: {network['description']}"},
         "teachers": {"type": "object", "description": "teachers by name", "additionalProperties": teacher},
         "fusion": {
-            "anyOf": [{"const": "mean"}, teacher, {"type": "null"}],
+            **teacher,
+            "type": ["string", "object", "null"],
             "description": "how several teachers become one: `mean` of their images, or a fusion network (MTKD stage "
-            "1) with its weights",
+            "1) with its weights, given as a teacher is",
         },
         "target_store": _nullable("store of teacher images made by `mtkd teach`, used instead of the teachers"),
         "method": {"type": ["object", "null"], "description": "options of the method; see docs/methods.md"},
@@ -256,6 +257,12 @@ same.
 
 Networks of known sizes have names, `network_g: edsr_m`, wherever a network stands; `mtkd list archs` shows them with
 what they mean. `{type: ARCH, ...}` writes any network out.
+
+Teachers and the fusion network need none of this where their weights say what they are:
+`teachers: {edsr: zoo:edsr_l_x4, rcan: rcan.pth}`, `fusion: experiments/MTKD_fusion_x4/models/net_g_latest.pth`. Those
+are the zoo's, all that mtkd writes, EDSR, RCAN and SwinIR in the authors' or BasicSR's naming (what no tensor shows,
+such as `res_scale`, is assumed and said in one line), and what spandrel knows, where it is installed. A file need not
+be there when its option file is checked without `--data`.
 
 A key marked "ignored" belongs to BasicSR and has no effect here; the log says so in one line. A key that stands in
 no table below is an error. `type: X` takes further keys: the arguments of X.

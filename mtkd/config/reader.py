@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from mtkd import catalog, yaml_loader
+from mtkd import catalog, yaml_loader, zoo
 from mtkd.config import layers, messages, trial
 from mtkd.config.messages import shown
 from mtkd.config.schema import (
@@ -547,8 +547,10 @@ class _Reader:
             path = ("teachers", name)
             if "." in name or hasattr(nn.ModuleDict(), name) or not name:
                 self.problem(path, "cannot be a teacher's name; use letters, digits and _, and no name of a method.")
+            if isinstance(value, str):
+                value = {"pretrain": value}
             if isinstance(value, dict):
-                value = {**value, "network": self.network(value.get("network"), (*path, "network"))}
+                value = {**value, "network": self.network_of_weights(value, path)}
             if teacher := self.section(TeacherOptions, value, path):
                 teachers[name] = teacher
         return teachers
@@ -556,11 +558,46 @@ class _Reader:
     def fusion(self, data: Any) -> Literal["mean"] | FusionOptions | None:
         if data is None or data == "mean":
             return data
+        if isinstance(data, str) and not _is_no_file(data):
+            data = {"pretrain": data}
         if not isinstance(data, dict):
-            self.problem(("fusion",), f"must be `mean` or {{network: ..., pretrain: ...}}, found {shown(data)}.")
+            self.problem(
+                ("fusion",),
+                f"must be `mean` or weights, a file or {{network: ..., pretrain: ...}}, found {shown(data)}.",
+            )
             return None
-        network = self.network(data.get("network"), ("fusion", "network"), num_teachers=self.num_teachers)
+        network = self.network_of_weights(data, ("fusion",), num_teachers=self.num_teachers)
         return self.section(FusionOptions, {**data, "network": network}, ("fusion",))
+
+    def network_of_weights(
+        self, data: dict[str, Any], path: KeyPath, *, num_teachers: int | None = None
+    ) -> NetworkOptions | None:
+        """`network`, or what `pretrain` says it is; None where it cannot say so yet, or after reporting why."""
+        if data.get("network") is not None:
+            return self.network(data["network"], (*path, "network"), num_teachers=num_teachers)
+        source = data.get("pretrain")
+        if not isinstance(source, str) or not self.check:
+            return None
+        try:
+            place = given_path(source)
+            check_readable(place)
+        except MtkdError:
+            return None  # the section says what is wrong with it
+        if not source.startswith("zoo:") and not os.path.exists(place):
+            return None  # `check_paths` says so
+        try:
+            found = zoo.describe(
+                source if source.startswith("zoo:") else str(place), key=data.get("param_key", "auto") or "auto"
+            )
+        except MtkdError as error:
+            self.problem((*path, "pretrain"), str(error))
+            return None
+        if found.assumed:
+            assumed = ", ".join(f"{key} {value}" for key, value in found.assumed.items())
+            self.notices.append(
+                f"{key_text(path)}: by its tensors {source} is {found.type}; assumed, as no tensor shows it: {assumed}."
+            )
+        return self.network({"type": found.type, **found.args}, (*path, "network"), num_teachers=num_teachers)
 
     def metric(self, data: Any, path: KeyPath) -> dict[str, Any]:
         if (found := self.typed(data, path)) is None:
@@ -847,6 +884,11 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target).parameters
     except ValueError:  # written in C without a signature: anything may be right
         return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _is_no_file(text: str) -> bool:
+    """Whether `text` is rather a misspelt word than the path of weights that are not there yet."""
+    return text.isidentifier() and not os.path.exists(text)
 
 
 def _no_mapping(data: Any) -> str:

@@ -286,10 +286,11 @@ class TeacherOptions(Section):
     """One teacher.
 
     `pretrain` is a file or `zoo:NAME`; `param_key` is the file's entry that holds the weights, None when the file is a
-    bare state dict, "auto" to look for `params_ema` first and `params` next.
+    bare state dict, "auto" to look for `params_ema` first and `params` next. `network` is None only where the weights
+    are to say what they are and were not there when the options were read.
     """
 
-    network: NetworkOptions
+    network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
 
@@ -297,7 +298,7 @@ class TeacherOptions(Section):
 class FusionOptions(Section):
     """The network that makes one image of the teachers'; fields as in `TeacherOptions`."""
 
-    network: NetworkOptions
+    network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
 
