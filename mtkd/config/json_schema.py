@@ -126,6 +126,15 @@ def _data_set(model: type[Section], about: str) -> dict[str, Any]:
         "description": schema["properties"]["io_backend"]["description"],
         "properties": {"type": {"enum": ["disk", "lmdb"], "description": "files of images, or an lmdb folder"}},
     }
+    if model is TrainSetOptions:
+        number = schema["properties"]["gt_size"]
+        schema["properties"]["gt_size"] = {
+            "anyOf": [
+                {key: value for key, value in number.items() if key != "description"},
+                {"type": "object", "patternProperties": {"^x[0-9]+$": number}, "additionalProperties": False},
+            ],
+            "description": f"{number['description']}; for several scales `{{x2: 128, x3: 129, x4: 128}}`",
+        }
     # A class from outside has keys of its own.
     ours = {"required": schema.pop("required"), "propertyNames": {"enum": list(schema["properties"])}}
     del schema["additionalProperties"]
@@ -251,9 +260,9 @@ mapping with another `type`, whose keys are others. `~` takes away what the base
 where the value stands.
 
 `{scale}` in a text is the number of `scale`, which `--scale N` of every command sets: `name: EDSR_x{scale}`. A text
-that is `'{scale}'` alone becomes the number. Other braces stay what they are. `mtkd config show FILE --scale N` prints
-the file with all of that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the
-same.
+that is `'{scale}'` alone becomes the number. Other braces stay what they are. What is no text and depends on the scale
+is the crop size: `gt_size: {x2: 128, x3: 129, x4: 128}`. `mtkd config show FILE --scale N` prints the file with all of
+that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the same.
 
 Networks of known sizes have names, `network_g: edsr_m`, wherever a network stands; `mtkd list archs` shows them with
 what they mean. `{type: ARCH, ...}` writes any network out.

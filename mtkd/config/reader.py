@@ -447,6 +447,8 @@ class _Reader:
         for key, value in data.items():
             if key == "io_backend":
                 given[key] = self.io_backend(value, (*path, key))
+            elif key == "gt_size" and model is TrainSetOptions and isinstance(value, dict):
+                given[key] = self.of_scale(value, (*path, key))
             elif key == "color" and value not in (None, "rgb"):
                 self.problem((*path, key), f"{value!r} is not supported yet; images are RGB.")
             elif key in ("mean", "std") and value is not None:
@@ -462,6 +464,18 @@ class _Reader:
             else:
                 given[key] = value
         return self.section(model, given, path)
+
+    def of_scale(self, choices: dict[str, Any], path: KeyPath) -> Any:
+        """What `{x2: ..., x3: ..., x4: ...}` says for the scale of the run."""
+        for key in choices:
+            if not (key.startswith("x") and key[1:].isascii() and key[1:].isdecimal()):
+                self.problem((*path, key), "no scale; a number for each is written {x2: 128, x3: 129, x4: 128}.")
+        if self.scale is None:
+            return 1  # that there is none, or what is wrong with it, is reported
+        if f"x{self.scale}" not in choices:
+            self.problem(path, f"says nothing for x{self.scale}; it has {', '.join(choices) or 'nothing'}.")
+            return self.scale
+        return choices[f"x{self.scale}"]
 
     def io_backend(self, value: Any, path: KeyPath) -> dict[str, str] | None:
         """`{type: lmdb}`; None for files, or after reporting what is wrong."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtkd import yaml_loader
+from mtkd import catalog, yaml_loader
 from mtkd.cli import main
 from mtkd.config import Options, layers, load_options, resolved_yaml
 from mtkd.config.diff import flat
 from tests.config.samples import TEST, TRAIN, changed, only_problem, problems
 
+ROOT = Path(__file__).parents[2]
 BASE = yaml_loader.dump(changed(TRAIN, {}, ("name", "scale", "network_g")))
 RUN = """\
 base: ../base.yml
@@ -188,3 +190,87 @@ def test_a_test_file_stands_on_a_base_too(write: Any) -> None:
     top = RUN + "path: {pretrain_network_g: 'zoo:edsr_m_x{scale}'}\n"
     options = load_options(write(top, base=base), scale=3, kind="test")
     assert options.path.pretrain_network_g == "zoo:edsr_m_x3" and not options.is_train
+
+
+def test_crops_of_a_size_for_each_scale(write: Any) -> None:
+    sizes = "datasets: {train: {gt_size: {x2: 32, x3: 33}}}\n"
+    for scale, side in ((2, 32), (3, 33)):
+        images = load_options(write(RUN + sizes), scale=scale).datasets.train
+        assert images.gt_size == side  # pyright: ignore
+    problem = only_problem(load_options, write(RUN + sizes), scale=4)
+    assert problem.key == "datasets.train.gt_size" and "says nothing for x4; it has x2, x3" in problem.message
+    problem = only_problem(load_options, write(RUN + sizes.replace("x3: 33", "3x: 33")), scale=2)
+    assert problem.key == "datasets.train.gt_size.3x" and problem.line == 4
+    problem = only_problem(load_options, write(RUN + sizes.replace("33", "32")), scale=3)
+    assert problem.key == "datasets.train.gt_size" and "multiple of the scale 3" in problem.message
+
+
+DIV2K = """\
+datasets:
+  train:
+    name: DIV2K
+    type: PairedImageDataset
+    dataroot_gt: datasets/DIV2K/DIV2K_train_HR
+    dataroot_lq: datasets/DIV2K/DIV2K_train_LR_bicubic/X{scale}
+    filename_tmpl: '{}x{scale}'
+    gt_size: {x2: 128, x3: 129, x4: 128}
+    batch_size_per_gpu: 16
+  val:
+    name: DIV2K_valid
+    type: PairedImageDataset
+    dataroot_gt: datasets/DIV2K/DIV2K_valid_HR
+    dataroot_lq: datasets/DIV2K/DIV2K_valid_LR_bicubic/X{scale}
+    filename_tmpl: '{}x{scale}'
+train:
+  ema_decay: 0.999
+  optim_g: {type: Adam, lr: 2e-4, weight_decay: 0, betas: [0.9, 0.999]}
+  scheduler: {type: MultiStepLR, milestones: [250000, 400000, 450000, 475000], gamma: 0.5}
+  total_iter: 500000
+val:
+  val_freq: 5000
+  metrics:
+    psnr: {type: calculate_psnr, crop_border: '{scale}', test_y_channel: true}
+    ssim: {type: calculate_ssim, crop_border: '{scale}', test_y_channel: true}
+logger: {use_tb_logger: true}
+"""
+STUDENT_OF_THREE = """\
+base: ../base.yml
+name: MTKD_{NAME}_x{scale}_best
+model_type: MTKD
+manual_seed: 10
+network_g: {network}
+teachers: {edsr: 'zoo:edsr_l_x{scale}', swinir: 'zoo:swinir_m_df2k_x{scale}', rcan: 'zoo:rcan_x{scale}'}
+fusion: {network: dctswin, pretrain: 'experiments/MTKD_fusion_x{scale}/models/net_g_latest.pth'}
+target_store: experiments/targets/MTKD_fusion_x{scale}
+train:
+  pixel_opt: ~
+  spatial_opt: {}
+  target_opt: {wavelet: haar, levels: 1, criterion: charbonnier, eps: 0.02, band_weights: {ll: 0}}
+"""
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize(("name", "network"), [("EDSR_M", "edsr_m"), ("RCAN_lw", "rcan_lw"), ("SwinIR_S", "swinir_s")])
+def test_a_dozen_lines_are_a_published_recipe_at_every_scale(write: Any, name: str, network: str, scale: int) -> None:
+    short = STUDENT_OF_THREE.replace("{NAME}", name).replace("{network}", network)
+    short = load_options(write(short, base=DIV2K), scale=scale)
+    whole = load_options(ROOT / f"options/train/MTKD/stage2_{network}_x{scale}_best.yml", force=["num_gpu=auto"])
+    assert plain(short) == plain(whole)
+
+
+def plain(options: Options) -> Any:
+    """Everything the options say, the defaults of the networks' constructors included."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") in catalog.ARCHS:
+            bound = inspect.signature(catalog.get("arch", value["type"])).bind(
+                **{key: item for key, item in value.items() if key != "type"}
+            )
+            bound.apply_defaults()
+            value = {"type": value["type"], **bound.arguments}
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        return [walk(item) for item in value] if isinstance(value, list | tuple) else value
+
+    data = walk(options.model_dump())
+    return {**data, "order": list(options.teachers)}
