@@ -106,6 +106,7 @@ def load_options(
 
     Raises:
         OptionError: lists everything that is wrong. Missing files are not looked for: see `check_paths`.
+            Weights are read only where they are there and are to say themselves which network they are of.
     """
     force = force if scale is None else [*force, f"scale={scale}"]
     return _Reader(layers.load(path), force, debug=debug, check=check).options(kind)
