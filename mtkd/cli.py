@@ -31,6 +31,8 @@ def _run(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
     if hasattr(args, "launcher"):
         given.check_environment()
+    if getattr(args, "scale", None) is not None:
+        args.force_yml = [*args.force_yml, f"scale={args.scale}"]
     with _no_exit("The command"):
         if imports := getattr(args, "imports", ()):
             from mtkd import catalog
@@ -94,19 +96,31 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("files", nargs="+", type=given.path, metavar="FILE", help="option files, or folders of them")
     check.add_argument("--data", action="store_true", help="also check weights, data folders, pairs and image sizes")
-    _imports(check)
+    _changes(check)
     check.set_defaults(run=_check)
 
     config = _command(
-        commands, "config", "the grammar of option files, and what differs between two of them", "mtkd config diff A B"
+        commands,
+        "config",
+        "what option files may say, what one says in full, and what differs between two",
+        "mtkd config show X.yml --scale 3",
     )
     actions = config.add_subparsers(required=True, metavar="ACTION")
     schema = _command(actions, "schema", "print the JSON schema for editors", "mtkd config schema > schema.json")
     schema.set_defaults(run=_config_schema)
+    show = _command(
+        actions,
+        "show",
+        "print an option file with its base, its scale and every default written out; the print loads back equal",
+        "mtkd config show X.yml --scale 3",
+    )
+    show.add_argument("file", type=given.path, metavar="FILE")
+    _changes(show)
+    show.set_defaults(run=_config_show)
     diff = _command(actions, "diff", "compare two option files, defaults included", "mtkd config diff A.yml B.yml")
     diff.add_argument("first", type=given.path, metavar="A")
     diff.add_argument("second", type=given.path, metavar="B")
-    _imports(diff)
+    _changes(diff)
     diff.set_defaults(run=_config_diff)
 
     upscale = _command(
@@ -220,6 +234,9 @@ def _changes(command: argparse.ArgumentParser) -> None:
         metavar="a:b=c",
         help="change values of the option file, e.g. train:optim_g:lr=1e-4 scale=2",
     )
+    command.add_argument(
+        "--scale", type=_scale, metavar="N", help="the scale, also where the file says {scale}; as --force_yml scale=N"
+    )
     _imports(command)
 
 
@@ -246,6 +263,12 @@ def _launcher(command: argparse.ArgumentParser) -> None:
 
 def _weights(text: str) -> str:
     return text if text.startswith("zoo:") else str(given.path(text))
+
+
+def _scale(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 4 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number such as 2, 3 or 4, found {text[:60]!r}")
+    return int(text)
 
 
 def _pixels(text: str) -> int:
@@ -299,18 +322,19 @@ _PROBLEMS_SHOWN = 50
 
 def _check(args: argparse.Namespace) -> int:
     from mtkd.config import OptionError, load_options
+    from mtkd.config.layers import runs_among
 
     files: list[Path] = []
     for place in args.files:
         found = sorted([*place.rglob("*.yml"), *place.rglob("*.yaml")]) if place.is_dir() else [place]
         if not found:
             raise MtkdError(f"{place} holds no option files (*.yml).")
-        files += found
+        files += found if len(found) == 1 else runs_among(found)
     broken = 0
     for file in files:
         problems: list[Any] = []
         try:
-            options = load_options(file)
+            options = load_options(file, force=args.force_yml)
             if args.data:
                 from mtkd.engine.check import check_data
 
@@ -341,11 +365,21 @@ def _config_schema(args: argparse.Namespace) -> int:
     return 0
 
 
+def _config_show(args: argparse.Namespace) -> int:
+    from mtkd.config import load_options, resolved_yaml
+
+    options = load_options(args.file, force=args.force_yml)
+    for notice in options.notices:
+        print(f"# {notice}")
+    print(resolved_yaml(options), end="")
+    return 0
+
+
 def _config_diff(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
     from mtkd.config.diff import diff
 
-    lines = diff(load_options(args.first), load_options(args.second))
+    lines = diff(*(load_options(file, force=args.force_yml) for file in (args.first, args.second)))
     print("\n".join(lines) if lines else "The two describe the same run.")
     return 1 if lines else 0
 
@@ -445,7 +479,7 @@ _TEACHERS = {
 def _list(args: argparse.Namespace) -> int:
     import inspect
 
-    from mtkd import catalog
+    from mtkd import catalog, variants
 
     kind = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}[
         args.what
@@ -453,6 +487,9 @@ def _list(args: argparse.Namespace) -> int:
     for name in catalog.names(kind):  # pyright: ignore[reportArgumentType]
         found = catalog.get(kind, name)  # pyright: ignore[reportArgumentType]
         print(f"{name}: {(inspect.getdoc(found) or '').splitlines()[0]}")
+        for variant in variants.of_arch(name) if kind == "arch" else ():
+            arguments = ", ".join(f"{key}: {value}" for key, value in variants.VARIANTS[variant][1].items())
+            print(f"    {variant}: {{{arguments}}}")
         if kind == "method":
             if found.paper:
                 print(f"    from {found.paper}")

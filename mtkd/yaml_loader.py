@@ -67,11 +67,15 @@ class OptionError(MtkdError):
 
 @dataclass
 class Document:
-    """Plain values (dict, list, str, int, float, bool, None) and the line on which each key or list item stands."""
+    """Plain values (dict, list, str, int, float, bool, None) and the line on which each key or list item stands.
+
+    `files` names the file of those lines that are not in `file`.
+    """
 
     data: Any
     file: str
     lines: dict[KeyPath, int] = field(default_factory=dict)
+    files: dict[KeyPath, str] = field(default_factory=dict)
 
 
 def load(path: str | Path) -> Document:

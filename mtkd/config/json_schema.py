@@ -32,24 +32,47 @@ _DATA_KEYS = (
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of training and test files."""
-    network = _named("arch", "network of the catalog or of BasicSR's registry, with its constructor's arguments")
+    """JSON schema (draft 2020-12) of training and test files; one that stands on a base may leave out anything."""
+    whole = _whole()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mtkd option file",
+        "if": {"required": ["base"]},
+        "then": _without_required(whole),
+        "else": whole,
+    }
+
+
+def _without_required(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_required(item) for item in schema]
+    if isinstance(schema, dict):
+        return {key: _without_required(value) for key, value in schema.items() if key != "required"}
+    return schema
+
+
+def _whole() -> dict[str, Any]:
+    network = _named("arch", "a name of `mtkd list archs`, or a network with its constructor's arguments")
+    network["type"] = ["string", "object"]
     teacher = {
-        "type": "object",
-        "description": "a frozen network with its weights",
+        "type": ["string", "object"],
+        "description": "a frozen network with its weights; a file or `zoo:NAME` alone, where these say what they are",
         "properties": {
-            "network": network,
+            "network": {**network, "description": f"{network['description']}; without it, what the weights are of"},
             "pretrain": _text("weights: a file or `zoo:NAME`"),
             "param_key": {
                 **_nullable("entry of the file that holds the weights, as `path.param_key_g`"),
                 "default": "auto",
             },
         },
-        "required": ["network", "pretrain"],
+        "required": ["pretrain"],
         "additionalProperties": False,
     }
     top = _section(Head, about="an option file of mtkd: one training run, or one test")
+    top["required"].remove("scale")
+    top["properties"]["scale"]["description"] += "; required, here or as `--scale N`"
     top["properties"] |= {
+        "base": _text("file that this one stands on; the path starts at the folder of this file"),
         "datasets": {
             "type": "object",
             "description": "images: `train` and any number of `val` sets to train, `test` sets to test",
@@ -62,9 +85,10 @@ def json_schema() -> dict[str, Any]:
         "network_g": {**network, "description": f"the student, or what is tested: {network['description']}"},
         "teachers": {"type": "object", "description": "teachers by name", "additionalProperties": teacher},
         "fusion": {
-            "anyOf": [{"const": "mean"}, teacher, {"type": "null"}],
+            **teacher,
+            "type": ["string", "object", "null"],
             "description": "how several teachers become one: `mean` of their images, or a fusion network (MTKD stage "
-            "1) with its weights",
+            "1) with its weights, given as a teacher is",
         },
         "target_store": _nullable("store of teacher images made by `mtkd teach`, used instead of the teachers"),
         "method": {"type": ["object", "null"], "description": "options of the method; see docs/methods.md"},
@@ -74,8 +98,8 @@ def json_schema() -> dict[str, Any]:
         "logger": _logger(),
         **_taken_over("dist_params", "find_unused_parameters"),
     }
-    top["required"] = [*top.get("required", []), "datasets", "network_g"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mtkd option file", **top}
+    top["required"] = [*top["required"], "datasets", "network_g"]
+    return top
 
 
 def _section(model: type[Section], ignored: tuple[str, ...] = (), *, about: str) -> dict[str, Any]:
@@ -102,6 +126,15 @@ def _data_set(model: type[Section], about: str) -> dict[str, Any]:
         "description": schema["properties"]["io_backend"]["description"],
         "properties": {"type": {"enum": ["disk", "lmdb"], "description": "files of images, or an lmdb folder"}},
     }
+    if model is TrainSetOptions:
+        number = schema["properties"]["gt_size"]
+        schema["properties"]["gt_size"] = {
+            "anyOf": [
+                {key: value for key, value in number.items() if key != "description"},
+                {"type": "object", "patternProperties": {"^x[0-9]+$": number}, "additionalProperties": False},
+            ],
+            "description": f"{number['description']}; for several scales `{{x2: 128, x3: 129, x4: 128}}`",
+        }
     # A class from outside has keys of its own.
     ours = {"required": schema.pop("required"), "propertyNames": {"enum": list(schema["properties"])}}
     del schema["additionalProperties"]
@@ -220,6 +253,26 @@ once, `mtkd config diff A B` shows what differs between two. `options/schema.jso
 editors: a file whose first line is `# yaml-language-server: $schema=PATH/schema.json` is checked and completed as you
 type. The files under `options/` begin so.
 
+`base: FILE` names a file that this one stands on (its path starts at the folder of the file that names it, and it has
+no base of its own). Mappings are merged key by key; lists and single values take the place of the base's, and so does a
+mapping with another `type`, whose keys are others. `~` takes away what the base says, but for `train.X_opt: ~` and
+`param_key: ~`, which mean something themselves. The order of teachers is the base's. Problems name the file and line
+where the value stands.
+
+`{scale}` in a text is the number of `scale`, which `--scale N` of every command sets: `name: EDSR_x{scale}`. A text
+that is `'{scale}'` alone becomes the number. Other braces stay what they are. What is no text and depends on the scale
+is the crop size: `gt_size: {x2: 128, x3: 129, x4: 128}`. `mtkd config show FILE --scale N` prints the file with all of
+that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the same.
+
+Networks of known sizes have names, `network_g: edsr_m`, wherever a network stands; `mtkd list archs` shows them with
+what they mean. `{type: ARCH, ...}` writes any network out.
+
+Teachers and the fusion network need none of this where their weights say what they are:
+`teachers: {edsr: zoo:edsr_l_x4, rcan: rcan.pth}`, `fusion: experiments/MTKD_fusion_x4/models/net_g_latest.pth`. Those
+are the zoo's, all that mtkd writes, EDSR, RCAN and SwinIR in the authors' or BasicSR's naming (what no tensor shows,
+such as `res_scale`, is assumed and said in one line), and what spandrel knows, where it is installed. A file need not
+be there when its option file is checked without `--data`.
+
 A key marked "ignored" belongs to BasicSR and has no effect here; the log says so in one line. A key that stands in
 no table below is an error. `type: X` takes further keys: the arguments of X.
 """
@@ -227,8 +280,7 @@ no table below is an error. `type: X` takes further keys: the arguments of X.
 
 def page() -> str:
     """The page docs/options.md."""
-    schema = json_schema()
-    sections: list[tuple[str, dict[str, Any]]] = [("", schema)]
+    sections: list[tuple[str, dict[str, Any]]] = [("", _whole())]
     lines = [INTRODUCTION]
     while sections:
         name, section = sections.pop(0)

@@ -14,8 +14,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from mtkd import catalog, yaml_loader
-from mtkd.config import messages, trial
+from mtkd import catalog, yaml_loader, zoo
+from mtkd.config import layers, messages, trial
 from mtkd.config.messages import shown
 from mtkd.config.schema import (
     FORCE,
@@ -54,6 +54,7 @@ from mtkd.config.signatures import (
 from mtkd.contracts import MtkdError
 from mtkd.given import check_readable, errors_of
 from mtkd.given import path as given_path
+from mtkd.variants import variant
 from mtkd.yaml_loader import PROBLEMS_SHOWN, Document, KeyPath, OptionError, Problem, is_text, key_text
 
 _IMAGE_ARGUMENTS = frozenset({"sr", "gt", "img", "img2", "target"})
@@ -86,15 +87,17 @@ def load_options(
     path: str | Path,
     *,
     force: Sequence[str] = (),
+    scale: int | None = None,
     debug: bool = False,
     check: bool = True,
     kind: Kind | None = None,
 ) -> Options:
-    """Options of the YAML file at `path`.
+    """Options of the YAML file at `path`, laid over its `base`, with the scale in place of `{scale}`.
 
     Args:
         path: a file in the dialect of `mtkd.yaml_loader`.
         force: `a:b=VALUE` items that replace or add values, VALUE in YAML (BasicSR's `--force_yml`).
+        scale: the same as the item `scale=N`, after the others.
         debug: BasicSR's debug run: `debug_` before the name, validation and checkpoints every 8 iterations, a line per
             iteration, no TensorBoard or wandb. A name that holds "debug" means the same.
         check: look names up in the catalog and check arguments against the signatures found; without it only the
@@ -103,8 +106,10 @@ def load_options(
 
     Raises:
         OptionError: lists everything that is wrong. Missing files are not looked for: see `check_paths`.
+            Weights are read only where they are there and are to say themselves which network they are of.
     """
-    return _Reader(yaml_loader.load(path), force, debug=debug, check=check).options(kind)
+    force = force if scale is None else [*force, f"scale={scale}"]
+    return _Reader(layers.load(path), force, debug=debug, check=check).options(kind)
 
 
 def make_options(data: Mapping[str, Any], *, file: str = "options", debug: bool = False, check: bool = True) -> Options:
@@ -128,9 +133,10 @@ class _Reader:
         if not isinstance(document.data, dict):
             raise OptionError([Problem(document.file, None, "", "an option file is a mapping, `key: value` lines.")])
         self.data: dict[str, Any] = document.data
-        self.origin = Origin(document.file, document.lines)
+        self.origin = Origin(document.file, document.lines, files=document.files)
         forced = [path for item in force if (path := self.apply_force(item)) is not None]
-        self.origin = Origin(document.file, document.lines, frozenset(forced))
+        self.origin = Origin(document.file, document.lines, frozenset(forced), document.files)
+        self.apply_scale()
         self.scale: int | None = None
         self.model_type: Any = None
         self.method: Any = None
@@ -176,7 +182,16 @@ class _Reader:
         if self.problems:
             order = {id(problem): index for index, problem in enumerate(self.problems)}
             raise OptionError(
-                sorted(self.problems, key=lambda p: (p.file == FORCE, p.line is None, p.line or 0, order[id(p)]))
+                sorted(
+                    self.problems,
+                    key=lambda p: (
+                        p.file == FORCE,
+                        p.file != self.document.file,
+                        p.line is None,
+                        p.line or 0,
+                        order[id(p)],
+                    ),
+                )
             )
         assert head is not None
         notices = [f"{', '.join(keys)} ignored: {TAKEN_OVER[name]}." for name, keys in self.taken_over.items()]
@@ -224,6 +239,16 @@ class _Reader:
                 return None
         target[path[-1]] = value
         return path
+
+    def apply_scale(self) -> None:
+        if not layers.holds_scale(self.data):
+            return
+        scale = whole(self.data.get("scale"))
+        if scale is None:
+            message = f"required, and missing: {layers.SCALE} stands in this file. Add --scale N, or `scale: N`."
+            raise OptionError([self.origin.problem(("scale",), message)])
+        if isinstance(scale, int) and not isinstance(scale, bool):
+            self.data = layers.with_scale(self.data, scale)
 
     def apply_debug(self, debug: bool) -> None:
         name = self.data.get("name")
@@ -282,6 +307,8 @@ class _Reader:
         valid = _keys(Options)
         if key in _TAKEN_OVER_AT_TOP:
             self.take_over((key,))
+        elif key == layers.BASE:
+            self.problem((key,), "has no effect here: only an option file, in itself, says on which one it stands.")
         elif key not in valid:
             self.unknown((key,), valid)
         else:
@@ -421,6 +448,8 @@ class _Reader:
         for key, value in data.items():
             if key == "io_backend":
                 given[key] = self.io_backend(value, (*path, key))
+            elif key == "gt_size" and model is TrainSetOptions and isinstance(value, dict):
+                given[key] = self.of_scale(value, (*path, key))
             elif key == "color" and value not in (None, "rgb"):
                 self.problem((*path, key), f"{value!r} is not supported yet; images are RGB.")
             elif key in ("mean", "std") and value is not None:
@@ -436,6 +465,18 @@ class _Reader:
             else:
                 given[key] = value
         return self.section(model, given, path)
+
+    def of_scale(self, choices: dict[str, Any], path: KeyPath) -> Any:
+        """What `{x2: ..., x3: ..., x4: ...}` says for the scale of the run."""
+        for key in choices:
+            if not (key.startswith("x") and key[1:].isascii() and key[1:].isdecimal()):
+                self.problem((*path, key), "no scale; a number for each is written {x2: 128, x3: 129, x4: 128}.")
+        if self.scale is None:
+            return 1  # that there is none, or what is wrong with it, is reported
+        if f"x{self.scale}" not in choices:
+            self.problem(path, f"says nothing for x{self.scale}; it has {', '.join(choices) or 'nothing'}.")
+            return self.scale
+        return choices[f"x{self.scale}"]
 
     def io_backend(self, value: Any, path: KeyPath) -> dict[str, str] | None:
         """`{type: lmdb}`; None for files, or after reporting what is wrong."""
@@ -483,6 +524,12 @@ class _Reader:
         return None
 
     def network(self, data: Any, path: KeyPath, *, num_teachers: int | None = None) -> NetworkOptions:
+        if isinstance(data, str):
+            try:
+                data = variant(data)
+            except MtkdError as error:
+                self.problem(path, str(error))
+                return _NO_NETWORK
         if (found := self.typed(data, path)) is None:
             return _NO_NETWORK
         name, args = found
@@ -515,8 +562,10 @@ class _Reader:
             path = ("teachers", name)
             if "." in name or hasattr(nn.ModuleDict(), name) or not name:
                 self.problem(path, "cannot be a teacher's name; use letters, digits and _, and no name of a method.")
+            if isinstance(value, str):
+                value = {"pretrain": value}
             if isinstance(value, dict):
-                value = {**value, "network": self.network(value.get("network"), (*path, "network"))}
+                value = {**value, "network": self.network_of_weights(value, path)}
             if teacher := self.section(TeacherOptions, value, path):
                 teachers[name] = teacher
         return teachers
@@ -524,11 +573,46 @@ class _Reader:
     def fusion(self, data: Any) -> Literal["mean"] | FusionOptions | None:
         if data is None or data == "mean":
             return data
+        if isinstance(data, str) and not _is_no_file(data):
+            data = {"pretrain": data}
         if not isinstance(data, dict):
-            self.problem(("fusion",), f"must be `mean` or {{network: ..., pretrain: ...}}, found {shown(data)}.")
+            self.problem(
+                ("fusion",),
+                f"must be `mean` or weights, a file or {{network: ..., pretrain: ...}}, found {shown(data)}.",
+            )
             return None
-        network = self.network(data.get("network"), ("fusion", "network"), num_teachers=self.num_teachers)
+        network = self.network_of_weights(data, ("fusion",), num_teachers=self.num_teachers)
         return self.section(FusionOptions, {**data, "network": network}, ("fusion",))
+
+    def network_of_weights(
+        self, data: dict[str, Any], path: KeyPath, *, num_teachers: int | None = None
+    ) -> NetworkOptions | None:
+        """`network`, or what `pretrain` says it is; None where it cannot say so yet, or after reporting why."""
+        if data.get("network") is not None:
+            return self.network(data["network"], (*path, "network"), num_teachers=num_teachers)
+        source = data.get("pretrain")
+        if not isinstance(source, str) or not self.check:
+            return None
+        try:
+            place = given_path(source)
+            check_readable(place)
+        except MtkdError:
+            return None  # the section says what is wrong with it
+        if not source.startswith("zoo:") and not os.path.exists(place):
+            return None  # `check_paths` says so
+        try:
+            found = zoo.describe(
+                source if source.startswith("zoo:") else str(place), key=data.get("param_key", "auto") or "auto"
+            )
+        except MtkdError as error:
+            self.problem((*path, "pretrain"), str(error))
+            return None
+        if found.assumed:
+            assumed = ", ".join(f"{key} {value}" for key, value in found.assumed.items())
+            self.notices.append(
+                f"{key_text(path)}: by its tensors {source} is {found.type}; assumed, as no tensor shows it: {assumed}."
+            )
+        return self.network({"type": found.type, **found.args}, (*path, "network"), num_teachers=num_teachers)
 
     def metric(self, data: Any, path: KeyPath) -> dict[str, Any]:
         if (found := self.typed(data, path)) is None:
@@ -815,6 +899,11 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target).parameters
     except ValueError:  # written in C without a signature: anything may be right
         return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _is_no_file(text: str) -> bool:
+    """Whether `text` is rather a misspelt word than the path of weights that are not there yet."""
+    return text.isidentifier() and not os.path.exists(text)
 
 
 def _no_mapping(data: Any) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -286,10 +286,11 @@ class TeacherOptions(Section):
     """One teacher.
 
     `pretrain` is a file or `zoo:NAME`; `param_key` is the file's entry that holds the weights, None when the file is a
-    bare state dict, "auto" to look for `params_ema` first and `params` next.
+    bare state dict, "auto" to look for `params_ema` first and `params` next. `network` is None only where the weights
+    are to say what they are and were not there when the options were read.
     """
 
-    network: NetworkOptions
+    network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
 
@@ -297,7 +298,7 @@ class TeacherOptions(Section):
 class FusionOptions(Section):
     """The network that makes one image of the teachers'; fields as in `TeacherOptions`."""
 
-    network: NetworkOptions
+    network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
 
@@ -521,11 +522,12 @@ class Options(Head):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where each value was written: a line of the file, or the command line."""
+    """Where each value was written: a line of the file or of its base (`files`), or the command line."""
 
     file: str
     lines: dict[KeyPath, int]
     forced: frozenset[KeyPath] = frozenset()
+    files: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def problem(self, path: KeyPath, message: str) -> Problem:
         """`message` about the value at `path`, with the nearest line that is known."""
@@ -533,7 +535,7 @@ class Origin:
         if not any(prefix in self.forced for prefix in prefixes):
             for prefix in prefixes:
                 if prefix in self.lines:
-                    return Problem(self.file, self.lines[prefix], key_text(path), message)
+                    return Problem(self.files.get(prefix, self.file), self.lines[prefix], key_text(path), message)
                 if any(forced[: len(prefix)] == prefix for forced in self.forced):
                     break
             else:

@@ -10,14 +10,14 @@ from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
-from mtkd.config import ItemSetOptions
+from mtkd.config import ItemSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.items import ItemImages, Items
 from mtkd.data.paired import PairedImages
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
-    from mtkd.config import NetworkOptions, Options
+    from mtkd.config import FusionOptions, Options, TeacherOptions
 
 
 def set_backends(options: Options, *, sizes_vary: bool = False) -> None:
@@ -99,6 +99,18 @@ def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", stric
     return checkpoint.facts
 
 
+def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
+    """The network of a teacher or of the fusion, as the option file says, or as its weights do.
+
+    Raises:
+        MtkdError: the weights are to say it, and are missing or do not.
+    """
+    if section.network is not None:
+        return section.network
+    found = zoo.describe(section.pretrain, key=section.param_key or "auto")
+    return NetworkOptions(type=found.type, args=found.args)
+
+
 def build_teachers(options: Options) -> dict[str, nn.Module]:
     """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared.
 
@@ -108,14 +120,14 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
     """
     members: dict[str, nn.Module] = {}
     for name, teacher in options.teachers.items():
-        members[name] = build_network(teacher.network, options.scale)
+        members[name] = build_network(network_of(teacher), options.scale)
         load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
     if options.fusion is None:
         return members
     ensemble = Ensemble(members)
     if options.fusion == "mean":
         return {"mean": FusedTeacher(ensemble, MeanFusion(len(members)))}
-    fusion = build_network(options.fusion.network)
+    fusion = build_network(network_of(options.fusion))
     facts = load_weights(fusion, options.fusion.pretrain, key=options.fusion.param_key or "auto")
     if "members" not in facts:
         raise MtkdError(

@@ -100,7 +100,9 @@ def try_networks(options: Options) -> list[Problem]:
         sections["fusion",] = options.fusion  # pyright: ignore[reportArgumentType]
     for key, section in sections.items():
         scale = options.scale if key[0] == "teachers" else None
-        tried((*key, "network"), lambda: build.build_network(section.network, scale))  # noqa: B023  called at once
+        if section.network is not None:
+            network = section.network
+            tried((*key, "network"), lambda: build.build_network(network, scale))  # noqa: B023  called at once
     student = tried(("network_g",), lambda: _student(options))
     if problems:
         return problems

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtkd import zoo
+from mtkd import catalog, zoo
 from mtkd.config import ItemTrainSetOptions, Options, TrainSetOptions
 from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
@@ -124,6 +125,8 @@ def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any
         stored, here = ({str(member["name"]): member for member in part or ()} for part in (stored, here))
         if list(stored) != list(here):
             return [(where, ", ".join(stored) or "none", ", ".join(here) or "none")]
+    if where.endswith(".network") or where == "network":
+        stored, here = completed(stored), completed(here)
     if not isinstance(stored, dict) or not isinstance(here, dict):
         return [] if stored == here else [(where, stored, here)]
     return [
@@ -131,6 +134,18 @@ def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any
         for key in dict.fromkeys([*stored, *here])
         for found in _differences(stored.get(key), here.get(key), f"{where}.{key}" if where else key)
     ]
+
+
+def completed(network: Any) -> Any:
+    """`network` with its constructor's defaults written out: one that says less may be the same."""
+    if not isinstance(network, dict) or network.get("type") not in catalog.ARCHS:
+        return network
+    try:
+        bound = inspect.signature(catalog.get("arch", network["type"])).bind(**network.get("args", {}))
+    except TypeError:
+        return network
+    bound.apply_defaults()
+    return {"type": network["type"], "args": build.plain(bound.arguments)}
 
 
 def _are_members(teachers: Any) -> bool:
@@ -174,7 +189,8 @@ def check_disk(path: Path, nbytes: int) -> None:
 
 
 def _weights(options: Any) -> dict[str, Any]:
-    network = {"type": options.network.type, "args": build.plain(options.network.args)}
+    named = build.network_of(options)
+    network = {"type": named.type, "args": build.plain(named.args)}
     return {"network": network, "sha256": _file_hash(options.pretrain), "param_key": options.param_key}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mtkd.zoo.cache import converted_path, ensure, home, import_file, resolve, resolve_inside, verify
 from mtkd.zoo.conversion import build, convert
+from mtkd.zoo.described import Described, describe
 from mtkd.zoo.files import Checkpoint, Origin, read_checkpoint, write_safetensors
 from mtkd.zoo.loading import load_into
 from mtkd.zoo.table import ENTRIES, Entry, Published, Source, entry
@@ -15,6 +16,7 @@ from mtkd.zoo.table import ENTRIES, Entry, Published, Source, entry
 __all__ = [
     "ENTRIES",
     "Checkpoint",
+    "Described",
     "Entry",
     "Origin",
     "Published",
@@ -22,6 +24,7 @@ __all__ = [
     "build",
     "convert",
     "converted_path",
+    "describe",
     "ensure",
     "entry",
     "home",

@@ -138,6 +138,18 @@ LONGEST_LIST = 256
 def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, source: str) -> nn.Module:
     """Network that a weights file says it holds, `facts` being what it says and `state` its weights, not loaded yet.
 
+    Raises:
+        MtkdError: `check_described` refuses it.
+    """
+    name, arguments, scale = check_described(facts, state, source=source)
+    return build_network({"type": name, "args": arguments}, source=source, scale=scale)
+
+
+def check_described(
+    facts: Mapping[str, Any], state: Mapping[str, Tensor], *, source: str
+) -> tuple[str, dict[str, Any], int | None]:
+    """Arch, arguments and scale of the network that a weights file says it holds, when they can be believed.
+
     The file may be anybody's, so that nothing it says is believed: the class is one of mtkd's own or one that the user
     has imported, its arguments are plain values within bounds, and before any memory is taken, the network is built
     without values, of no more parts than the file has, and must have the very shapes of the file.
@@ -163,7 +175,7 @@ def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, so
             raise _not_built(source, name, error) from error
         if not hasattr(empty, "adopt"):
             _fitting(empty, state, strict=True, source=source)
-    return build_network({"type": name, "args": arguments}, source=source, scale=scale)
+    return name, arguments, scale
 
 
 def _empty(name: str, arguments: Mapping[str, Any], scale: int | None, most: int, too_many: str) -> nn.Module:

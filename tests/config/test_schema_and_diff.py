@@ -24,7 +24,7 @@ KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "null": 
 def faults(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
     """What a JSON schema validator says, for the words that the schema uses."""
     known = {"type", "properties", "patternProperties", "additionalProperties", "required", "anyOf", "enum", "const"}
-    known |= {"if", "then", "propertyNames"}
+    known |= {"if", "then", "else", "propertyNames"}
     notes = {"description", "default", "title", "$schema", "items", "format"}
     limits = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems"}
     assert not schema.keys() - known - notes - limits, f"this test does not know {schema.keys()}"
@@ -47,8 +47,8 @@ def faults(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
         found.append(f"{where}: {value!r}")
     if "anyOf" in schema and all(faults(value, option, where) for option in schema["anyOf"]):
         found.append(f"{where}: {value!r} fits none")
-    if "if" in schema and not faults(value, schema["if"], where):
-        found += faults(value, schema["then"], where)
+    if "if" in schema:
+        found += faults(value, schema.get("else" if faults(value, schema["if"], where) else "then", {}), where)
     if "minimum" in schema and value < schema["minimum"]:
         found.append(f"{where}: {value!r} too small")
     if isinstance(value, dict):
@@ -90,6 +90,13 @@ def test_the_schema_sees_what_is_wrong(schema: dict[str, Any], key: str, value: 
     base = yaml_loader.parse(BASICSR_EDSR).data
     assert not faults(base, schema) and not faults(TEST, schema)
     assert faults(changed(base, {key: value}), schema)
+
+
+def test_a_file_on_a_base_may_leave_out_anything_and_misspell_nothing(schema: dict[str, Any]) -> None:
+    top = {"base": "../base.yml", "name": "run_x{scale}", "train": {"optim_g": {"lr": 1e-3}}}
+    assert not faults(top, schema)
+    assert faults({key: value for key, value in top.items() if key != "base"}, schema)
+    assert faults(changed(top, {"train.total_itr": 5}), schema)
 
 
 def test_the_schema_leaves_the_keys_of_a_class_from_outside_to_it(schema: dict[str, Any]) -> None:

@@ -1,0 +1,133 @@
+"""What an option file leaves to others: `base: FILE`, on which it stands, and `{scale}`, which stands for a number.
+
+Both are resolved before anything is checked, so that the rest of the package knows complete options alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtkd import yaml_loader
+from mtkd.contracts import MtkdError
+from mtkd.given import path as given_path
+from mtkd.yaml_loader import Document, KeyPath, OptionError, Problem
+
+BASE = "base"
+SCALE = "{scale}"
+
+
+def load(path: str | Path) -> Document:
+    """The document in the file at `path`, laid over its base when it names one.
+
+    The base's path starts at the folder of the file that names it, and it has no base of its own. Mappings are merged,
+    key by key; lists and single values take the place of the base's, and so does a mapping whose `type` is another,
+    because the other keys belong to the type. `~` takes away what the base says. Two kinds of keys mean something by
+    `~` and keep it: a loss term, `train.X_opt`, is switched off, and `param_key` reads a bare state dict. Keys of the
+    base come first, in its order.
+
+    Raises:
+        OptionError: a file cannot be read or is no YAML of the dialect, or the base is none.
+    """
+    top = yaml_loader.load(path)
+    if not isinstance(top.data, dict) or BASE not in top.data:
+        return top
+    target = base_of(top)
+    below = yaml_loader.load(target)
+    if not isinstance(below.data, dict):
+        raise OptionError([Problem(below.file, None, "", "a base is an option file: a mapping, `key: value` lines.")])
+    if BASE in below.data:
+        message = f"{top.file} stands on this file, and a base has no base of its own. Write out what it takes from it."
+        raise OptionError([Problem(below.file, below.lines[BASE,], BASE, message)])
+    del top.data[BASE]
+    replaced: set[KeyPath] = set()
+    data = _merged(below.data, top.data, (), replaced)
+    lines = {
+        path: line
+        for path, line in below.lines.items()
+        if not any(path[:end] in replaced for end in range(1, len(path) + 1))
+    }
+    files = {path: below.file for path in lines if path not in top.lines}
+    return Document(data, top.file, lines | top.lines, files)
+
+
+def base_of(document: Document) -> Path:
+    """The file that `document`, which has the key, names as its base.
+
+    Raises:
+        OptionError: it is no path, or nothing is there.
+    """
+    named = document.data[BASE]
+
+    def fail(message: str) -> OptionError:
+        return OptionError([Problem(document.file, document.lines.get((BASE,)), BASE, message)])
+
+    if not isinstance(named, str):
+        raise fail(f"must be the path of one option file, found {yaml_loader.dump(named).strip()[:60]}.")
+    try:
+        target = Path(document.file).parent / given_path(named)
+    except MtkdError as error:
+        raise fail(str(error)) from error
+    if not os.path.exists(target):
+        raise fail(f"there is no file {target} (the path starts at the folder of this file).")
+    return target
+
+
+def runs_among(files: Sequence[Path]) -> list[Path]:
+    """Those of `files` that others of them do not stand on: a base alone is no run. Broken files stay."""
+    standing: set[Path] = set()
+    bases: set[Path] = set()
+    for file in files:
+        with contextlib.suppress(OptionError):
+            document = yaml_loader.load(file)
+            if isinstance(document.data, dict) and BASE in document.data:
+                standing.add(file.resolve())
+                bases.add(base_of(document).resolve())
+    return [file for file in files if file.resolve() not in bases - standing]
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any], path: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:
+    """`above` over `below`; what is not `below`'s any more is added to `replaced`."""
+    merged = dict(below)
+    for key, value in above.items():
+        was = merged.get(key)
+        if isinstance(value, dict) and isinstance(was, dict) and value.get("type", was.get("type")) == was.get("type"):
+            merged[key] = _merged(was, value, (*path, key), replaced)
+            continue
+        replaced.add((*path, key))
+        if value is None and key in merged and not _means_something(path, key):
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _means_something(path: KeyPath, key: str) -> bool:
+    """Whether `~` at this key says something else than that nothing is said."""
+    return (path == ("train",) and key.endswith("_opt")) or key in ("param_key", "param_key_g")
+
+
+def holds_scale(data: Any) -> bool:
+    """Whether a text inside `data` has `{scale}` in it."""
+    if isinstance(data, dict):
+        return any(map(holds_scale, data.values()))
+    if isinstance(data, list):
+        return any(map(holds_scale, data))
+    return isinstance(data, str) and SCALE in data
+
+
+def with_scale(data: Any, scale: int) -> Any:
+    """`data` with the number in place of `{scale}` in its texts; a text that is `{scale}` alone becomes the number.
+
+    Nothing else in braces is touched: `{}x4` of BasicSR's `filename_tmpl` stays as it is.
+    """
+    if isinstance(data, dict):
+        return {key: with_scale(value, scale) for key, value in data.items()}
+    if isinstance(data, list):
+        return [with_scale(item, scale) for item in data]
+    if isinstance(data, str):
+        return scale if data == SCALE else data.replace(SCALE, str(scale))
+    return data

@@ -1,0 +1,72 @@
+"""Which network some weights are of: told by their name in the zoo, by what their file says, or by their tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtkd import catalog
+from mtkd.contracts import MtkdError
+from mtkd.zoo import cache, conversion, files, loading
+from mtkd.zoo.table import entry
+
+
+@dataclass(frozen=True)
+class Described:
+    """A network as option files write it out: the arch and its arguments.
+
+    `assumed` are those arguments that the file does not show, and custom says; empty where the file, or the zoo, says
+    what it is.
+    """
+
+    type: str
+    args: dict[str, Any]
+    assumed: dict[str, Any] = field(default_factory=dict)
+
+
+def describe(source: str, *, key: str | None = "auto") -> Described:
+    """The network of `source`, a file or `zoo:NAME`; nothing is fetched for a name.
+
+    A file is believed as little as `build` believes it: only classes of the catalog's table, or those that the user has
+    imported, with the very tensors of the file. One that says nothing is EDSR, RCAN or SwinIR by the names of its
+    tensors, or what spandrel knows, where spandrel is installed.
+
+    Args:
+        key: entry of the file that holds the weights, as for `read_checkpoint`.
+
+    Raises:
+        MtkdError: there is no such name or file, it cannot be read or is refused, or nothing tells what it is.
+    """
+    if source.startswith("zoo:"):
+        item = entry(source)
+        if item.scale is None:
+            raise MtkdError(f"{source} is no network that makes images.")
+        return Described(item.arch, dict(item.args))
+    path = cache.resolve(source)
+    checkpoint = files.read_checkpoint(path, key=key)
+    if "arch" in checkpoint.facts:
+        name, arguments, _ = loading.check_described(checkpoint.facts, checkpoint.state, source=str(path))
+        return Described(name, arguments)
+    guessed, assumed = conversion.guess(checkpoint)
+    if guessed:
+        name, arguments, _ = loading.check_described({"arch": guessed}, checkpoint.state, source=str(path))
+        return Described(name, arguments, assumed)
+    return _by_spandrel(path, checkpoint.state)
+
+
+def _by_spandrel(path: Path, state: Mapping[str, Tensor]) -> Described:
+    unknown = f"{path} does not say which network it holds, and is none of EDSR, RCAN and SwinIR"
+    remedy = "Say which it is beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`."
+    if importlib.util.find_spec("spandrel") is None:
+        raise MtkdError(f"{unknown}. {remedy} More kinds are known where spandrel is: pip install 'mtkd[spandrel]'.")
+    net = catalog.get("arch", "spandrel")()
+    try:
+        loading.load_into(net, state, source=str(path))
+    except MtkdError as error:
+        raise MtkdError(f"{unknown}. {error} {remedy}") from error
+    return Described("spandrel", {})
