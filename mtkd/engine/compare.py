@@ -64,7 +64,8 @@ def compare(
     Args:
         targets: run folders, weights files that say what they hold, `zoo:NAME`.
         data: folders of gt images, each a set of the folder's name, with lq made by MATLAB's bicubic; or folders that
-            hold `gt` (or `HR`) and may hold `lq` beside `gt`. None: the sets of `options/benchmark.yml` that are here.
+            hold `gt` (or `HR`) and may hold `lq` beside `gt`. Without any, the sets of `options/benchmark.yml` that are
+            here.
         bicubic: measure MATLAB's bicubic enlargement too.
         teachers: measure the teachers that the runs declare too, the mean of several and their fused image.
         tile_size: run in tiles of so many lq pixels.
@@ -89,11 +90,11 @@ def compare(
     metrics = build_metrics(protocol)
     build.set_backends(None, sizes_vary=True)
 
-    baselines = [describe("bicubic", Bicubic(scale))] if bicubic else []
+    baselines = [Subject("bicubic", Bicubic(scale), None, None, 0, None)] if bicubic else []
     subjects = _unique([*baselines, *_networks(found, teachers=teachers)])
     for subject in subjects:
-        try_network(subject.net, subject.name, scale=scale)
         subject.net.to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        try_network(subject.net, subject.name, scale=scale)
 
     rows: list[tuple[str, Evaluation]] = []
     name = _folder_name(found, scale)
@@ -298,11 +299,11 @@ def _networks(found: Sequence[_Target], *, teachers: bool) -> list[Subject]:
     subjects = []
     for target in found:
         if target.options is not None:
-            net = report.output_network(target.options)
+            net, weights = report.output_network(target.options), target.options.path.pretrain_network_g
         else:
-            net = target.net or zoo.build(target.spec)
+            net, weights = target.net or zoo.build(target.spec), target.spec
         name = target.name if names.count(target.name) == 1 else target.spec
-        subject = describe(name, net, weights=target.spec)
+        subject = describe(name, net, weights=weights)
         iteration = subject.origin.iteration if subject.origin else None
         if target.total_iter is not None and iteration is not None and iteration < target.total_iter:
             subject = replace(subject, note=f"its run is not finished, which has {target.total_iter:,d} iterations")

@@ -119,7 +119,8 @@ def test_a_run_its_teachers_and_bicubic_in_one_table(ground: Ground, capsys: pyt
         assert row == {"network": one["name"], "dataset": "photos", "psnr": pytest.approx(direct, abs=1e-4)}
         assert one["parameters"] == sum(parameter.numel() for parameter in net.parameters())
         assert f"{row['psnr']:.4f}" in said and one["name"] in said
-    assert facts["networks"][0]["entry"] is None and facts["networks"][0]["iteration"] is None
+    assert all(facts["networks"][0][key] is None for key in ("weights", "entry", "iteration", "gmacs_1280x720"))
+    assert facts["networks"][5]["weights"] == str(ground.student / "models/net_g_latest.pth")
     assert (facts["networks"][5]["entry"], facts["networks"][5]["iteration"]) == ("params_ema", 2)
     assert f"Weights of student: params_ema of {ground.student}/models/net_g_latest.pth, iteration 2\n" in said
     rows = map(json.loads, (ground.student / "metrics.jsonl").read_text().splitlines())
