@@ -260,6 +260,48 @@ def test_what_cannot_be_measured_is_one_paragraph(ground: Ground, capsys: pytest
     assert not Path("results").exists()
 
 
+def test_a_method_that_deploys_another_network_is_measured_with_that(ground: Ground, tmp_path: Path) -> None:
+    wide = {"pixel_opt": {"type": "L1Loss"}, "teacher_pixel_opt": {"type": "L1Loss"}, "contrast_opt": None}
+    options = run_options(
+        tmp_path,
+        images=ground.images,
+        name="slim",
+        model_type="CSD",
+        method={"width": 0.5},
+        train={"total_iter": 2, **wide},
+    )
+    weights = train(options)
+    with pytest.raises(MtkdError, match="trained by CSD.*models/deployable.pth"):
+        compare([str(weights)], data=[ground.images])
+    rows = compare(["experiments/slim", str(weights.with_name("deployable.pth"))], data=[ground.images])
+    narrow = sum(parameter.numel() for parameter in EDSR(num_feat=2, num_block=1, upscale=2).parameters())
+    assert [one["parameters"] for one in saved("comparison_x2")["networks"]] == [narrow, narrow]
+    assert [name for name, _ in rows] == ["slim", "slim deployable"]
+    assert rows[0][1].values["psnr"] == pytest.approx(rows[1][1].values["psnr"], abs=1e-4)
+
+
+def test_two_runs_with_other_teachers_and_one_name(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(ground.student, "a/student")
+    shutil.copytree(ground.student, "b/student")
+    resolved = Path("b/student/resolved.yml")
+    other = make_teachers(Path("other"))
+    text = resolved.read_text()
+    for teacher in ("edsr", "rcan"):
+        text = text.replace(ground.options.teachers[teacher].pretrain, str(Path(other[teacher]["pretrain"]).absolute()))
+    resolved.write_text(text)
+    compare(["a/student", "b/student"], data=[ground.images], teachers=True)
+    names = [one["name"] for one in saved("comparison_x2")["networks"]]
+    assert names[-2:] == ["a/student", "b/student"] and len(set(names)) == len(names) == 10
+    assert names[:4] == [
+        "teacher edsr of a/student",
+        "teacher rcan of a/student",
+        "mean of the teachers of a/student",
+        "fused teachers (DCTSwin) of a/student",
+    ]
+    out = capsys.readouterr().out
+    assert all(f" {name} " in out for name in names)
+
+
 def test_an_option_file_takes_device_and_tiles(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     test = {
         "name": "tiled",
