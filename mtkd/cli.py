@@ -81,10 +81,49 @@ def parser() -> argparse.ArgumentParser:
     test = _command(
         commands,
         "test",
-        "measure a network on test sets: table, per-image CSV, JSON",
-        "mtkd test -opt options/test/EDSR_M_x4.yml",
+        "measure networks on test sets: table, per-image CSV, JSON",
+        """mtkd test experiments/MTKD_EDSR_M_x4                   # a run: its network, its metrics, on Set5, Set14, ...
+  mtkd test experiments/MTKD_EDSR_M_x4 --with bicubic,teachers --data photos/
+  mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
+  mtkd test -opt options/test/EDSR_M_x4.yml              # what an option file says
+
+Of a run folder net_g_latest.pth is measured, else its newest checkpoint, and the average (EMA) where there is one; the
+table says which. A weights file says itself what it holds when mtkd wrote it (`mtkd zoo convert --to safetensors` makes
+such a file of others). Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
+Without --data the sets are those of options/benchmark.yml that are here. Results go to results/NAME, and older ones are
+never overwritten: NAME is that of the network, of several comparison_xSCALE.""",
     )
-    _option_file(test)
+    test.add_argument(
+        "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
+    )
+    test.add_argument(
+        "-opt", type=given.path, metavar="FILE", help="instead: a test option file (YAML, BasicSR's grammar)"
+    )
+    test.add_argument(
+        "--data",
+        nargs="+",
+        default=(),
+        type=given.path,
+        metavar="FOLDER",
+        help="folders of gt images, each a test set; lq is made by MATLAB's bicubic, or lies in FOLDER/lq beside "
+        "FOLDER/gt, under the same names",
+    )
+    test.add_argument(
+        "--with",
+        dest="beside",
+        default="",
+        metavar="ROWS",
+        help="more rows, with a comma between: bicubic, and teachers (those of the runs, their mean, the fused image)",
+    )
+    test.add_argument(
+        "--tile",
+        type=_pixels,
+        metavar="N",
+        help="run in tiles of N lq pixels, which may change numbers (default: whole)",
+    )
+    test.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
+    test.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    _changes(test)
     _launcher(test)
     test.set_defaults(run=_test)
 
@@ -310,13 +349,46 @@ def _test(args: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":
         # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
         return 0
-    options = load_options(args.opt, force=args.force_yml, kind="test")
-    from mtkd.engine.report import test
+    beside = [word.strip() for word in args.beside.split(",") if word.strip()]
+    if unknown := [word for word in beside if word not in _ROWS]:
+        raise MtkdError(f"--with {unknown[0]}: there are no such rows. It takes {' and '.join(_ROWS)}, with a comma.")
+    if args.opt is None:
+        if not args.networks:
+            raise MtkdError(
+                "Nothing is named to measure. Name run folders, weights files or zoo:NAME, before --data and its "
+                "folders: `mtkd test experiments/NAME`; or an option file: `mtkd test -opt FILE`."
+            )
+        if args.force_yml:
+            raise MtkdError("--force_yml changes values of an option file, `-opt FILE`, and none is given.")
+        from mtkd.engine.compare import compare
 
-    test(options, command=_command_line())
+        compare(
+            args.networks,
+            data=args.data,
+            bicubic="bicubic" in beside,
+            teachers="teachers" in beside,
+            tile_size=args.tile,
+            tile_pad=args.tile_pad,
+            device=args.device,
+            command=_command_line(),
+        )
+        return 0
+    if args.networks or args.data or beside:
+        raise MtkdError(
+            "-opt FILE says itself which network and which images are measured. Leave out the networks named, --data "
+            "and --with, or -opt."
+        )
+    options = load_options(args.opt, force=args.force_yml, kind="test")
+    from mtkd.engine.build import named_device
+    from mtkd.engine.report import in_tiles, test
+
+    if args.tile is not None:
+        options = in_tiles(options, args.tile, args.tile_pad)
+    test(options, device=named_device(args.device) if args.device else None, command=_command_line())
     return 0
 
 
+_ROWS = ("bicubic", "teachers")
 _PROBLEMS_SHOWN = 50
 
 
@@ -396,12 +468,10 @@ def _upscale(args: argparse.Namespace) -> int:
         set_backends(options, sizes_vary=True)
         net = output_network(options)
     else:
-        import torch
-
         from mtkd import zoo
+        from mtkd.engine.build import set_backends
 
-        # As option files have it by default; convolutions have it from torch.
-        torch.backends.cuda.matmul.allow_tf32 = True
+        set_backends(None, sizes_vary=True)
         net = zoo.build(args.weights)
     began = time.perf_counter()
     count = upscale(

@@ -11,21 +11,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from mtkd import zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
-from mtkd.data.resize import imresize
 from mtkd.engine import build
 from mtkd.engine.build import build_image_set
+from mtkd.engine.compare import Bicubic, Remembered
 from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, write_results
 from mtkd.engine.log import environment
 from mtkd.engine.report import free_folder
@@ -116,9 +115,9 @@ def measure(
     images = build_image_set(options.datasets.evaluation["val"], options.scale)
     metrics = build_metrics(options.val.metrics)
     (fused,) = build.build_teachers(options).values()
-    members = {name: Remembered(net) for name, net in fused.ensemble.members.items()}
+    members = {name: Remembered(net, room=1 << 30) for name, net in fused.ensemble.members.items()}
     ensemble = Ensemble(members)
-    networks: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": partial(bicubic, scale=options.scale)}
+    networks: dict[str, nn.Module] = {"bicubic": Bicubic(options.scale)}
     networks |= {f"teacher {name}": net for name, net in members.items()}
     networks["mean of the teachers"] = FusedTeacher(ensemble, MeanFusion(len(members))).eval()
     networks["fused teachers (DCTSwin)"] = FusedTeacher(ensemble, fused.fusion).eval()
@@ -129,32 +128,10 @@ def measure(
         shown[name] = {}
         result = evaluate(net, images, metrics, dataset="Kodak", save=shown[name].__setitem__)
         evaluations.append((name, result))
-        parameters = sum(p.numel() for p in net.parameters()) if isinstance(net, nn.Module) else 0
+        parameters = sum(p.numel() for p in net.parameters())
         rows.append({"network": name, "parameters": parameters, **result.means()})
     shown["ground truth"] = {image.name: image.gt for image in images}
     return rows, shown, evaluations
-
-
-class Remembered(nn.Module):
-    """A network that answers the same image only once: the table asks each teacher alone, in the mean and fused."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net.eval()
-        self.scale = net.scale
-        self._answers: dict[bytes, Tensor] = {}
-
-    def forward(self, lq: Tensor) -> Tensor:
-        """`net(lq)`, computed or remembered."""
-        key = lq.numpy().tobytes()
-        if key not in self._answers:
-            self._answers[key] = self.net(lq)
-        return self._answers[key]
-
-
-def bicubic(lq: Tensor, *, scale: int) -> Tensor:
-    """MATLAB's bicubic enlargement, the row every table starts with."""
-    return imresize(lq, scale)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

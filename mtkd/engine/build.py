@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from mtkd.config import FusionOptions, Options, TeacherOptions
 
 
-def set_backends(options: Options, *, sizes_vary: bool = False) -> None:
+def set_backends(options: Options | None, *, sizes_vary: bool = False) -> None:
     """Tell torch what `tf32` and `deterministic` say; every command that runs a network does so first.
 
     Args:
+        options: None where there is no option file: what one has by default.
         sizes_vary: images come in many sizes, on each of which cuDNN's benchmark would try all its algorithms.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
-    torch.backends.cudnn.benchmark = not options.deterministic and not sizes_vary
-    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
+    tf32, deterministic = (True, False) if options is None else (options.tf32, options.deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = not deterministic and not sizes_vary
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def choose_device(options: Options, local_rank: int = 0) -> torch.device:

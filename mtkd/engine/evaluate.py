@@ -220,8 +220,8 @@ def _fitting(image: str) -> Generator[None, None, None]:
     except torch.OutOfMemoryError as error:
         raise MtkdError(
             f"{image}: the device ran out of memory on the whole image: {str(error).splitlines()[0]} Set val.tile, for "
-            "example `tile: {tile_size: 256, tile_pad: 32}`. It is not set by itself because tiles may change numbers "
-            "a little."
+            "example `tile: {tile_size: 256, tile_pad: 32}`, or `mtkd test ... --tile 256`. It is not set by itself "
+            "because tiles may change numbers a little."
         ) from error
 
 
@@ -303,20 +303,22 @@ def write_results(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: M
     Args:
         rows: (network's name, its result) pairs.
         facts: what the numbers must carry: weights, hardware, versions, commit, command. `entry` and `iteration` of
-            the weights, where they are there, stand in every line of the CSV too.
+            the weights stand in every line of the CSV too: those of the network in the list `networks`, found by its
+            `name`, else those of all.
 
     Raises:
         MtkdError: the disk refuses.
     """
     metrics = list(dict.fromkeys(name for _, result in rows for name in result.values))
-    same = {key: facts[key] for key in ("entry", "iteration") if key in facts}
+    about = {network: facts for network, _ in rows} | {one["name"]: one for one in facts.get("networks", ())}
+    origin = [key for key in ("entry", "iteration") if any(key in known for known in about.values())]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["network", *same, "dataset", "image", *metrics])
+    writer.writerow(["network", *origin, "dataset", "image", *metrics])
     for network, result in rows:
         for position, image in enumerate(result.images):
             cells = [result.values[name][position] if name in result.values else "" for name in metrics]
-            writer.writerow([network, *same.values(), result.dataset, image, *cells])
+            writer.writerow([network, *map(about[network].get, origin), result.dataset, image, *cells])
     write_bytes(folder / "metrics.csv", text.getvalue().encode())
     means = [{"network": network, "dataset": result.dataset, **result.means()} for network, result in rows]
     write_bytes(folder / "metrics.json", (strict_json.dumps({**facts, "results": means}, indent=2) + "\n").encode())

@@ -128,13 +128,18 @@ def try_networks(options: Options) -> list[Problem]:
 
 
 def try_output(options: Options, net: nn.Module, what: str) -> None:
-    """Run `net` (lq -> sr, float32, on any device) on one image of a training crop's size; nothing of it changes.
+    """`try_network` on an image of a training crop's size."""
+    train = options.datasets.train
+    side = train.gt_size // options.scale if isinstance(train, TrainSetOptions) else _SIDE
+    try_network(net, what, scale=options.scale, side=side)
+
+
+def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> None:
+    """Run `net` (lq -> sr, float32, on any device) on one image of `side` pixels a side; nothing of it changes.
 
     Raises:
         MtkdError: it cannot take a (1, 3, h, w) image, or makes something else than (1, 3, h * scale, w * scale) of it.
     """
-    train = options.datasets.train
-    side = train.gt_size // options.scale if isinstance(train, TrainSetOptions) else _SIDE
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
     training = [module for module in net.modules() if module.training]
     try:
@@ -150,11 +155,11 @@ def try_output(options: Options, net: nn.Module, what: str) -> None:
     finally:
         for module in training:
             module.training = True
-    wanted = (1, 3, side * options.scale, side * options.scale)
+    wanted = (1, 3, side * scale, side * scale)
     if not isinstance(sr, Tensor) or tuple(sr.shape) != wanted:
         found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
         raise MtkdError(
-            f"{what} makes {found} of an image of (1, 3, {side}, {side}), and at scale {options.scale} it must be "
+            f"{what} makes {found} of an image of (1, 3, {side}, {side}), and at scale {scale} it must be "
             f"{wanted}: images are RGB, so networks take and make 3 channels{_channels(net)}."
         )
 

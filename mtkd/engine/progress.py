@@ -60,6 +60,7 @@ def tracked(items: Iterable[T], about: str) -> Iterable[T]:
     """`items`, with a bar on a terminal that is gone when they are through."""
     if not sys.stdout.isatty():
         return items
+    from rich.markup import escape
     from rich.progress import track
 
-    return track(items, description=about, transient=True)
+    return track(items, description=escape(about), transient=True)

@@ -55,7 +55,7 @@ def tiled(
         lq: (N, 3, H, W) in [0, 1].
         finish: applied to each tile's part of the result, which has the dtype and channels that it gives.
     """
-    _check(tile_size, tile_pad)
+    check_tiles(tile_size, tile_pad)
     number, (height, width) = len(lq), lq.shape[-2:]
     rows, h = _windows(height, tile_size, tile_pad)
     columns, w = _windows(width, tile_size, tile_pad)
@@ -86,7 +86,8 @@ def tiled(
     return sr
 
 
-def _check(tile_size: int, tile_pad: int) -> None:
+def check_tiles(tile_size: int, tile_pad: int) -> None:
+    """Raise an MtkdError where there are no tiles of `tile_size` pixels with `tile_pad` around them."""
     if tile_size < 1 or tile_pad < 0:
         raise MtkdError(f"Tiles need tile_size >= 1 and tile_pad >= 0, not {tile_size} and {tile_pad}.")
 
@@ -153,7 +154,7 @@ class FittingTiles:
         x8: bool = False,
         say: Say = print,
     ) -> None:
-        _check(1 if tile_size is None else tile_size, tile_pad)
+        check_tiles(1 if tile_size is None else tile_size, tile_pad)
         self._run, self._x8 = partial(self_ensemble, net) if x8 else net, x8
         self.net, self.scale, self.tile_pad, self.say = net, scale, tile_pad, say
         self._given = tile_size

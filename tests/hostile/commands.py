@@ -91,6 +91,7 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
         ("zoo", "import"): ("edsr_m_x2", weights),
         ("zoo", "convert"): (weights, "o.safetensors", "--to", "safetensors"),
     }
+    also_right = {("test",): (weights, "--data", str(ground.images), "--with", "bicubic")}
     anything = st.one_of(
         st.sampled_from(places),
         st.sampled_from(places),
@@ -121,6 +122,8 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
         command = draw(st.sampled_from(sorted(table)))
         known = table[command]
         line = list(right.get(command, ()))
+        if command in also_right and draw(st.booleans()):
+            line = list(also_right[command])
         flags = [action for action in known if action.option_strings]
         for _ in range(draw(st.integers(0, 3))):
             way = draw(st.sampled_from(("flag", "flag", "replace", "drop", "extra", "bare")))

@@ -71,6 +71,7 @@ def warm() -> None:
     import mtkd.data.sampling
     import mtkd.data.training
     import mtkd.engine.check
+    import mtkd.engine.compare
     import mtkd.engine.evaluate
     import mtkd.engine.report
     import mtkd.engine.shards
