@@ -359,7 +359,7 @@ def _test(args: argparse.Namespace) -> int:
                 "folders: `mtkd test experiments/NAME`; or an option file: `mtkd test -opt FILE`."
             )
         if args.force_yml:
-            raise MtkdError("--force_yml changes values of an option file, `-opt FILE`, and none is given.")
+            raise MtkdError("--force_yml and --scale change values of an option file, `-opt FILE`, and none is given.")
         from mtkd.engine.compare import compare
 
         compare(
