@@ -72,11 +72,15 @@ def actions(
 def cases(ground: Ground) -> st.SearchStrategy[Case]:
     """Command lines, most of them nearly right."""
     table = dict(actions(parser()))
-    weights, image = str(ground.weights / "net.pth"), str(ground.encoded / "rgb.png")
-    places = (weights, image, str(ground.images), str(ground.encoded), "run.yml", "test.yml", "teach.yml", "folder",
+    # Copies: what a command writes into them would be in the way of all later cases.
+    trees = tuple((f"near/{part.name}", part.relative_to(ground.root).as_posix()) for part in (
+        ground.weights, ground.images, ground.encoded, ground.root / "taught/targets"))  # fmt: skip
+    weights, image = f"near/{ground.weights.name}/net.pth", f"near/{ground.encoded.name}/rgb.png"
+    images, encoded = f"near/{ground.images.name}", f"near/{ground.encoded.name}"
+    places = (weights, image, images, encoded, "run.yml", "test.yml", "teach.yml", "folder",
         "out", "out.png", "out/x/y.png", "pipe", "pipe.png", "pipe.yml",
               "folder/pipe.png", "empty", "loop", "run.yml/x", "/dev/null", "/proc/x/y.png", "/dev/full",
-              str(ground.weights / "net.safetensors"), str(ground.root / "taught/targets"))  # fmt: skip
+              f"near/{ground.weights.name}/net.safetensors", "near/targets")  # fmt: skip
     right: dict[tuple[str, ...], tuple[str, ...]] = {
         ("train",): ("-opt", "run.yml"),
         ("test",): ("-opt", "test.yml"),
@@ -91,7 +95,7 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
         ("zoo", "import"): ("edsr_m_x2", weights),
         ("zoo", "convert"): (weights, "o.safetensors", "--to", "safetensors"),
     }
-    also_right = {("test",): (weights, "--data", str(ground.images), "--with", "bicubic")}
+    also_right = {("test",): (weights, "--data", images, "--with", "bicubic")}
     anything = st.one_of(
         st.sampled_from(places),
         st.sampled_from(places),
@@ -143,7 +147,7 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
         if "--compile" in line:
             line = ["--help"]
         facts = {"environment": [draw(st.sampled_from(_ENVIRONMENT))] if draw(st.integers(0, 5)) == 0 else []}
-        return Case("commands", ((*command, *line),), files, before="world", facts=facts)
+        return Case("commands", ((*command, *line),), files, trees, before="world", facts=facts)
 
     return case()
 
