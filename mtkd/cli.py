@@ -115,13 +115,7 @@ never overwritten: NAME is that of the network, of several comparison_xSCALE."""
         metavar="ROWS",
         help="more rows, with a comma between: bicubic, and teachers (those of the runs, their mean, the fused image)",
     )
-    test.add_argument(
-        "--tile",
-        type=_pixels,
-        metavar="N",
-        help="run in tiles of N lq pixels, which may change numbers (default: whole)",
-    )
-    test.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
+    _tiles(test, "run in tiles of N lq pixels, which may change numbers (default: whole)")
     test.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     _changes(test)
     _launcher(test)
@@ -175,10 +169,7 @@ never overwritten: NAME is that of the network, of several comparison_xSCALE."""
     source.add_argument(
         "-opt", type=given.path, metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g"
     )
-    upscale.add_argument(
-        "--tile", type=_pixels, metavar="N", help="run in tiles of N lq pixels (default: as large as memory allows)"
-    )
-    upscale.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
+    _tiles(upscale, "run in tiles of N lq pixels (default: as large as memory allows)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     upscale.add_argument("--compile", action="store_true", help="torch.compile the network; on a CPU it may be slower")
@@ -212,13 +203,7 @@ Shared over the GPUs of a machine:
     teach.add_argument("--shard", metavar="K/N", help="make share K of N alone, in a file of its own")
     teach.add_argument("--merge", action="store_true", help="make the store of its finished shards")
     teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
-    teach.add_argument(
-        "--tile",
-        type=_pixels,
-        metavar="N",
-        help="run in tiles of N lq pixels (default: whole, or what fits into memory)",
-    )
-    teach.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
+    _tiles(teach, "run in tiles of N lq pixels (default: whole, or what fits into memory)")
     teach.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the option file's")
     teach.add_argument(
         "--dtype",
@@ -256,6 +241,11 @@ def _command(commands: argparse._SubParsersAction, name: str, about: str, exampl
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _tiles(command: argparse.ArgumentParser, about: str) -> None:
+    command.add_argument("--tile", type=_pixels, metavar="N", help=about)
+    command.add_argument("--tile_pad", type=_pixels, default=32, metavar="N", help="context around each tile (32)")
 
 
 def _option_file(command: argparse.ArgumentParser) -> None:

@@ -160,14 +160,13 @@ def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
 
 
 def _restore_average(net: nn.Module, weights: Path, decay: float) -> None:
-    # A missing average would be read as the weights themselves, from which it would start anew.
-    content = torch.load(weights, map_location="cpu", weights_only=True)
-    if "params_ema" not in content:
+    build.load_weights(net, str(weights), key="params_ema")
+    # A missing average is read as the weights themselves, from which it would start anew.
+    if net.origin.entry != "params_ema":  # pyright: ignore[reportAttributeAccessIssue]
         raise MtkdError(
             f"train.ema_decay is {decay:g}, and {weights} holds no average (params_ema): the run was trained without. "
             f"Set ema_decay: 0, {_NEW_RUN}."
         )
-    build.load_weights(net, str(weights), key="params_ema")
 
 
 def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_type: str) -> None:

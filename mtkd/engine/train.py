@@ -195,7 +195,7 @@ def _mendable(error: Exception, where: str = "") -> MtkdError | None:
             f"The device ran out of memory: {first} Lower batch_size_per_gpu or gt_size, raise train.accumulate, use "
             "`precision: bf16`, or `residence: ram` for the training images."
         )
-    elif isinstance(error, MemoryError) or "can't allocate memory" in text:
+    elif given.is_out_of_memory(error):
         text = (
             f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `residence: "
             "disk` for the training images."

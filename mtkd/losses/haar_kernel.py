@@ -2,7 +2,7 @@
 
 Every 2x2 square of the difference has its own four coefficients, and they alone decide the gradient of its four
 pixels. So both images are read once, the gradient is written once, and nothing else touches memory: the least that the
-loss can move. On small images what counts is that there is one launch instead of twenty.
+loss can move. On small images what counts is that value and gradient take 4 launches instead of 18.
 """
 
 from __future__ import annotations

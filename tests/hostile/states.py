@@ -292,15 +292,18 @@ def _untouched(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) 
     return ""
 
 
+def ends_as(whole: str) -> bool:
+    """Whether the run has no last weights, or those of the file `whole`."""
+    latest = Path(RUN, "models/net_g_latest.pth")
+    if not latest.exists():
+        return True
+    mine, theirs = (torch.load(path, weights_only=True) for path in (latest, whole))
+    return all(same(mine.get(key, {}), theirs[key]) for key in ("params", "params_ema"))
+
+
 def _resumed(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) -> str:
     """The resumed run ends where the uninterrupted one does, unless sound files said otherwise."""
-    latest = Path(RUN, "models/net_g_latest.pth")
-    if code or not latest.exists():
-        return ""
-    mine, whole = (torch.load(path, weights_only=True) for path in (latest, arguments[0]))
-    if all(same(mine.get(key, {}), whole[key]) for key in ("params", "params_ema")):
-        return ""
-    if facts.get("crafted"):
+    if code or ends_as(arguments[0]) or facts.get("crafted"):
         return ""
     broken = damage(facts["damaged"]) if "damaged" in facts and Path(facts["damaged"]).exists() else ""
     if "damaged" in facts and not broken:

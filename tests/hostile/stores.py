@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from hypothesis import strategies as st
 
 from tests.hostile import mutations, sandbox
 from tests.hostile.cases import Case
 from tests.hostile.ground import Ground
-from tests.hostile.states import RUN
-from tests.hostile.weights import same
+from tests.hostile.states import RUN, ends_as
 
 _INNER = ("names", "sizes", "facts", "format")
 _TEXTS = (
@@ -136,11 +134,7 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
 
 
 def _as_taught(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) -> str:
-    latest = Path(RUN, "models/net_g_latest.pth")
-    if code or not latest.exists():
-        return ""
-    mine, whole = (torch.load(path, weights_only=True) for path in (latest, arguments[0]))
-    if all(same(mine.get(key, {}), whole[key]) for key in ("params", "params_ema")):
+    if code or ends_as(arguments[0]):
         return ""
     return f"{Path(facts['changed']).name} was changed, and the run went on to other weights"
 
