@@ -24,9 +24,9 @@ from mtkd.config import load_options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images
 from mtkd.data.paired import PairedImages
-from mtkd.engine.evaluate import build_metrics, evaluate
-from mtkd.engine.log import environment
-from mtkd.engine.train import train
+from mtkd.inference.evaluate import build_metrics, evaluate
+from mtkd.training.log import environment
+from mtkd.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHERS = ("edsr", "rcan", "swinir")

@@ -44,7 +44,7 @@ MISSING = (
 """Packages that it lacks, with what they need and it lacks too."""
 IMPORTS = (
     "basicsr, pytorch_wavelets, pywt, lpips, pydantic, lightning_fabric, pooch, lmdb, spandrel, torch_dct, "
-    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.engine.train, mtkd.engine.report, speed, measures.cells, "
+    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.report, speed, measures.cells, "
     "measures.stage2, "
     "measures.training, measures.attention, measures.inference, measures.wavelet, measures.scaling, measures.graphs"
 )
@@ -203,7 +203,7 @@ def try_data() -> None:
     from measures import cells
 
     from mtkd.config import make_options
-    from mtkd.engine.check import check_data
+    from mtkd.training.check import check_data
 
     with tempfile.TemporaryDirectory() as state:
         for cell in cells.cells(ROOT / "benchmarks/gpu_grid.yml", BUNDLE / "data", Path(state)):

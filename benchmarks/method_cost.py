@@ -36,8 +36,8 @@ from mtkd.archs.privileged import PrivilegedTeacher
 from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import Batch, Task
-from mtkd.engine.log import environment
 from mtkd.methods.base import Method, MethodConfig
+from mtkd.training.log import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"

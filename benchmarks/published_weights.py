@@ -25,8 +25,8 @@ from torch import nn
 from mtkd import zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
-from mtkd.engine.evaluate import build_metrics, evaluate
-from mtkd.engine.log import environment
+from mtkd.inference.evaluate import build_metrics, evaluate
+from mtkd.training.log import environment
 from mtkd.zoo import conversion, files, loading
 from mtkd.zoo.docs import Y
 

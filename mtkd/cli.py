@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mtkd import boundary, given
+from mtkd.commands import boundary
 from mtkd.contracts import MtkdError
+from mtkd.runtime import given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: see `mtkd.boundary`."""
+    """Run one command and return its exit code: see `mtkd.commands.boundary`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("MTKD_DEBUG", "0") not in ("", "0") or "--debug" in arguments
     return boundary.run(lambda: _run(arguments), arguments, debug=debug)
@@ -55,7 +56,8 @@ def _no_exit(what: str) -> Iterator[None]:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from mtkd import __version__, zoo_cli
+    from mtkd import __version__
+    from mtkd.commands import zoo
 
     top = argparse.ArgumentParser(prog="mtkd", description="Knowledge distillation for image super-resolution.")
     top.add_argument("--version", action="version", version=f"mtkd {__version__}")
@@ -229,7 +231,7 @@ Shared over the GPUs of a machine:
     listing.add_argument("what", choices=("archs", "methods", "losses", "metrics", "datasets"))
     listing.set_defaults(run=_list)
 
-    zoo_cli.add_parser(commands)
+    zoo.add_parser(commands)
     return top
 
 
@@ -318,7 +320,7 @@ def _train(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
 
     options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")
-    from mtkd.engine.train import Stopped, train
+    from mtkd.training.loop import Stopped, train
 
     try:
         train(
@@ -350,7 +352,7 @@ def _test(args: argparse.Namespace) -> int:
             )
         if args.force_yml:
             raise MtkdError("--force_yml and --scale change values of an option file, `-opt FILE`, and none is given.")
-        from mtkd.engine.compare import compare
+        from mtkd.inference.compare import compare
 
         compare(
             args.networks,
@@ -369,8 +371,8 @@ def _test(args: argparse.Namespace) -> int:
             "and --with, or -opt."
         )
     options = load_options(args.opt, force=args.force_yml, kind="test")
-    from mtkd.engine.build import named_device
-    from mtkd.engine.report import in_tiles, test
+    from mtkd.build import named_device
+    from mtkd.inference.report import in_tiles, test
 
     if args.tile is not None:
         options = in_tiles(options, args.tile, args.tile_pad)
@@ -398,7 +400,7 @@ def _check(args: argparse.Namespace) -> int:
         try:
             options = load_options(file, force=args.force_yml)
             if args.data:
-                from mtkd.engine.check import check_data
+                from mtkd.training.check import check_data
 
                 problems = check_data(options)
         except OptionError as error:
@@ -447,19 +449,19 @@ def _config_diff(args: argparse.Namespace) -> int:
 
 
 def _upscale(args: argparse.Namespace) -> int:
-    from mtkd.engine.upscale import upscale
+    from mtkd.inference.upscale import upscale
 
     if args.opt:
+        from mtkd.build import set_backends
         from mtkd.config import load_options
-        from mtkd.engine.build import set_backends
-        from mtkd.engine.report import output_network
+        from mtkd.inference.report import output_network
 
         options = load_options(args.opt, force=args.force_yml, kind="test")
         set_backends(options, sizes_vary=True)
         net = output_network(options)
     else:
         from mtkd import zoo
-        from mtkd.engine.build import set_backends
+        from mtkd.build import set_backends
 
         set_backends(None, sizes_vary=True)
         net = zoo.build(args.weights)
@@ -491,7 +493,8 @@ def _teach(args: argparse.Namespace) -> int:
     options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
-    from mtkd.engine import shards, teach
+    from mtkd.targets import make as teach
+    from mtkd.targets import shards
 
     path = Path(options.target_store)
     file = shlex.join(["-opt", str(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())])

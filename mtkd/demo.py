@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mtkd import zoo
+from mtkd import build, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.build import build_image_set
 from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
-from mtkd.engine import build
-from mtkd.engine.build import build_image_set
-from mtkd.engine.compare import Bicubic, Remembered
-from mtkd.engine.evaluate import Evaluation, build_metrics, evaluate, write_results
-from mtkd.engine.log import environment
-from mtkd.engine.report import free_folder
-from mtkd.engine.teach import teach
-from mtkd.engine.train import train
+from mtkd.inference.compare import Bicubic, Remembered
+from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate, write_results
+from mtkd.inference.report import free_folder
+from mtkd.targets.make import teach
+from mtkd.training.log import environment
+from mtkd.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENTS = {

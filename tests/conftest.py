@@ -34,6 +34,12 @@ def same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of a test stay in its folder."""
+    monkeypatch.setenv("MTKD_HOME", str(tmp_path / "home"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `cuda` wait for a device; `benchmarks/gpu.py` runs them all where there is one."""
     if torch.cuda.is_available():

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import mtkd
-from mtkd import catalog, yaml_loader
-from mtkd.engine.train import train
-from tests.engine.runs import run_options
+from mtkd import catalog
+from mtkd.config import yaml_loader
+from mtkd.training.loop import train
 from tests.losses import test_loss_conformance as conformance
+from tests.runs import run_options
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

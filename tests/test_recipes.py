@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd import catalog, yaml_loader, zoo
-from mtkd.config import make_options
+from mtkd import catalog, zoo
+from mtkd.config import make_options, yaml_loader
 from mtkd.demo import photographs
-from mtkd.engine.train import train
+from mtkd.training.loop import train
 
 pytestmark = pytest.mark.slow
 

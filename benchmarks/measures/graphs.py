@@ -9,7 +9,7 @@ from typing import Any
 
 from measures import runs
 from measures.timing import Effort, Section, ratios, side_by_side, spread
-from mtkd.engine.train import _compile
+from mtkd.training.loop import _compile
 
 ALONE, STORE = "student only", "from store"
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from measures import basicsr_world, memory, runs
 from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread
+from mtkd import build
 from mtkd.config import NetworkOptions
-from mtkd.engine import build
 
 BASE = "BasicSR, fp32"
 LQ_SIZES = [(180, 320), (270, 480)]

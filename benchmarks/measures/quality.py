@@ -13,11 +13,10 @@ import torch
 
 from measures import basicsr_world, photos, runs
 from measures.timing import Effort, Section
-from mtkd import zoo
+from mtkd import build, zoo
 from mtkd.config import NetworkOptions, make_options
-from mtkd.engine import build
-from mtkd.engine.teach import Recipe, teach
-from mtkd.engine.train import train
+from mtkd.targets.make import Recipe, teach
+from mtkd.training.loop import train
 
 SCALE, SEEDS = 2, (10, 11, 12)
 ITERATIONS, LAST, RATE = 150, 25, 5e-4

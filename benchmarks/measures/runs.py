@@ -16,13 +16,12 @@ from unittest import mock
 from torch import Tensor
 
 from measures import photos
-from mtkd import yaml_loader, zoo
-from mtkd.config import NetworkOptions, Options, make_options
+from mtkd import build, zoo
+from mtkd.config import NetworkOptions, Options, make_options, yaml_loader
 from mtkd.contracts import Batch
-from mtkd.engine import build
-from mtkd.engine.session import Session, prepare
-from mtkd.engine.teach import teach
-from mtkd.engine.train import _iterate
+from mtkd.targets.make import teach
+from mtkd.training.loop import _iterate
+from mtkd.training.session import Session, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENTS = {

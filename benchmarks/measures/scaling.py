@@ -10,8 +10,8 @@ import torch
 
 from measures import runs
 from measures.timing import Aim, Effort, Section, side_by_side, spread
+from mtkd import build
 from mtkd.config import Options
-from mtkd.engine import build
 from mtkd.metrics.complexity import complexity
 
 BATCHES, PATCHES = (1, 4, 16, 32), (24, 32, 48, 64)

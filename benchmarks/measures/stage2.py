@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from measures import basicsr_world, memory, runs
 from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread, wait
+from mtkd import build
 from mtkd.config import Options
 from mtkd.contracts import Batch
 from mtkd.data.residence import available_memory
-from mtkd.engine import build
 from mtkd.metrics.complexity import complexity
 
 ALONE, STORE, ON_LINE, PUBLISHED = "student only", "from store", "on-line teachers", "published scheme"

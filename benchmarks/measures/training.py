@@ -17,8 +17,8 @@ import torch
 from measures import basicsr_world, memory, photos, runs
 from measures.timing import Aim, Effort, Section, spread, wait
 from mtkd.config import make_options
-from mtkd.engine.session import prepare
-from mtkd.engine.train import _iterate
+from mtkd.training.loop import _iterate
+from mtkd.training.session import prepare
 
 SCALE, GT_SIZE = 4, 128
 WHOLE, CUT = (1356, 2040), (480, 480)

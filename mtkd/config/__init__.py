@@ -36,7 +36,7 @@ from mtkd.config.schema import (
     resolved_yaml,
     weight_at,
 )
-from mtkd.yaml_loader import OptionError, Problem
+from mtkd.config.yaml_loader import OptionError, Problem
 
 __all__ = [
     "DatasetsOptions",

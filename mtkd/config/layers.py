@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtkd import yaml_loader
+from mtkd.config import yaml_loader
+from mtkd.config.yaml_loader import Document, KeyPath, OptionError, Problem
 from mtkd.contracts import MtkdError
-from mtkd.given import path as given_path
-from mtkd.yaml_loader import Document, KeyPath, OptionError, Problem
+from mtkd.runtime.given import path as given_path
 
 BASE = "base"
 SCALE = "{scale}"

@@ -14,8 +14,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from mtkd import catalog, yaml_loader, zoo
-from mtkd.config import layers, messages, trial
+from mtkd import catalog, zoo
+from mtkd.config import layers, messages, trial, yaml_loader
 from mtkd.config.messages import shown
 from mtkd.config.schema import (
     FORCE,
@@ -51,11 +51,11 @@ from mtkd.config.signatures import (
     whole,
     whole_inside,
 )
+from mtkd.config.yaml_loader import PROBLEMS_SHOWN, Document, KeyPath, OptionError, Problem, is_text, key_text
 from mtkd.contracts import MtkdError
-from mtkd.given import check_readable, errors_of
-from mtkd.given import path as given_path
+from mtkd.runtime.given import check_readable, errors_of
+from mtkd.runtime.given import path as given_path
 from mtkd.variants import variant
-from mtkd.yaml_loader import PROBLEMS_SHOWN, Document, KeyPath, OptionError, Problem, is_text, key_text
 
 _IMAGE_ARGUMENTS = frozenset({"sr", "gt", "img", "img2", "target"})
 _LOWER_IS_BETTER = ("calculate_lpips", "calculate_niqe")
@@ -95,7 +95,7 @@ def load_options(
     """Options of the YAML file at `path`, laid over its `base`, with the scale in place of `{scale}`.
 
     Args:
-        path: a file in the dialect of `mtkd.yaml_loader`.
+        path: a file in the dialect of `mtkd.config.yaml_loader`.
         force: `a:b=VALUE` items that replace or add values, VALUE in YAML (BasicSR's `--force_yml`).
         scale: the same as the item `scale=N`, after the others.
         debug: BasicSR's debug run: `debug_` before the name, validation and checkpoints every 8 iterations, a line per

@@ -18,13 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from mtkd import yaml_loader
+from mtkd.config import yaml_loader
 from mtkd.config.messages import shown
 from mtkd.config.signatures import whole
+from mtkd.config.yaml_loader import KeyPath, Problem, key_text
 from mtkd.contracts import MtkdError
-from mtkd.given import check_name, check_readable
-from mtkd.given import path as given_path
-from mtkd.yaml_loader import KeyPath, Problem, key_text
+from mtkd.runtime.given import check_name, check_readable
+from mtkd.runtime.given import path as given_path
 
 FORCE = "--force_yml"
 

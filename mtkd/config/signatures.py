@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from mtkd.yaml_loader import MAX_WHOLE
+from mtkd.config.yaml_loader import MAX_WHOLE
 
 
 def annotations_of(target: Any) -> dict[str, Any]:

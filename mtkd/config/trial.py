@@ -14,8 +14,9 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from mtkd import catalog, given
+from mtkd import catalog
 from mtkd.contracts import MtkdError
+from mtkd.runtime import given
 
 MAX_PARAMETERS = 2_000_000_000
 MAX_MODULES = 10_000

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import Batch, MtkdError, Step, Task
-from mtkd.given import errors_of
+from mtkd.runtime.given import errors_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mtkd import given
 from mtkd.contracts import MtkdError
+from mtkd.runtime import given
 from mtkd.zoo import download, files, keymaps, loading
 from mtkd.zoo.table import ENTRIES, Entry, Source, entry
 

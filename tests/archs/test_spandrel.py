@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtkd import catalog, zoo
+from mtkd import build, catalog, zoo
 from mtkd.archs.rcan import RCAN
 from mtkd.archs.spandrel import Spandrel
 from mtkd.archs.swinir import SwinIR
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError
-from mtkd.engine import build
 from mtkd.methods.base import tapped
 
 pytestmark = pytest.mark.slow

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd import yaml_loader
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.rcan import RCAN
 from mtkd.cli import main
-from mtkd.config import resolved_yaml
+from mtkd.config import resolved_yaml, yaml_loader
 from mtkd.data.images import read_image, write_image
 from mtkd.data.resize import bicubic_lq
-from tests.engine.runs import run_options
+from tests.runs import run_options
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import torch
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.contracts import MtkdError
-from mtkd.engine import train as train_module
-from mtkd.engine.train import train
-from tests.engine.runs import STUDENT, make_images, run_options
+from mtkd.training import loop as train_module
+from mtkd.training.loop import train
+from tests.runs import STUDENT, make_images, run_options
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_a_run_of_basicsr_goes_on_here_as_it_would_there(tmp_path: Path) -> None
 
 
 def test_moments_follow_their_parameters_when_basicsr_orders_them_otherwise(tmp_path: Path) -> None:
-    from mtkd.engine.resume import in_our_order
+    from mtkd.training.resume import in_our_order
 
     theirs = torch.nn.Sequential()
     theirs.b, theirs.a = torch.nn.Linear(2, 2), torch.nn.Linear(3, 3)

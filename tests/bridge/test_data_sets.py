@@ -17,10 +17,10 @@ from mtkd.contracts import MtkdError
 from mtkd.data.items import ItemImages, Items, ItemSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
-from mtkd.engine.check import check_data
-from mtkd.engine.targets import open_training_images
-from mtkd.engine.train import train
-from tests.engine.runs import make_images, run_options
+from mtkd.targets.store_check import open_training_images
+from mtkd.training.check import check_data
+from mtkd.training.loop import train
+from tests.runs import make_images, run_options
 
 pytestmark = pytest.mark.slow
 

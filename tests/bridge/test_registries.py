@@ -17,8 +17,8 @@ from mtkd.cli import main
 from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
-from tests.engine.runs import make_images, run_options
 from tests.helpers import photo
+from tests.runs import make_images, run_options
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_a_users_own_registered_classes_train_and_measure(
 
 
 def test_a_registered_network_serves_as_teacher(tmp_path: Path) -> None:
-    from mtkd.engine.train import train
+    from mtkd.training.loop import train
 
     arguments = {"num_feat": 4, "num_conv": 1, "upscale": 2}
     net = mtkd.basicsr.registered("arch", "SRVGGNetCompact")(**arguments)  # pyright: ignore[reportOptionalCall]
@@ -121,7 +121,7 @@ def test_import_names_a_module_of_the_working_directory_for_every_command(
     options = run_options(tmp_path / "b").model_dump()
     options["network_g"] = {"type": "MyNetB", "width": 4}
     del options["fusion"], options["val"], options["target_store"]
-    from mtkd import yaml_loader
+    from mtkd.config import yaml_loader
 
     text = yaml_loader.dump({key: value for key, value in options.items() if value not in (None, {})})
     (tmp_path / "run.yml").write_text(text)

@@ -13,10 +13,10 @@ import mtkd.basicsr
 from mtkd import catalog
 from mtkd.config import OptionError, load_options, make_options, resolved_yaml
 from mtkd.contracts import MtkdError
-from mtkd.engine.ema import Ema
-from mtkd.engine.train import prepare, train
 from mtkd.methods.base import Frozen
-from tests.engine.runs import make_images, make_teachers, run_options
+from mtkd.training.ema import Ema
+from mtkd.training.loop import prepare, train
+from tests.runs import make_images, make_teachers, run_options
 
 pytestmark = pytest.mark.slow
 
@@ -163,7 +163,7 @@ def test_validation_measures_against_gt_whatever_the_method_trains_on(tmp_path: 
 
     from mtkd import zoo
     from mtkd.data.paired import PairedImages
-    from mtkd.engine.evaluate import build_metrics, evaluate
+    from mtkd.inference.evaluate import build_metrics, evaluate
 
     images, teachers = make_images(tmp_path / "images"), make_teachers(tmp_path / "teachers")
     sets = {

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtkd import yaml_loader
-from mtkd.config import OptionError, Options, Problem, make_options
+from mtkd.config import OptionError, Options, Problem, make_options, yaml_loader
 
 BASICSR_EDSR = """\
 # general settings

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mtkd import catalog, yaml_loader
+from mtkd import catalog
 from mtkd.cli import main
-from mtkd.config import Options, layers, load_options, resolved_yaml
+from mtkd.config import Options, layers, load_options, resolved_yaml, yaml_loader
 from mtkd.config.diff import flat
 from tests.config.samples import TEST, TRAIN, changed, only_problem, problems
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from config.samples import BASICSR_EDSR, TEACHER, TRAIN, changed, evaluation, fake, mtkd, only_problem, problems, train
 
-from mtkd import catalog, yaml_loader
+from mtkd import catalog
 from mtkd.config import (
     FusionOptions,
     NetworkOptions,
@@ -20,6 +20,7 @@ from mtkd.config import (
     make_options,
     resolved_yaml,
     weight_at,
+    yaml_loader,
 )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd import catalog, yaml_loader
-from mtkd.config import load_options
+from mtkd import catalog
+from mtkd.config import load_options, yaml_loader
 from mtkd.config.json_schema import json_schema
 
 pytestmark = pytest.mark.slow

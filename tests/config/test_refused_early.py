@@ -12,8 +12,7 @@ import torch
 from config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem, problems, train
 from torch import nn
 
-from mtkd import yaml_loader
-from mtkd.config import OptionError, Options, load_options, make_options, trial
+from mtkd.config import OptionError, Options, load_options, make_options, trial, yaml_loader
 from mtkd.config.schema import FORCE
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mtkd import yaml_loader
 from mtkd.cli import main
+from mtkd.config import yaml_loader
 from mtkd.config.diff import diff
 from mtkd.config.json_schema import json_schema, page
 from mtkd.config.schema import TAKEN_OVER

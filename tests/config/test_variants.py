@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd import catalog, yaml_loader, zoo
+from mtkd import catalog, zoo
 from mtkd.cli import main
-from mtkd.config import load_options, make_options
+from mtkd.config import load_options, make_options, yaml_loader
 from mtkd.variants import VARIANTS, variant
 from tests.config.samples import TRAIN, changed, mtkd, only_problem, train
 

@@ -8,21 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd import yaml_loader, zoo
+from mtkd import build, zoo
 from mtkd.archs.dctswin import DCTSwin
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.fsrcnn import FSRCNN
 from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.cli import main
-from mtkd.config import NetworkOptions, Options, check_paths, make_options, resolved_yaml
+from mtkd.config import NetworkOptions, Options, check_paths, make_options, resolved_yaml, yaml_loader
 from mtkd.config.diff import flat
-from mtkd.engine import build
-from mtkd.engine.check import check_data
-from mtkd.engine.targets import check_facts, completed
+from mtkd.targets.store_check import check_facts, completed
+from mtkd.training.check import check_data
 from mtkd.zoo import keymaps
 from tests.config.samples import TRAIN, changed, mtkd, only_problem
-from tests.engine.runs import FUSION, TEACHERS, make_images, make_teachers, run_options
+from tests.runs import FUSION, TEACHERS, make_images, make_teachers, run_options
 
 EDSR_ARGS = {"num_feat": 6, "num_block": 2, "upscale": 2}
 RCAN_ARGS = {"num_feat": 4, "num_group": 1, "num_block": 1, "squeeze_factor": 2, "upscale": 2}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mtkd import yaml_loader
-from mtkd.yaml_loader import OptionError
+from mtkd.config import yaml_loader
+from mtkd.config.yaml_loader import OptionError
 
 
 def value(text: str) -> Any:

@@ -12,8 +12,8 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import open_training_set
-from mtkd.engine.train import train
-from tests.engine.runs import make_images, run_options
+from mtkd.training.loop import train
+from tests.runs import make_images, run_options
 
 
 @pytest.fixture

@@ -70,14 +70,10 @@ def warm() -> None:
     import mtkd.cli
     import mtkd.data.sampling
     import mtkd.data.training
-    import mtkd.engine.check
-    import mtkd.engine.compare
-    import mtkd.engine.evaluate
-    import mtkd.engine.report
-    import mtkd.engine.shards
-    import mtkd.engine.teach
-    import mtkd.engine.train
-    import mtkd.engine.upscale  # noqa: F401
+    import mtkd.inference.compare
+    import mtkd.inference.evaluate
+    import mtkd.inference.report
+    import mtkd.inference.upscale  # noqa: F401
     from mtkd import catalog
 
     for kind, table in catalog.TABLES.items():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mtkd import catalog
-from mtkd.engine.optim import build_optimizer
 from mtkd.methods.base import Method
+from mtkd.training.optim import build_optimizer
 from tests.methods import setups
 from tests.methods.setups import SETUPS, batch, build
 

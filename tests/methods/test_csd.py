@@ -14,17 +14,17 @@ from torch import Tensor
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.slim import Slim, extract
+from mtkd.build import build_method
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError
-from mtkd.engine.build import build_method
-from mtkd.engine.report import output_network
-from mtkd.engine.train import train
+from mtkd.inference.report import output_network
 from mtkd.losses import perceptual
 from mtkd.losses.perceptual import CSD_LAYERS, VGG19Features
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.csd import CSD
-from tests.engine.runs import run_options
+from mtkd.training.loop import train
 from tests.methods.setups import TASK, batch, edsr, fsrcnn, rcan
+from tests.runs import run_options
 
 BOTH = {"pixel": {}, "teacher_pixel": {}}
 

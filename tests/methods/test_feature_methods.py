@@ -14,7 +14,6 @@ from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.config import load_options
 from mtkd.contracts import MtkdError
-from mtkd.engine.train import train
 from mtkd.losses.feature import (
     attention_loss,
     channel_affinity_loss,
@@ -31,8 +30,9 @@ from mtkd.methods.fitnet import FitNet
 from mtkd.methods.pkt import PKT
 from mtkd.methods.srkd import SRKD
 from mtkd.methods.taps import deep_features, middle, thirds
-from tests.engine.runs import make_images, make_teachers, run_options
+from mtkd.training.loop import train
 from tests.methods.setups import SCALE, TASK, batch, edsr, rcan
+from tests.runs import make_images, make_teachers, run_options
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [

@@ -12,12 +12,12 @@ from torch import nn
 
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import MtkdError
-from mtkd.engine.train import train
 from mtkd.losses.feature import vid_loss
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.pisr import PISR, Estimator, PISRTeacher
-from tests.engine.runs import make_images, run_options
+from mtkd.training.loop import train
 from tests.methods.setups import SCALE, TASK, batch, edsr, fsrcnn, privileged
+from tests.runs import make_images, run_options
 
 
 def pisr(student: nn.Module | None = None, teacher: nn.Module | None = None, **options: Any) -> PISR:

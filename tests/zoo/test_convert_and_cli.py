@@ -14,8 +14,8 @@ from zoo.test_cache import NOWHERE
 from zoo.test_download import FILE
 
 from mtkd import catalog
-from mtkd import zoo_cli as cli
 from mtkd.cli import main
+from mtkd.commands import zoo as cli
 from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
 

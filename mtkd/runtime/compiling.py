@@ -1,0 +1,71 @@
+"""torch.compile with a trial: what cannot be compiled runs as it is, and says so before time is spent on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mtkd.runtime.progress import Say
+
+Mode = Literal["default", "graphs", "reduce-overhead", "max-autotune"]
+"""torch.compile's modes, of which "reduce-overhead" and "max-autotune" record CUDA graphs where shapes are fixed; and
+"graphs", its backend "cudagraphs", which records the kernels as they are: ready in seconds, where the others compile
+for minutes.
+"""
+
+
+def compile_networks(
+    networks: Iterable[nn.Module],
+    trial: Callable[[], object],
+    *,
+    mode: Mode = "default",
+    dynamic: bool | None = None,
+    say: Say,
+) -> bool:
+    """Compile `networks` in place and run `trial` with them; if it fails, they run uncompiled and `say` is told why.
+
+    Args:
+        trial: calls the networks as they will be called later, so that nothing is left to compile.
+        dynamic: as in `torch.compile`; True for images of all sizes, None for shapes that rarely change.
+        say: takes one line.
+
+    Returns:
+        Whether the networks are compiled.
+    """
+    from torch._dynamo import config
+
+    # Taps are hooks that come and go; without this guard a graph made with other taps would be run.
+    config.skip_nnmodule_hook_guards = False
+    # All networks of one class share the limit, beyond which they would run uncompiled: student, teachers, and the one
+    # that is validated, each with its taps and sizes.
+    config.recompile_limit = max(config.recompile_limit, 64)
+    networks = list(networks)
+    names = ", ".join(dict.fromkeys(type(net).__name__ for net in networks))
+    began = time.perf_counter()
+    try:
+        for net in networks:
+            if mode == "graphs":
+                net.compile(backend="cudagraphs", dynamic=dynamic)
+            else:
+                net.compile(mode=mode, dynamic=dynamic)
+        trial()
+    except Exception as error:
+        uncompile(networks)
+        # torch wraps what a backend raised.
+        error = getattr(error, "inner_exception", error)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        say(f"compile: {names} cannot be compiled here and runs uncompiled ({type(error).__name__}: {reason})")
+        return False
+    say(f"compile: {names} compiled in {time.perf_counter() - began:.0f} s")
+    return True
+
+
+def uncompile(networks: Iterable[nn.Module]) -> None:
+    """Take back what `compile_networks` did."""
+    for net in networks:
+        net._compiled_call_impl = None
+    torch.compiler.reset()

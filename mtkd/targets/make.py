@@ -1,0 +1,278 @@
+"""Pay the teachers once: run them over the training images, keep the answers, train students from the store.
+
+The target of an output-level method never changes, so it is computed once per image at full size (no crop borders in
+its context) and stored as uint8 or float16.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtkd import __version__, build
+from mtkd.config import Options
+from mtkd.contracts import MtkdError
+from mtkd.data.images import try_writing
+from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
+from mtkd.inference.evaluate import Predict, to_image, to_tensor
+from mtkd.inference.tiling import FittingTiles, self_ensemble
+from mtkd.methods.base import Frozen
+from mtkd.runtime.background import Behind
+from mtkd.runtime.progress import Progress, Say, clock
+from mtkd.targets.shards import WHOLE, Shard
+from mtkd.targets.store_check import (
+    bytes_to_write,
+    check_disk,
+    complete_already,
+    exists,
+    fingerprint,
+    free_bytes,
+    open_training_images,
+    size_text,
+    training_pairs,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PROBE_SIDE = {"cpu": 64, "cuda": 256}
+"""Side of the lq crop on which a dry run times the teachers: large enough for the device to be busy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the teachers answer.
+
+    Attributes:
+        x8: average over the eight flips and rotations of each lq.
+        tile_size: run larger lq images in tiles of this many pixels; None runs every image whole where the free memory
+            allows, and in the largest tiles that fit else.
+        tile_pad: context around each tile, in lq pixels. Where the teachers see no further, no seam is left at all.
+        precision: "fp32", "bf16" or "fp16" (autocast); None is what the option file gives teachers on line. bf16 moves
+            the mean of the demo's teachers by 0.08 of 255 on average, a third of what rounding to 8 bits does.
+        dtype: "uint8" clamps and rounds as an image file does; "float16" keeps the answer as it is, unclamped, as
+            teachers on line give it.
+    """
+
+    x8: bool = False
+    tile_size: int | None = None
+    tile_pad: int = 32
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype: StoreDtype = "uint8"
+
+    def facts(self, options: Options) -> dict[str, Any]:
+        """What a store remembers of it."""
+        return {
+            "x8": self.x8,
+            "tile_size": self.tile_size,
+            "tile_pad": self.tile_pad,
+            "precision": self.resolved_precision(options),
+            "dtype": self.dtype,
+            "mtkd": __version__,
+        }
+
+    def resolved_precision(self, options: Options) -> str:
+        """`precision`, or that of the teachers of `options`."""
+        return self.precision or options.teacher_precision or options.precision
+
+
+PLAIN = Recipe()
+
+
+@torch.no_grad()
+def teach(
+    options: Options,
+    path: Path,
+    recipe: Recipe = PLAIN,
+    *,
+    shard: Shard = WHOLE,
+    device: str | torch.device | None = None,
+    progress: Say = print,
+) -> ImageStore:
+    """Write the targets of `options` for all its training images, at gt size, to the store `path`, or to a shard of it.
+
+    Interrupted, it goes on where it stopped when called again with the same networks, images and recipe. A store or
+    shard that is complete already is left as it is, and so is a shard whose store is.
+
+    Raises:
+        MtkdError: `path` was made otherwise or is damaged, weights are missing, the declared teachers do not make one
+            image, the disk or the device is too small, or an answer is not finite.
+    """
+    out = path if exists(path) else shard.path(path)
+    finished = exists(out)
+    if not finished:
+        try_writing(out.absolute().parent)
+    device = _set_up(options, device)
+    predict = None if finished else _over_images(_Teacher(options, recipe, device), options, recipe, progress)
+    about = "targets" if shard.count == 1 else f"shard {shard}"
+    with Progress("decoding the training images", progress, bar=shard.count == 1) as decoding:
+        images = open_training_images(options, decoding)
+    lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
+    facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
+    if predict is None:
+        # An upgrade of mtkd is no reason to make a whole store anew; shards are merged with others.
+        version = {"mtkd": ImageStore(out).facts.get("mtkd")} if out == path else {}
+        store = complete_already(out, facts | version)
+        progress(f"{about}: {out} is complete already")
+        return store
+    names, sizes = [gt.names[i] for i in share], [gt.sizes[i] for i in share]
+    check_disk(out, bytes_to_write(out, sizes, recipe.dtype))
+    writer = StoreWriter(out, names, sizes, facts, dtype=recipe.dtype, durable=True)
+    try:
+        missing = writer.missing()
+        if len(missing) < len(share):
+            progress(f"{about}: going on with {len(missing)} of {len(share)} images")
+        pixels = list(accumulate(sizes[i][0] * sizes[i][1] for i in missing))
+        with Progress(about, progress, bar=shard.count == 1) as made, Behind(workers=1, waiting=4) as later:
+            for done, position in enumerate(missing, start=1):
+                answer = predict(to_tensor(lq[share[position]], device))
+                later(writer.put, position, _stored(answer, recipe, names[position]))
+                made(done, len(missing), pixels[done - 1] / pixels[-1])
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+@torch.no_grad()
+def dry_run(
+    options: Options,
+    path: Path,
+    recipe: Recipe = PLAIN,
+    *,
+    shard: Shard = WHOLE,
+    device: str | torch.device | None = None,
+    progress: Say = print,
+) -> None:
+    """Say what `teach` with the same arguments would make, on what, and about how long it would take; write nothing.
+
+    The time is that of the teachers on one crop of a training image, scaled by pixels; reading, rounding and writing
+    are left out. On the CPU large images are slower by the pixel than small ones.
+
+    Raises:
+        MtkdError: what `teach` would refuse before it runs the teachers.
+    """
+    out = path if exists(path) else shard.path(path)
+    if exists(out):
+        raise MtkdError(
+            f"{out} exists already, so there is nothing to measure. `mtkd teach` without --dry_run checks that it fits."
+        )
+    pairs = training_pairs(options)
+    share = shard.indices(len(pairs))
+    sizes = [pairs.sizes[i] for i in share]
+    left = missing_images(out, len(share))
+    device = _set_up(options, device)
+    teacher = _Teacher(options, recipe, device)
+
+    scale = options.scale
+    lq = to_tensor(pairs[share[0]].lq, device)
+    side = _PROBE_SIDE.get(device.type, 64)
+    if recipe.tile_size is not None:
+        side = min(side, recipe.tile_size + 2 * recipe.tile_pad)
+    top, left_edge = (max(length - side, 0) // 2 for length in lq.shape[-2:])
+    crop = lq[..., top : top + side, left_edge : left_edge + side]
+    seconds = _time(lambda: teacher(crop), device)
+    pixels = sum(_pixels_run(sizes[i][0] // scale, sizes[i][1] // scale, recipe) for i in left)
+    total = seconds / (crop.shape[-2] * crop.shape[-1]) * pixels * (8 if recipe.x8 else 1)
+
+    size = bytes_to_write(out, sizes, recipe.dtype)
+    here = f" for shard {shard}" if shard.count > 1 else ""
+    begun = "" if len(left) == len(share) else f", {len(share) - len(left)} of them made already"
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    progress(
+        f"{len(share)} of {len(pairs)} images{here}{begun}: {sum(h * w for h, w in sizes) / 1e6:,.1f} megapixels\n"
+        f"to write: {size_text(size)} of {recipe.dtype} to {out}; free there: {size_text(free_bytes(out))}\n"
+        f"device: {device}{name}, {recipe.resolved_precision(options)}\n"
+        f"time: about {clock(total)}, from {seconds:.3f} s for an lq crop of {crop.shape[-2]}x{crop.shape[-1]}"
+    )
+    check_disk(out, size)
+
+
+def _set_up(options: Options, device: str | torch.device | None) -> torch.device:
+    build.set_backends(options, sizes_vary=True)
+    found = build.choose_device(options) if device is None else build.named_device(device)
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    return found
+
+
+class _Teacher(nn.Module):
+    """The one teacher of `options` on `device`, lq -> float32 sr, in the precision of `recipe`."""
+
+    def __init__(self, options: Options, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        precision = recipe.resolved_precision(options)
+        if precision == "fp16" and device.type != "cuda":
+            raise MtkdError("fp16 needs a CUDA device; use --precision bf16 or fp32 on the CPU.")
+        teachers = build.build_teachers(options)
+        if len(teachers) != 1:
+            raise MtkdError(
+                f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say with `fusion` how they become one."
+            )
+        self.autocast = partial(build.autocast, precision, device)
+        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        (net,) = teachers.values()
+        self.net = Frozen(net).to(device).to(memory_format=self.memory_format)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        with self.autocast():
+            sr = self.net(lq.contiguous(memory_format=self.memory_format))
+        # Before tiles are joined or flips averaged, which would round once more.
+        return sr.float()
+
+
+def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, say: Say) -> Predict:
+    """`teacher` for images of any size."""
+    whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, say=say)
+    predict = partial(self_ensemble, whole) if recipe.x8 else whole
+
+    def run(lq: Tensor) -> Tensor:
+        # Here too, because the memory of a run is estimated from what is set outside the network.
+        with teacher.autocast():
+            return predict(lq)
+
+    return run
+
+
+def _pixels_run(height: int, width: int, recipe: Recipe) -> float:
+    """lq pixels that the teachers see of an image, with the context of its tiles where their size is given."""
+    tile, context = recipe.tile_size, 2 * recipe.tile_pad
+    if tile is None or max(height, width) <= tile + context:
+        return height * width
+    return height * width * (1 + context / tile) ** 2
+
+
+def _stored(sr: Tensor, recipe: Recipe, name: str) -> NDArray[np.uint8] | NDArray[np.float16]:
+    """(1, 3, H, W) as an (H, W, 3) array of the store's dtype."""
+    kept = sr.half() if recipe.dtype == "float16" else sr
+    if not kept.isfinite().all():
+        raise MtkdError(
+            f"The teachers' answer to {name} is not finite. In fp16 values above 65504 overflow: use --precision bf16 "
+            "or fp32. In fp32, look at the weights of the teachers."
+        )
+    return to_image(sr) if recipe.dtype == "uint8" else kept[0].permute(1, 2, 0).cpu().numpy()
+
+
+def _time(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call after a first that does not count: the best of as many as fit in two seconds, at most 5."""
+
+    def once() -> float:
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    once()
+    times = [once()]
+    while len(times) < 5 and sum(times) < 2:
+        times.append(once())
+    return min(times)

@@ -1,0 +1,97 @@
+"""`mtkd check --data`: all about files and this machine that a run would trip over, found without starting one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtkd import zoo
+from mtkd.build import open_items
+from mtkd.config import ItemSetOptions, Options, Problem, check_paths
+from mtkd.contracts import MtkdError
+from mtkd.data.paired import PairedImages
+from mtkd.training import preflight
+from mtkd.training.checkpoint import RunFolder
+
+
+def check_data(options: Options) -> list[Problem]:
+    """What this machine lacks for the run, missing files and folders, and for data sets that are there unpaired,
+    unreadable and wrongly sized images.
+
+    Only image headers are read; of a data set from outside, the first item. Nothing is fetched: a `zoo:` name must be
+    one, and need not be here.
+    """
+    problems = [*check_machine(options), *check_folders(options), *check_paths(options), *_check_zoo_names(options)]
+    if not options.is_train and not options.val.metrics:
+        message = "missing: `mtkd test` would measure nothing. To enlarge images without gt: `mtkd upscale -opt FILE`."
+        problems.append(options._origin.problem(("val", "metrics"), message))
+    missing = {problem.key.rpartition(".")[0] for problem in problems}
+    for key, given in {"train": options.datasets.train, **options.datasets.evaluation}.items():
+        where = f"datasets.{key}"
+        if given is None or where in missing:
+            continue
+        try:
+            if isinstance(given, ItemSetOptions):
+                open_items(given, options.scale, phase=key.split("_")[0])
+            else:
+                PairedImages.of_section(given.model_dump(), scale=options.scale)
+        except MtkdError as error:
+            problems.append(options._origin.problem(("datasets", key), str(error)))
+    said = {problem.message for problem in problems}
+    return [*problems, *(problem for problem in preflight.try_parts(options) if problem.message not in said)]
+
+
+def check_machine(options: Options) -> list[Problem]:
+    """A problem where training needs devices that this machine does not show; testing takes what is there."""
+    if not options.is_train:
+        return []
+    shown, problems = torch.cuda.device_count(), []
+    if options.num_gpu != "auto" and int(options.num_gpu) > shown:
+        message = (
+            f"is {options.num_gpu}, and this machine shows {shown} CUDA devices. `auto` takes what is there, 0 the CPU."
+        )
+        problems.append(options._origin.problem(("num_gpu",), message))
+    if options.precision == "fp16" and (not shown or options.num_gpu == 0):
+        message = "fp16 needs a CUDA device; on the CPU use bf16 or fp32."
+        problems.append(options._origin.problem(("precision",), message))
+    return problems
+
+
+def check_folders(options: Options) -> list[Problem]:
+    """A problem where the folder of the run holds another one, or no folder can be made."""
+    key = "experiments_root" if options.is_train else "results_root"
+    root = Path(getattr(options.path, key))
+    problems = []
+    folder = RunFolder(root / options.name)
+    if options.is_train and options.path.resume_state is None and folder.starts_leftovers(options.name) is None:
+        message = f"{folder.root} holds a run, and none is overwritten. Go on with --auto_resume, or change `name`."
+        problems.append(options._origin.problem(("name",), message))
+    there = next(place for place in (root, *root.absolute().parents) if place.exists())
+    if not there.is_dir():
+        problems.append(options._origin.problem(("path", key), f"{there} is a file, and must be a folder."))
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problems.append(options._origin.problem(("path", key), f"nothing can be written into {there}."))
+    return problems
+
+
+def _check_zoo_names(options: Options) -> list[Problem]:
+    problems = []
+    for path, value in _texts(options.model_dump(), ()):
+        if value.startswith("zoo:"):
+            try:
+                zoo.entry(value)
+            except MtkdError as error:
+                problems.append(options._origin.problem(path, str(error)))
+    return problems
+
+
+def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        yield from _texts(part, (*path, key))

@@ -1,0 +1,246 @@
+"""What a run says: BasicSR's log line on screen and in a file, `metrics.jsonl`, TensorBoard, wandb, a progress bar."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtkd.runtime import strict_json
+
+
+class RunLog:
+    """Log of one run. On ranks other than 0 every call does nothing.
+
+    Args:
+        folder: run folder for `train_NAME_TIME.log` and `metrics.jsonl`; None to print only.
+        name: the run's name.
+        total_steps: iterations of the whole run, for the progress bar and the ETA.
+        start: iteration it goes on from; TensorBoard forgets what it was told after it.
+        rank: global rank.
+        tensorboard: folder for TensorBoard events, or None.
+        wandb: BasicSR's `logger.wandb` mapping (`project`, `resume_id`), or None.
+        bar: show a progress bar when the screen is a terminal.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        name: str,
+        total_steps: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        tensorboard: Path | None = None,
+        wandb: Mapping[str, Any] | None = None,
+        bar: bool = True,
+        prefix: str = "train",
+    ) -> None:
+        self.active = rank == 0
+        self.name, self.total_steps = name, total_steps
+        self._file = self._jsonl = self._writer = self._progress = self._wandb = None
+        self._began: tuple[float, int] | None = None
+        if not self.active:
+            return
+        if folder is not None:
+            stamp = time.strftime("%Y%m%d_%H%M%S")
+            self._file = (folder / f"{prefix}_{name}_{stamp}.log").open("a", encoding="utf-8")
+            self._jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
+        if wandb is not None:
+            import wandb as wandb_package
+
+            resume_id = wandb.get("resume_id")
+            self._wandb = wandb_package.init(
+                project=wandb["project"], name=name, id=resume_id, resume="allow" if resume_id else None
+            )
+        if bar and total_steps and sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            )
+            self._task = self._progress.add_task(name, total=total_steps)
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        """One message, to the screen and the log file."""
+        if not self.active:
+            return
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        (self._progress.console.print if self._progress else print)(
+            text, **({"markup": False, "highlight": False} if self._progress else {"flush": True})
+        )
+        if self._file:
+            self._file.write(f"{stamp} INFO: {text}\n")
+            self._file.flush()
+
+    def start_clock(self, step: int) -> None:
+        """Begin measuring the time per iteration for the ETA at iteration `step`."""
+        self._began = (time.perf_counter(), step)
+
+    def losses(
+        self, *, step: int, epoch: int, rate: float, values: Mapping[str, float], seconds: float, keep: bool = True
+    ) -> None:
+        """BasicSR's line for the iterations since the last one: mean losses, seconds per iteration, ETA.
+
+        Args:
+            keep: False for a line that only tells where a run was stopped: no curve and no row of `metrics.jsonl`,
+                which are to be those of a run that went through.
+        """
+        if not self.active:
+            return
+        eta = ""
+        if self._began and step > self._began[1]:
+            pace = (time.perf_counter() - self._began[0]) / (step - self._began[1])
+            eta = str(datetime.timedelta(seconds=int(pace * (self.total_steps - step))))
+        parts = " ".join(f"{name}: {value:.4e}" for name, value in values.items())
+        self.say(
+            f"[{self.name[:5]}..][epoch:{epoch:3d}, iter:{step:8,d}, lr:({rate:.3e},)] "
+            f"[eta: {eta}, time: {seconds:.3f}] {parts}"
+        )
+        if not keep:
+            return
+        self._record({"step": step, "epoch": epoch, "lr": rate, "seconds_per_step": seconds, "losses": dict(values)})
+        self._curves({f"losses/{name}": value for name, value in values.items()} | {"lr": rate}, step)
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def validation(
+        self, *, step: int, dataset: str, label: str, entry: str, values: Mapping[str, float], best: Mapping[str, Any]
+    ) -> None:
+        """Result of the validation set `dataset` (its key), called `label` on the screen, with the best so far.
+
+        Args:
+            entry: of the checkpoint, the weights that were measured: "params" or "params_ema".
+        """
+        if not self.active:
+            return
+        lines = [f"Validation {label} @ {step:,d} iter ({entry})"]
+        for name, value in values.items():
+            top = best.get(name)
+            lines.append(
+                f"\t # {name}: {value:.4f}" + (f"\tBest: {top['val']:.4f} @ {top['iter']:,d} iter" if top else "")
+            )
+        self.say("\n".join(lines))
+        self._record({"step": step, "validation": dataset, "entry": entry, "metrics": dict(values)})
+        self._curves({f"metrics/{dataset}/{name}": value for name, value in values.items()}, step)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self._progress:
+            self._progress.stop()
+        for stream in (self._file, self._jsonl, self._writer):
+            if stream is not None:
+                stream.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _record(self, row: Mapping[str, Any]) -> None:
+        if self._jsonl:
+            self._jsonl.write(strict_json.dumps(row) + "\n")
+            self._jsonl.flush()
+
+    def _curves(self, values: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+
+def logged_step(path: Path) -> int:
+    """Last iteration of which `metrics.jsonl` tells; 0 when there is none."""
+    return max((row["step"] for _, row in metric_rows(path)), default=0)
+
+
+def metric_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of each whole row of `metrics.jsonl`; what is torn, or no row, is left out."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            text = line.decode()
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield text, row
+
+
+def trim_metrics(path: Path, step: int, *, losses_due: bool = False, validation_due: bool = False) -> None:
+    """Drop the rows of `metrics.jsonl` after iteration `step`, and torn ones: resuming repeats none.
+
+    Args:
+        losses_due: drop the losses of iteration `step` too, which are logged again because that was cut short.
+        validation_due: drop the validation of iteration `step` too, likewise.
+    """
+    if not path.exists():
+        return
+
+    def again(row: dict[str, Any]) -> bool:
+        return row["step"] == step and (validation_due if "validation" in row else losses_due)
+
+    kept = [line for line, row in metric_rows(path) if row["step"] <= step and not again(row)]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions and git commit: what a stored number must carry."""
+    import importlib.metadata
+
+    versions = {"python": platform.python_version()}
+    for package in ("mtkd", "torch", "torchvision", "numpy", "basicsr", "pytorch-wavelets", "lightning-fabric"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout the package runs from, with `-dirty` when it differs; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

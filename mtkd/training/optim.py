@@ -1,0 +1,183 @@
+"""Optimizers by name and learning rates as a function of the iteration.
+
+Learning rates are computed, not accumulated: the rate of iteration k needs no scheduler state, so resuming is exact.
+"""
+
+from __future__ import annotations
+
+import bisect
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtkd.contracts import MtkdError
+from mtkd.training.checkpoint import is_dense
+
+LearningRate = Callable[[int], float]
+"""Iteration (from 0) -> factor-free learning rate of a parameter group."""
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Optimizer `options["type"]` of `torch.optim` over `parameters`, the rest of `options` as its arguments.
+
+    Adam, AdamW and SGD use torch's fused implementation, unless `options` ask for another one.
+
+    Raises:
+        MtkdError: torch has no such optimizer, or it refuses its arguments.
+    """
+    arguments = dict(options)
+    name = arguments.pop("type")
+    cls = getattr(torch.optim, name, None)
+    if cls is None or not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
+        raise MtkdError(f"torch.optim has no optimizer {name!r}; use Adam, AdamW, SGD or another of torch.optim.")
+    if name in ("Adam", "AdamW", "SGD") and not (arguments.get("foreach") or arguments.get("differentiable")):
+        arguments.setdefault("fused", True)
+    try:
+        return cls(parameters, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MtkdError(f"{name} cannot be built with {arguments}: {error}") from error
+
+
+def checked_state(
+    saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, options: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """`saved`, a state of `optimizer` from a file, with nothing in it that the optimizer would not have made itself.
+
+    Optimizers trust their state: fused kernels write beyond a moment that is smaller than its parameter. So each value
+    is held to what a fresh optimizer keeps for a parameter of that shape. Weight decay, betas and the kernel come from
+    `optimizer`.
+
+    Args:
+        options: `type` and arguments that `optimizer` was built with.
+        names: of its parameters, in order.
+
+    Raises:
+        MtkdError: naming the parameter and the value that is missing, foreign, or of another shape or dtype.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    counts = [len(group["params"]) for group in saved["param_groups"]]
+    if counts != [len(group["params"]) for group in optimizer.param_groups]:
+        raise MtkdError(f"it has groups of {counts} parameters, and {len(parameters)} are in training")
+    positions = [position for group in saved["param_groups"] for position in group["params"]]
+    if positions != list(range(len(parameters))) or not set(saved["state"]) <= set(positions):
+        raise MtkdError("its parameters are not numbered one after the other")
+    expected: dict[tuple[Any, ...], dict[str, Any]] = {}
+    state: dict[int, dict[str, Any]] = {}
+    for position, found in saved["state"].items():
+        parameter, name = parameters[position], names[position]
+        kind = (tuple(parameter.shape), parameter.dtype)
+        if kind not in expected:
+            expected[kind] = fresh_state(parameter, options)
+        if not isinstance(found, Mapping) or (found and set(found) != set(expected[kind])):
+            keys = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+            raise MtkdError(f"for {name} it holds {keys}, and {options['type']} keeps {sorted(expected[kind])}")
+        state[position] = {key: _checked_value(name, key, found[key], expected[kind][key]) for key in found}
+    groups = []
+    for group in optimizer.param_groups:
+        kept = {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+        first = sum(len(other["params"]) for other in groups)
+        groups.append({**kept, "params": list(range(first, first + len(group["params"])))})
+    return {"state": state, "param_groups": groups}
+
+
+def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimizer of `options` keeps for a parameter like this one after its first step, tried on the CPU.
+
+    Raises:
+        MtkdError: it cannot be built, or cannot make a step as training makes it.
+    """
+    like = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
+    like.grad = torch.zeros_like(like)
+    optimizer = build_optimizer([like], options)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MtkdError(f"{options['type']} cannot make a step with these options: {error}") from error
+    return dict(optimizer.state[like])
+
+
+def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
+    if isinstance(like, Tensor) and like.dim() == 0 or isinstance(like, int | float):
+        # The count of steps was a plain number in older torch.
+        value = found.item() if is_dense(found) and found.numel() == 1 else found
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise MtkdError(f"{key} of {name} is no finite number")
+        return torch.tensor(float(value), dtype=like.dtype) if isinstance(like, Tensor) else value
+    if like is None and found is None:
+        return None
+    if not isinstance(like, Tensor):
+        raise MtkdError(f"{key} of {name} cannot be taken up")
+    if not is_dense(found):
+        raise MtkdError(f"{key} of {name} is no tensor of values")
+    if found.shape != like.shape or found.dtype != like.dtype:
+        raise MtkdError(
+            f"{key} of {name} is {tuple(found.shape)} {found.dtype}, and must be {tuple(like.shape)} {like.dtype}"
+        )
+    return found
+
+
+def learning_rate(base: float, scheduler: Mapping[str, Any] | None, warmup_iter: int = -1) -> LearningRate:
+    """Learning rate over iterations, equal to BasicSR's schedulers stepped once per iteration.
+
+    One deviation: after a warm-up, BasicSR's MultiStepLR goes on from the last rate of the warm-up, which is below
+    `lr`; here it goes on from `lr`.
+
+    Args:
+        base: the optimizer's `lr`.
+        scheduler: `MultiStepLR` / `MultiStepRestartLR` (milestones, gamma, restarts, restart_weights) or
+            `CosineAnnealingRestartLR` (periods, restart_weights, eta_min), BasicSR's keys; None keeps the rate.
+        warmup_iter: iterations of linear warm-up; -1 for none.
+    """
+    arguments = dict(scheduler or {"type": "MultiStepLR", "milestones": []})
+    name = arguments.pop("type")
+    if name in ("MultiStepLR", "MultiStepRestartLR"):
+        after = _multi_step(base, **arguments)
+    elif name == "CosineAnnealingRestartLR":
+        after = _cosine(base, **arguments)
+    else:
+        raise MtkdError(
+            f"Scheduler {name!r} is unknown; use MultiStepLR, MultiStepRestartLR or CosineAnnealingRestartLR."
+        )
+
+    def rate(step: int) -> float:
+        # BasicSR counts from 1 and warms up while its counter is below warmup_iter.
+        return base / warmup_iter * (step + 1) if step + 1 < warmup_iter else after(step)
+
+    return rate
+
+
+def _multi_step(
+    base: float,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
+    restarts: Sequence[int] = (0,),
+    restart_weights: Sequence[float] = (1,),
+) -> LearningRate:
+    milestones = sorted(milestones)
+
+    def rate(step: int) -> float:
+        begun = [(at, weight) for at, weight in zip(restarts, restart_weights, strict=True) if at <= step]
+        start, weight = max(begun, key=lambda pair: pair[0]) if begun else (-1, 1.0)
+        passed = bisect.bisect_right(milestones, step) - bisect.bisect_right(milestones, start)
+        return base * weight * gamma**passed
+
+    return rate
+
+
+def _cosine(
+    base: float, periods: Sequence[int], restart_weights: Sequence[float] = (1,), eta_min: float = 0.0
+) -> LearningRate:
+    ends = [sum(periods[: i + 1]) for i in range(len(periods))]
+
+    def rate(step: int) -> float:
+        # Past the last period BasicSR raises; holding the end of the last period is kinder to a run made longer.
+        position = min(bisect.bisect_left(ends, step), len(ends) - 1)
+        start = ends[position] - periods[position]
+        progress = min(step - start, periods[position]) / periods[position]
+        return eta_min + restart_weights[position] * 0.5 * (base - eta_min) * (1 + math.cos(math.pi * progress))
+
+    return rate

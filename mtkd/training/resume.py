@@ -1,0 +1,298 @@
+"""Going on where a run stopped: which checkpoint is whole, whether it is of this run, and its values put back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mtkd import build, zoo
+from mtkd.config import Options
+from mtkd.config.diff import flat
+from mtkd.contracts import MtkdError
+from mtkd.data.items import Items
+from mtkd.data.training import TrainingSet
+from mtkd.training.checkpoint import RunFolder, damage, is_dense, load_state
+from mtkd.training.claim import refuse_to_begin_anew
+from mtkd.training.optim import checked_state
+
+if TYPE_CHECKING:
+    from mtkd.training.session import Session
+
+_KEPT = ("model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size")
+"""Keys without which a run is another one."""
+_ELSEWHERE = ("name", "path", "logger", "manual_seed", "num_gpu", *_KEPT)
+_BATCH = ("datasets.train.batch_size_per_gpu", "train.accumulate")
+_SHOWN = 12
+_NEW_RUN = "or start a new run from its weights, with another `name` and path.pretrain_network_g"
+
+
+def state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> tuple[Path | None, list[str]]:
+    """The training state to go on from, and a line for each newer one that is not whole; None for a new run.
+
+    Raises:
+        MtkdError: the folder holds work and no whole checkpoint, or later checkpoints than path.resume_state.
+    """
+    assert options.train is not None
+    if auto_resume:
+        found, notices = _newest_whole(folder)
+        if found is not None:
+            return found, notices
+        if notices and not options.path.resume_state:
+            raise MtkdError(
+                f"{folder.root} holds no whole checkpoint: {' '.join(notices)} Put the files back, or move the folder "
+                "away to begin anew."
+            )
+    if not options.path.resume_state:
+        refuse_to_begin_anew(folder, options.logger.save_checkpoint_freq)
+        return None, []
+    state = Path(options.path.resume_state).expanduser()
+    newest = max([*folder.saved_states(), *folder.saved_weights()], default=0)
+    if state.stem.isascii() and state.stem.isdigit() and newest > int(state.stem):
+        raise MtkdError(
+            f"{folder.root} holds later checkpoints ({newest:,d}) than path.resume_state, "
+            f"{state.name}; going on from there would overwrite them. Give this run another `name`, or resume the "
+            "newest with --auto_resume."
+        )
+    if broken := damage(_weights_of(state)):
+        raise MtkdError(f"{_weights_of(state)}, the weights of {state}, cannot be used: {broken}.")
+    return state, []
+
+
+def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
+    notices = []
+    for step in folder.saved_states():
+        weights, state = folder.model(step), folder.state(step)
+        try:
+            if broken := damage(weights):
+                raise MtkdError(f"{weights}: {broken}.")
+            if not zoo.files.has_checksums(weights):
+                # Without checksums reading tells.
+                zoo.read_checkpoint(weights, key="params")
+            load_state(state)
+        except MtkdError as error:
+            notices.append(f"The checkpoint of iteration {step:,d} is not whole: {error}")
+            continue
+        return state, notices
+    return None, notices
+
+
+def _weights_of(state: Path) -> Path:
+    return state.parent.parent / "models" / f"net_g_{state.stem}.pth"
+
+
+def record(options: Options, world_size: int, images: TrainingSet | None, items: Items | None) -> dict[str, Any]:
+    """What a training state keeps of its run, to be compared when it is taken up: options, images, processes."""
+    if images is not None:
+        names = [list(images.gt.names), [list(size) for size in images.gt.sizes]]
+        content = {"count": len(images.gt), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
+    else:
+        content = {"count": len(items or ())}
+    plain = json.loads(json.dumps(flat(options), default=str))
+    return {"options": plain, "images": content, "world_size": world_size}
+
+
+def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
+    """Put weights, averages, moments and the rest of `state`, read from `path`, into `session`; returns lines that say
+    what changed since.
+
+    Raises:
+        MtkdError: it belongs to another run, or holds values that do not fit, named by what and where they are.
+    """
+    assert session.options.train is not None
+    done, method = int(state["iter"]), session.method
+    if done > session.options.train.total_iter:
+        raise MtkdError(
+            f"{path} is of iteration {done:,d}, and train.total_iter is {session.options.train.total_iter:,d}: there "
+            "is nothing to go on with. Raise total_iter, or give this run another `name`."
+        )
+    weights = path.parent.parent / "models" / f"net_g_{done}.pth"
+    method.check_metadata(build.load_weights(method.student, str(weights), key="params"))
+    if session.ema is not None:
+        _restore_average(session.ema.net, weights, session.options.train.ema_decay)
+    if state.get("seed", session.seed) != session.seed:
+        raise MtkdError(
+            f"{path} was trained with manual_seed {state['seed']}, and the option file says {session.seed}: the "
+            "batches would not go on where they stopped. Give the old seed, or start a new run from these weights with "
+            "path.pretrain_network_g."
+        )
+    lines = compare(state.get("run"), session.record, path)
+    _keep_later_weights(session.folder, state.get("run"), session.record, done)
+    _restore_own(method, state.get("method", {}), path, session.options.model_type)
+    if len(state["optimizers"]) != len(session.optimizers):
+        raise MtkdError(
+            f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(session.optimizers)}."
+        )
+    if "method" not in state:
+        # Written by BasicSR, whose SRModel has one optimizer, over the network's parameters in their own order.
+        state["optimizers"][0] = in_our_order(state["optimizers"][0], method.student, weights)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    for (group, optimizer), saved in zip(session.optimizers.items(), state["optimizers"], strict=True):
+        given = session.options.train.optim_g if group == "main" else session.options.train.optim_d
+        assert given is not None
+        inner = optimizer.optimizer
+        own = [names[id(parameter)] for part in inner.param_groups for parameter in part["params"]]
+        try:
+            fitting = checked_state(saved, inner, given.arguments(), own)
+        except MtkdError as error:
+            raise MtkdError(
+                f"{path} does not fit this run's {given.type} ({group}): {error}. Is it of another optimizer, or was "
+                f"the file changed? Take up another state, {_NEW_RUN}."
+            ) from error
+        inner.load_state_dict(fitting)
+        for part in inner.param_groups:
+            part["lr"] = session.rates[group](max(done - 1, 0))
+        _lay_out_as_parameters(inner)
+    if state.get("precision"):
+        session.fabric._precision.load_state_dict(state["precision"])
+    session.trace.take_up(state.get("losses", {}))
+    session.best = state.get("best", {})
+    session.start = session.done = done
+    session.validation_due = bool(state.get("validation_due")) and bool(session.val_sets)
+    return lines
+
+
+def _restore_average(net: nn.Module, weights: Path, decay: float) -> None:
+    build.load_weights(net, str(weights), key="params_ema")
+    # A missing average is read as the weights themselves, from which it would start anew.
+    if net.origin.entry != "params_ema":  # pyright: ignore[reportAttributeAccessIssue]
+        raise MtkdError(
+            f"train.ema_decay is {decay:g}, and {weights} holds no average (params_ema): the run was trained without. "
+            f"Set ema_decay: 0, {_NEW_RUN}."
+        )
+
+
+def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_type: str) -> None:
+    expected = {key: value for key, value in method.state_dict().items() if not key.startswith("student.")}
+    if set(own) != set(expected):
+        raise MtkdError(
+            f"{path} belongs to another method than {model_type}: its own modules hold {sorted(own)[:3]}, this one's "
+            f"{sorted(expected)[:3]}. Give this run another `name`."
+        )
+    for key, like in expected.items():
+        found = own[key]
+        if not is_dense(found) or found.shape != like.shape or found.dtype != like.dtype:
+            told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            raise MtkdError(
+                f"{path}: {key} of {model_type} is {told}, and here {tuple(like.shape)} {like.dtype}: options of the "
+                f"section `method` or of a term changed. Give the old values back, {_NEW_RUN}."
+            )
+    method.load_state_dict(own, strict=False)
+
+
+def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> list[str]:
+    """Lines that say what changed harmlessly between two `record`s; `then` is None in states that keep none.
+
+    Raises:
+        MtkdError: what changed makes another run, each difference named.
+    """
+    if then is None:
+        return [f"{path.name} does not say with which options and images it was trained; they are not compared."]
+    differing: list[str] = []
+    before, after = dict(then.get("options", {})), dict(now["options"])
+
+    def told(key: str, old: Any, new: Any) -> str:
+        return f"{key} was {_text(old)}, here it is {_text(new)}"
+
+    def differ(key: str) -> bool:
+        return before.get(key) != after.get(key)
+
+    keys = list(dict.fromkeys([*before, *after]))
+    differing += [told(key, before.get(key), after.get(key)) for key in keys if _is_under(key, _KEPT) and differ(key)]
+    if then.get("images") != now["images"]:
+        old, new = then.get("images", {}), now["images"]
+        here = "others" if old.get("count") == new["count"] else str(new["count"])
+        differing.append(f"the training images were {old.get('count')}, here they are {here}")
+    old_batch, new_batch = _batch(then), _batch(now)
+    if old_batch != new_batch:
+        parts = "batch_size_per_gpu x accumulate x processes"
+        differing.append(f"{parts} was {old_batch}, here it is {new_batch}")
+    if differing:
+        raise MtkdError(
+            f"{path} was trained otherwise: {_few(differing)}. The run would be neither of the two. Give the old "
+            f"values back, {_NEW_RUN}."
+        )
+    changed = [
+        told(key, before.get(key), after.get(key)) for key in keys if not _is_under(key, _ELSEWHERE) and differ(key)
+    ]
+    if then.get("world_size") != now["world_size"]:
+        changed.append(told("the number of processes", then.get("world_size"), now["world_size"]))
+    return [f"Changed since the checkpoint: {_few(changed)}."] if changed else []
+
+
+def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: Mapping[str, Any], done: int) -> None:
+    """Raise an error where weights of later iterations lie in the run's own folder without their states and would be
+    made anew by another training: by the same one they become what they are.
+    """
+    before, after = (then or {}).get("options", {}), now["options"]
+    differing = [key for key in {*before, *after} if key.startswith("train.") and before.get(key) != after.get(key)]
+    differing = sorted(key for key in differing if key != "train.total_iter")
+    if then is None or not differing:
+        return
+    found = re.compile(r"net_g_(\d+)\.pth")
+    files = folder.models.iterdir() if folder.models.is_dir() else ()
+    steps = sorted(int(match[1]) for file in files if (match := found.fullmatch(file.name)))
+    if whole := [folder.model(step).name for step in steps if step > done and damage(folder.model(step)) is None]:
+        raise MtkdError(
+            f"{folder.models} holds {_few(whole)}, of later iterations than {done}.state, and {_few(differing)} "
+            "changed since: going on would put other weights in their place. Remove them, give the old values back, "
+            f"{_NEW_RUN}."
+        )
+
+
+def _batch(run: Mapping[str, Any]) -> Any:
+    size = run.get("world_size")
+    for key in _BATCH:
+        factor = run.get("options", {}).get(key)
+        # A class from outside may make its own batches.
+        size = size * factor if isinstance(size, int) and isinstance(factor, int) else size
+    return size
+
+
+def _is_under(key: str, places: tuple[str, ...]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def _text(value: Any) -> str:
+    return "not given" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _few(texts: list[str]) -> str:
+    return "; ".join(texts[:_SHOWN]) + (f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
+
+
+def _lay_out_as_parameters(optimizer: Any) -> None:
+    """Give moments the memory layout of their parameters: fused optimizers walk both in the order of memory, and a
+    state of BasicSR, or of a run with another `channels_last`, lies otherwise.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def in_our_order(saved: dict[str, Any], student: nn.Module, weights: Path) -> dict[str, Any]:
+    """An optimizer state whose parameters stand in the order of the weights file, in the order of `student`'s.
+
+    Raises:
+        MtkdError: the state is of another number of parameters, so it cannot be of these weights.
+    """
+    ours = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    stored = zoo.read_checkpoint(weights, key="params").state
+    theirs = [name for name in stored if name in set(ours)]
+    count = sum(len(group["params"]) for group in saved["param_groups"])
+    if sorted(theirs) != sorted(ours) or count != len(ours) or len(saved["param_groups"]) != 1:
+        raise MtkdError(
+            f"The training state beside {weights} holds an optimizer of {count} parameters, and the network has "
+            f"{len(ours)} in training. To start from these weights without their optimizer, give them as "
+            "path.pretrain_network_g and leave path.resume_state out."
+        )
+    place = {name: position for position, name in enumerate(theirs)}
+    state = {new: saved["state"][place[name]] for new, name in enumerate(ours) if place[name] in saved["state"]}
+    return {"state": state, "param_groups": [{**saved["param_groups"][0], "params": list(range(len(ours)))}]}
