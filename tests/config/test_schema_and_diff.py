@@ -74,7 +74,9 @@ def schema() -> dict[str, Any]:
 
 def test_every_option_file_fits_the_schema(schema: dict[str, Any]) -> None:
     assert len(FILES) > 20
-    wrong = {str(path): faults(yaml_loader.load(path).data, schema) for path in FILES}
+    # A base alone is no option file; what it says fits beside a `base`.
+    lacks = {path: {"base": ""} if path.parent.name == "base" else {} for path in FILES}
+    wrong = {str(path): faults(yaml_loader.load(path).data | lacks[path], schema) for path in FILES}
     assert not {path: found for path, found in wrong.items() if found}
 
 
