@@ -101,6 +101,7 @@ def test_recipe_trains_on_real_photographs(recipe: Path, student: str | None, tm
         plain["method"]["vgg"] = "random"
     plain["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2}
     options = make_options(plain)
+    assert options.train is not None
     weights = train(options)
 
     rows = [json.loads(line) for line in (weights.parents[1] / "metrics.jsonl").read_text().splitlines()]

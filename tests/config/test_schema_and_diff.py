@@ -49,7 +49,7 @@ def faults(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
         found.append(f"{where}: {value!r} fits none")
     if "if" in schema:
         found += faults(value, schema.get("else" if faults(value, schema["if"], where) else "then", {}), where)
-    if "minimum" in schema and value < schema["minimum"]:
+    if "minimum" in schema and value is not None and value < schema["minimum"]:
         found.append(f"{where}: {value!r} too small")
     if isinstance(value, dict):
         found += [f"{where}: {key} unknown" for key in value if faults(key, schema.get("propertyNames", {}))]
