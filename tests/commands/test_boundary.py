@@ -94,7 +94,7 @@ def test_the_record_is_written_elsewhere_where_the_home_cannot_be(
 def test_debug_shows_the_traceback(
     way: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_train", lambda args: raising(KeyError("lost")))
+    monkeypatch.setattr(cli.train, "run", lambda args: raising(KeyError("lost")))
     command = ["train", "-opt", "x.yml"]
     if way == "environment":
         monkeypatch.setenv("MTKD_DEBUG", "1")
