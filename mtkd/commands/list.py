@@ -1,11 +1,14 @@
-"""`mtkd list`: what exists, by name."""
+"""`mtkd list`: what exists, by name. It answers at once: what classes say is read from their source."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from mtkd.commands import arguments
 
+_KINDS = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}
+WHAT = tuple(_KINDS)
 _TEACHERS = {
     "none": "none",
     "image": "one image per lq; trains from a target_store",
@@ -16,31 +19,33 @@ _TEACHERS = {
 def add(subparsers: arguments.SubParsers) -> None:
     """Add `list` to the sub-parsers of a command line."""
     listing = arguments.command(subparsers, "list", "list what exists", "mtkd list methods")
-    listing.add_argument("what", choices=("archs", "methods", "losses", "metrics", "datasets"))
+    listing.add_argument("what", choices=WHAT)
     listing.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
-    import inspect
+    """Print the names of one kind, each with what it is; the exit code."""
+    for line in _of_catalog(args.what):
+        print(line)
+    return 0
 
+
+def _of_catalog(what: str) -> Iterator[str]:
     from mtkd import catalog, variants
+    from mtkd.commands import source
 
-    kind = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}[
-        args.what
-    ]
-    for name in catalog.names(kind):  # pyright: ignore[reportArgumentType]
-        found = catalog.get(kind, name)  # pyright: ignore[reportArgumentType]
-        print(f"{name}: {(inspect.getdoc(found) or '').splitlines()[0]}")
+    kind = _KINDS[what]
+    for name, path in catalog.TABLES[kind].items():
+        found = source.named(path)
+        yield f"{name}: {found.summary()}"
         for variant in variants.of_arch(name) if kind == "arch" else ():
             told = ", ".join(f"{key}: {value}" for key, value in variants.VARIANTS[variant][1].items())
-            print(f"    {variant}: {{{told}}}")
+            yield f"    {variant}: {{{told}}}"
         if kind == "method":
-            if found.paper:
-                print(f"    from {found.paper}")
-            print(f"    teachers: {_TEACHERS[found.teacher_use]}")
-            for term, about in found.terms.items():
-                weight = "off by default" if about.weight is None else f"weight {about.weight:g}"
-                criterion = f", {about.loss}" if about.loss else ""
-                print(f"    train.{term}_opt: {about.about} ({weight}{criterion})")
-    return 0
+            if paper := found.attribute("paper"):
+                yield f"    from {paper}"
+            yield f"    teachers: {_TEACHERS[found.attribute('teacher_use')]}"
+            for term, about in found.attribute("terms").items():
+                weight = "off by default" if about["weight"] is None else f"weight {about['weight']:g}"
+                criterion = f", {about['loss']}" if about["loss"] else ""
+                yield f"    train.{term}_opt: {about['about']} ({weight}{criterion})"

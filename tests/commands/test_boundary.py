@@ -134,12 +134,6 @@ def test_output_onto_a_full_disk_is_2() -> None:
     assert run.stderr == "mtkd: No space left on device. Make room on that disk, or choose another one.\n"
 
 
-def test_help_does_not_load_torch() -> None:
-    code = "import sys; from mtkd.cli import parser; parser(); print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert run.stdout == "False\n", run.stderr
-
-
 @pytest.mark.parametrize(
     "error",
     [
