@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TypeAlias
 
-from mtkd.runtime import given
+from mtkd.runtime import given, shipped
 
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -26,7 +27,11 @@ def command(subparsers: SubParsers, name: str, about: str, example: str) -> argp
 def option_file(command: argparse.ArgumentParser) -> None:
     """Add `-opt FILE`, required, and what changes it."""
     command.add_argument(
-        "-opt", required=True, type=given.path, metavar="FILE", help="option file (YAML, BasicSR's grammar)"
+        "-opt",
+        required=True,
+        type=options,
+        metavar="FILE",
+        help="option file (YAML, BasicSR's grammar), or recipe:NAME, one of `mtkd list recipes`",
     )
     changes(command)
 
@@ -68,6 +73,21 @@ def launcher(command: argparse.ArgumentParser) -> None:
         help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`",
     )
     command.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
+
+
+def options(text: str) -> Path:
+    """The path of an option file, or of the recipe that `recipe:NAME` means.
+
+    Raises:
+        MtkdError: no path can be so, or no recipe has the name.
+    """
+    return shipped.recipe(text.removeprefix(shipped.RECIPE)) if text.startswith(shipped.RECIPE) else given.path(text)
+
+
+def typed(options: Path) -> str:
+    """What to type for this option file: `recipe:NAME` where it is one of ours."""
+    name = shipped.recipe_name(options)
+    return str(options) if name is None else f"{shipped.RECIPE}{name}"
 
 
 def weights(text: str) -> str:

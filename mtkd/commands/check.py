@@ -9,7 +9,6 @@ from typing import Any
 from mtkd.commands import arguments
 from mtkd.commands.boundary import USER_ERROR
 from mtkd.contracts import MtkdError
-from mtkd.runtime import given
 
 _PROBLEMS_SHOWN = 50
 
@@ -22,7 +21,9 @@ def add(subparsers: arguments.SubParsers) -> None:
         "validate option files without training",
         "mtkd check options/ my_run.yml --data",
     )
-    check.add_argument("files", nargs="+", type=given.path, metavar="FILE", help="option files, or folders of them")
+    check.add_argument(
+        "files", nargs="+", type=arguments.options, metavar="FILE", help="option files, folders of them, recipe:NAME"
+    )
     check.add_argument("--data", action="store_true", help="also check weights, data folders, pairs and image sizes")
     arguments.changes(check)
     check.set_defaults(run=run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from mtkd.commands import arguments
-from mtkd.runtime import given
 
 
 def add(subparsers: arguments.SubParsers) -> None:
@@ -27,14 +26,14 @@ def add(subparsers: arguments.SubParsers) -> None:
         "print an option file with its base, its scale and every default written out; the print loads back equal",
         "mtkd config show X.yml --scale 3",
     )
-    show.add_argument("file", type=given.path, metavar="FILE")
+    show.add_argument("file", type=arguments.options, metavar="FILE")
     arguments.changes(show)
     show.set_defaults(run=_show)
     diff = arguments.command(
         actions, "diff", "compare two option files, defaults included", "mtkd config diff A.yml B.yml"
     )
-    diff.add_argument("first", type=given.path, metavar="A")
-    diff.add_argument("second", type=given.path, metavar="B")
+    diff.add_argument("first", type=arguments.options, metavar="A")
+    diff.add_argument("second", type=arguments.options, metavar="B")
     arguments.changes(diff)
     diff.set_defaults(run=_diff)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mtkd.commands import arguments
 
 _KINDS = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}
-WHAT = tuple(_KINDS)
+WHAT = (*_KINDS, "recipes")
 _TEACHERS = {
     "none": "none",
     "image": "one image per lq; trains from a target_store",
@@ -25,7 +25,7 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the names of one kind, each with what it is; the exit code."""
-    for line in _of_catalog(args.what):
+    for line in _recipes() if args.what == "recipes" else _of_catalog(args.what):
         print(line)
     return 0
 
@@ -49,3 +49,10 @@ def _of_catalog(what: str) -> Iterator[str]:
                 weight = "off by default" if about["weight"] is None else f"weight {about['weight']:g}"
                 criterion = f", {about['loss']}" if about["loss"] else ""
                 yield f"    train.{term}_opt: {about['about']} ({weight}{criterion})"
+
+
+def _recipes() -> Iterator[str]:
+    from mtkd.runtime import shipped
+
+    for name, path in shipped.recipes().items():
+        yield f"{name}: {shipped.summary(path)}"

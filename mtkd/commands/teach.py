@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from mtkd.targets import shards
 
     path = Path(options.target_store)
-    file = shlex.join(["-opt", str(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())])
+    file = shlex.join(
+        ["-opt", arguments.typed(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())]
+    )
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")

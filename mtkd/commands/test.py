@@ -18,22 +18,23 @@ def add(subparsers: arguments.SubParsers) -> None:
         subparsers,
         "test",
         "measure networks on test sets: table, per-image CSV, JSON",
-        """mtkd test experiments/MTKD_EDSR_M_x4                   # a run: its network, its metrics, on Set5, Set14, ...
-  mtkd test experiments/MTKD_EDSR_M_x4 --with bicubic,teachers --data photos/
+        """mtkd test experiments/MTKD_edsr_m_x4                   # a run: its network, its metrics, on Set5, Set14, ...
+  mtkd test experiments/MTKD_edsr_m_x4 --with bicubic,teachers --data photos/
   mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
-  mtkd test -opt options/test/EDSR_M_x4.yml              # what an option file says
+  mtkd test -opt options/benchmark.yml --scale 4         # what an option file says
 
 Of a run folder net_g_latest.pth is measured, else its newest checkpoint, and the average (EMA) where there is one; the
 table says which. A weights file says itself what it holds when mtkd wrote it (`mtkd zoo convert --to safetensors` makes
 such a file of others). Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
-Without --data the sets are those of options/benchmark.yml that are here. Results go to results/NAME, and older ones are
+Without --data the sets are those of options/benchmark.yml that are here, of your file or else of the one that comes
+with mtkd. Results go to results/NAME, and older ones are
 never overwritten: NAME is that of the network, of several comparison_xSCALE.""",
     )
     test.add_argument(
         "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
     )
     test.add_argument(
-        "-opt", type=given.path, metavar="FILE", help="instead: a test option file (YAML, BasicSR's grammar)"
+        "-opt", type=arguments.options, metavar="FILE", help="instead: a test option file (YAML, BasicSR's grammar)"
     )
     test.add_argument(
         "--data",

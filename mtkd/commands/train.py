@@ -13,7 +13,8 @@ def add(subparsers: arguments.SubParsers) -> None:
         subparsers,
         "train",
         "train the student of an option file",
-        "mtkd train -opt options/train/MTKD/stage2_edsr_m_x4.yml --auto_resume",
+        "mtkd train -opt options/train/MTKD/stage2.yml --scale 4 --auto_resume\n"
+        "  mtkd train -opt recipe:MTKD/stage2 --scale 4   # from any folder: one of `mtkd list recipes`",
     )
     arguments.option_file(train)
     train.add_argument("--auto_resume", action="store_true", help="continue from the run's newest training state")

@@ -15,14 +15,17 @@ def add(subparsers: arguments.SubParsers) -> None:
         subparsers,
         "upscale",
         "upscale an image or a folder of images",
-        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_EDSR_M_x4/models/net_g_latest.pth",
+        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_edsr_m_x4/models/net_g_latest.pth",
     )
     upscale.add_argument("input", type=given.path, metavar="IN", help="an image, or a folder of images")
     upscale.add_argument("output", type=given.path, metavar="OUT", help="the image to write, or the folder to fill")
     source = upscale.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=arguments.weights, help="a checkpoint written by mtkd, or zoo:NAME")
     source.add_argument(
-        "-opt", type=given.path, metavar="FILE", help="a test option file: its network_g and path.pretrain_network_g"
+        "-opt",
+        type=arguments.options,
+        metavar="FILE",
+        help="a test option file: its network_g and path.pretrain_network_g",
     )
     arguments.tiles(upscale, "run in tiles of N lq pixels (default: as large as memory allows)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
