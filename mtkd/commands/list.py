@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from mtkd.commands import arguments
 
-_KINDS = {"archs": "arch", "methods": "method", "losses": "loss", "metrics": "metric", "datasets": "dataset"}
+if TYPE_CHECKING:
+    from mtkd.catalog import Kind
+
+_KINDS: dict[str, Kind] = {
+    "archs": "arch",
+    "methods": "method",
+    "losses": "loss",
+    "metrics": "metric",
+    "datasets": "dataset",
+}
 WHAT = (*_KINDS, "recipes")
 _TEACHERS = {
     "none": "none",
@@ -25,16 +35,15 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the names of one kind, each with what it is; the exit code."""
-    for line in _recipes() if args.what == "recipes" else _of_catalog(args.what):
+    for line in _recipes() if args.what == "recipes" else _of_catalog(_KINDS[args.what]):
         print(line)
     return 0
 
 
-def _of_catalog(what: str) -> Iterator[str]:
+def _of_catalog(kind: Kind) -> Iterator[str]:
     from mtkd import catalog, variants
     from mtkd.commands import source
 
-    kind = _KINDS[what]
     for name, path in catalog.TABLES[kind].items():
         found = source.named(path)
         yield f"{name}: {found.summary()}"

@@ -105,35 +105,42 @@ def evaluate(module: str, node: ast.expr) -> Any:
             found = definition(module, node.id)
             if found is not None and (assigned := _assigned(found.node)) is not None:
                 return evaluate(found.module, assigned)
-        case ast.Call(func=ast.Name()):
-            found = definition(module, node.func.id)
+        case ast.Call(func=ast.Name(id=name)):
+            found = definition(module, name)
             if found is not None and isinstance(found.node, ast.ClassDef):
                 return _fields(found, found.node) | _arguments(module, found.node, node)
     raise ValueError(f"{module}:{node.lineno}: {ast.unparse(node)!r} is written in a way that only Python can read.")
 
 
 def _arguments(module: str, of: ast.ClassDef, call: ast.Call) -> dict[str, Any]:
-    names = [statement.target.id for statement in of.body if _is_field(statement)]
-    given = dict(zip(names, call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
+    given = dict(zip(_annotated(of), call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
     return {str(name): evaluate(module, value) for name, value in given.items()}
 
 
 def _fields(of: Definition, node: ast.ClassDef) -> dict[str, Any]:
     """Defaults of a dataclass, those that are made by a function left out."""
-    defaults = {field.target.id: field.value for field in node.body if _is_field(field) and field.value is not None}
-    return {name: evaluate(of.module, value) for name, value in defaults.items() if not isinstance(value, ast.Call)}
+    return {
+        name: evaluate(of.module, value)
+        for name, value in _annotated(node).items()
+        if value is not None and not isinstance(value, ast.Call)
+    }
 
 
-def _is_field(statement: ast.stmt) -> Any:
-    return isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+def _annotated(node: ast.ClassDef) -> dict[str, ast.expr | None]:
+    """Field -> its default, of a dataclass; in order."""
+    return {
+        statement.target.id: statement.value
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
 
 
 def _names(statement: ast.stmt) -> list[str]:
     match statement:
         case ast.ClassDef() | ast.FunctionDef():
             return [statement.name]
-        case ast.AnnAssign(target=ast.Name()):
-            return [statement.target.id]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
         case ast.Assign():
             return [target.id for target in statement.targets if isinstance(target, ast.Name)]
     return []

@@ -41,5 +41,6 @@ def run(args: argparse.Namespace) -> int:
             command=arguments.command_line(),
         )
     except Stopped as stopped:
-        return int(stopped.code)
+        assert isinstance(stopped.code, int)  # typed as anything that sys.exit takes
+        return stopped.code
     return 0
