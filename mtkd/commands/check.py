@@ -30,7 +30,11 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Print `ok` or `FAIL` and the problems for each file; USER_ERROR when any has one.
+
+    Raises:
+        MtkdError: a folder holds no option files.
+    """
     from mtkd.config import OptionError, load_options
     from mtkd.config.layers import runs_among
 

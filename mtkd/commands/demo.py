@@ -23,7 +23,11 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the demo; 0 when its table is written.
+
+    Raises:
+        MtkdError: scikit-image, whose photographs it trains on, is missing.
+    """
     from mtkd.demo import demo
 
     demo(args.out, quick=args.quick)

@@ -48,7 +48,11 @@ Shared over the GPUs of a machine:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Make the target store, one shard of it, or the store of its shards; 0 when it is done.
+
+    Raises:
+        MtkdError: the options name no store, or contradict each other, or the teachers cannot run.
+    """
     from mtkd.config import load_options
 
     options = load_options(args.opt, force=args.force_yml, kind="train")

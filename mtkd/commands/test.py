@@ -60,7 +60,11 @@ never overwritten: NAME is that of the network, of several comparison_xSCALE."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Measure and print the table, write it to `results/`; 0 at once for ranks above 0 of a launcher.
+
+    Raises:
+        MtkdError: nothing is named, or too much, or it cannot be measured.
+    """
     from mtkd.config import load_options
 
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":

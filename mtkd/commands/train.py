@@ -26,7 +26,11 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Train as the option file says; 128 + signal where the run was asked to end, as `boundary` lists.
+
+    Raises:
+        MtkdError: the options cannot be trained, or the run cannot be made.
+    """
     from mtkd.config import load_options
 
     options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")

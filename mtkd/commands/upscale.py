@@ -42,7 +42,11 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Upscale the image or the folder and say how fast; 0 when it is done.
+
+    Raises:
+        MtkdError: weights, option file or images cannot be used.
+    """
     from mtkd.inference.upscale import upscale
 
     if args.opt:
