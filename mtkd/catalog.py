@@ -162,7 +162,7 @@ def import_modules(modules: Sequence[str]) -> None:
     if modules:
         # First, so that `from basicsr... import ARCH_REGISTRY` works beside a current torchvision.
         with contextlib.suppress(ImportError):
-            importlib.import_module("mtkd.basicsr")
+            importlib.import_module("mtkd.basicsr.shim")
     for module in modules:
         try:
             importlib.import_module(module)
@@ -266,8 +266,8 @@ def _imported_by_the_user(kind: Kind, name: str) -> Any:
     found = None
     if module in _USER_MODULES:
         found = getattr(sys.modules[module], attribute, None)
-    elif not module and "mtkd.basicsr" in sys.modules:
-        found = sys.modules["mtkd.basicsr"].registered(kind, name)
+    elif not module and "mtkd.basicsr.shim" in sys.modules:
+        found = sys.modules["mtkd.basicsr.shim"].registered(kind, name)
         origin = str(getattr(found, "__module__", ""))
         # BasicSR's own networks read files that their arguments name, so they too are built only when asked for.
         if origin.partition(".")[0] == "basicsr" and not any(
@@ -289,17 +289,17 @@ def _from_basicsr(kind: Kind, name: str) -> Any | None:
     if kind == "method":
         return None
     try:
-        from mtkd import basicsr
+        from mtkd.basicsr import inward
     except ImportError:
         return None
-    return basicsr.adapted(kind, name)
+    return inward.adapted(kind, name)
 
 
 def _names_in_basicsr(kind: Kind) -> list[str]:
     if kind == "method":
         return []
     try:
-        from mtkd import basicsr
+        from mtkd.basicsr import shim
     except ImportError:
         return []
-    return basicsr.names(kind)
+    return shim.names(kind)
