@@ -18,7 +18,6 @@ imported.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import os
@@ -30,6 +29,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.names import closest
 
 Kind = Literal["arch", "method", "loss", "metric", "dataset"]
 
@@ -118,8 +118,7 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     if found is not None:
         return found
     theirs = _names_in_basicsr(kind)
-    near = [m for pool in (TABLES[kind], theirs) for m in difflib.get_close_matches(name, pool, n=3, cutoff=0.5)]
-    near = list(dict.fromkeys(near))[:3]
+    near = closest(name, [*TABLES[kind], *theirs])
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     also = f"; BasicSR's registry adds {', '.join(n for n in theirs if n not in TABLES[kind])}" if theirs else ""
     raise MtkdError(

@@ -6,11 +6,11 @@ same, so every `Source` has a file name and a hash of its own.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.names import closest
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def entry(name: str) -> Entry:
     bare = name.removeprefix("zoo:")
     if bare in ENTRIES:
         return ENTRIES[bare]
-    near = difflib.get_close_matches(bare, ENTRIES, n=3, cutoff=0.4)
+    near = closest(bare, ENTRIES)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise MtkdError(f"The zoo has no weights called {bare!r}.{hint} `mtkd zoo list` shows all {len(ENTRIES)}.")
 
