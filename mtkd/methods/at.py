@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mtkd.contracts import Batch, Step
-from mtkd.losses.feature import AttentionForm, attention_loss
+from mtkd.losses.features.statistics import AttentionForm, attention_loss
 from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, over_taps, thirds
 

@@ -11,12 +11,8 @@ from torch import Tensor, nn
 
 from mtkd.archs.rcan import RCAN
 from mtkd.contracts import Batch, Step
-from mtkd.losses.feature import (
-    attention_loss,
-    channel_affinity_loss,
-    instance_affinity_loss,
-    spatial_affinity_loss,
-)
+from mtkd.losses.features.affinity import channel_affinity_loss, instance_affinity_loss, spatial_affinity_loss
+from mtkd.losses.features.statistics import attention_loss
 from mtkd.methods.base import Frozen, Method, Term
 from mtkd.methods.taps import TapConfig, TapPairs, body_blocks, over_taps
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mtkd.contracts import Batch, Step
-from mtkd.losses.feature import hint_loss
+from mtkd.losses.features.elementwise import hint_loss
 from mtkd.losses.numerics import unit_vectors, upcast
 from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, middle

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.contracts import Batch, MtkdError, Step
-from mtkd.losses.feature import improvement_mask, masked_distance_loss
+from mtkd.losses.features.elementwise import improvement_mask, masked_distance_loss
 from mtkd.methods.base import Method, Term
 
 PROBE_SIZE = 16

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.contracts import Batch, MtkdError, Step
-from mtkd.losses.feature import vid_loss
+from mtkd.losses.features.vid import vid_loss
 from mtkd.methods.base import Method, Term
 from mtkd.methods.taps import TapConfig, Taps, deep_features, only_teacher
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mtkd.contracts import Batch, MtkdError, Step
-from mtkd.losses.feature import Reduction, pkt_loss
+from mtkd.losses.features.relation import Reduction, pkt_loss
 from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mtkd.contracts import Batch, MtkdError, Step
-from mtkd.losses.feature import Norm, Statistic, statistics_loss
+from mtkd.losses.features.statistics import Norm, Statistic, statistics_loss
 from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, thirds
 

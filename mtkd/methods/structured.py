@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtkd.archs.critics import SelfAttentionCritic
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_student_loss
-from mtkd.losses.feature import pairwise_affinity_loss
+from mtkd.losses.features.affinity import pairwise_affinity_loss
 from mtkd.losses.numerics import check_choice
 from mtkd.methods.base import Term, frozen_parameters
 from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps

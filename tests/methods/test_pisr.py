@@ -12,7 +12,7 @@ from torch import nn
 
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import MtkdError
-from mtkd.losses.feature import vid_loss
+from mtkd.losses.features.vid import vid_loss
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.pisr import PISR, Estimator, PISRTeacher
 from mtkd.training.loop import train
