@@ -75,7 +75,7 @@ def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Modul
         MtkdError: it does not take these arguments.
     """
     try:
-        return catalog.build_network(options.type, options.args, scale=scale)
+        return catalog.make_network(options.type, options.args, scale=scale)
     except MtkdError:
         raise
     except Exception as error:  # a class from anywhere may raise anything

@@ -128,7 +128,7 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     )
 
 
-def build_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
+def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
     """Network `name` built with `arguments`, carrying `scale` and `feature_names` even where its class has neither.
 
     Args:
@@ -136,6 +136,7 @@ def build_network(name: str, arguments: Mapping[str, Any], *, scale: int | None 
     """
     cls = get("arch", name)
     net = cls(**arguments)
+    # Set on the network itself and not on a wrapper: its class and the names of its weights stay the user's.
     if not hasattr(net, "scale"):
         parameters = inspect.signature(cls).parameters
         for key in ("upscale", "scale"):

@@ -27,6 +27,10 @@ class Spandrel(nn.Module):
 
     Args:
         upscale: the scale that the checkpoint must have; None takes any.
+
+    Attributes:
+        scale: that of the checkpoint once there is one; `upscale` or 1 before.
+        architecture: what spandrel calls it, None before.
     """
 
     def __init__(self, *, upscale: int | None = None) -> None:

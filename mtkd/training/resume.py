@@ -72,7 +72,7 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
         try:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
-            if not zoo.files.has_checksums(weights):
+            if not zoo.containers.has_checksums(weights):
                 # Without checksums reading tells.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)

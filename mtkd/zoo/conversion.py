@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
-from mtkd.zoo import cache, files, keymaps, loading
+from mtkd.zoo import building, cache, files, keymaps, loading
 from mtkd.zoo.table import ENTRIES, entry
 
 Target = Literal["basicsr", "official", "safetensors"]
@@ -56,11 +56,11 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
         raise MtkdError(f"{path} does not say which network it holds. {_guess_text(checkpoint)}".rstrip())
     known = ENTRIES.get(spec.removeprefix("zoo:"))
     if known is not None:  # what mtkd's own table says, not what the file says
-        net = loading.build_network(known.facts["arch"], source=f"The zoo's entry {known.name}", scale=known.scale)
+        net = building.build_trusted(known.facts["arch"], source=f"The zoo's entry {known.name}", scale=known.scale)
     else:
-        net = loading.build_described(checkpoint.facts, checkpoint.state, source=str(path))
+        net = building.build_described(checkpoint.facts, checkpoint.state, source=str(path))
     loading.load_into(net, checkpoint.state, source=str(path))
-    net.origin = checkpoint.origin(path)  # pyright: ignore[reportAttributeAccessIssue]
+    net.origin = checkpoint.origin(path)  # pyright: ignore[reportArgumentType]
     return net.eval()
 
 
@@ -87,9 +87,9 @@ def convert(
     facts, assumed = _facts(checkpoint, source, like=like, arch=arch, args=dict(args or {}))
     if arch is not None or like is not None:
         whose = "--arch" if arch is not None else f"--like {like}"
-        net = loading.build_named(facts["arch"], checkpoint.state, whose=whose, source=str(source))
+        net = building.build_named(facts["arch"], checkpoint.state, whose=whose, source=str(source))
     else:
-        net = loading.build_described(facts, checkpoint.state, source=str(source))
+        net = building.build_described(facts, checkpoint.state, source=str(source))
     loading.load_into(net, checkpoint.state, source=str(source))
     facts.setdefault("scale", getattr(net, "scale", None))
     state = keymaps.to_basicsr(checkpoint.state)
@@ -129,7 +129,7 @@ def _facts(
         # The scores, data and licence of the entry are not this file's: only its description of the network is taken.
         return {"arch": {"type": known["arch"]["type"], "args": known["arch"]["args"] | args}}, {}
     if "arch" in checkpoint.facts:
-        name, arguments = loading.description(checkpoint.facts["arch"], str(source))
+        name, arguments = building.description(checkpoint.facts["arch"], str(source))
         return checkpoint.facts | {"arch": {"type": name, "args": arguments | args}}, {}
     guessed, assumed = guess(checkpoint)
     if not guessed:

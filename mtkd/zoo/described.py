@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
-from mtkd.zoo import cache, conversion, files, loading
+from mtkd.zoo import building, cache, conversion, files, loading
 from mtkd.zoo.table import entry
 
 
@@ -50,11 +50,11 @@ def describe(source: str, *, key: str | None = "auto") -> Described:
     path = cache.resolve(source)
     checkpoint = files.read_checkpoint(path, key=key)
     if "arch" in checkpoint.facts:
-        name, arguments, _ = loading.check_described(checkpoint.facts, checkpoint.state, source=str(path))
+        name, arguments, _ = building.check_described(checkpoint.facts, checkpoint.state, source=str(path))
         return Described(name, arguments)
     guessed, assumed = conversion.guess(checkpoint)
     if guessed:
-        name, arguments, _ = loading.check_described({"arch": guessed}, checkpoint.state, source=str(path))
+        name, arguments, _ = building.check_described({"arch": guessed}, checkpoint.state, source=str(path))
         return Described(name, arguments, assumed)
     return _by_spandrel(path, checkpoint.state)
 
