@@ -44,8 +44,8 @@ class ForeignLoss(nn.Module):
         return sum(parts[1:], start=parts[0])
 
 
-def _loss(cls: Callable[..., Any]) -> Callable[..., ForeignLoss]:
-    forward = list(inspect.signature(cls.forward if inspect.isclass(cls) else cls).parameters.values())
+def _loss(cls: Any) -> Callable[..., ForeignLoss]:
+    forward = list(inspect.signature(cls.forward if isinstance(cls, type) else cls).parameters.values())
     images = [p for p in forward if p.name != "self" and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     second = images[1] if len(images) > 1 else None
     if second is not None and second.name == "target_is_real":
@@ -56,7 +56,8 @@ def _loss(cls: Callable[..., Any]) -> Callable[..., ForeignLoss]:
     def build(**arguments: Any) -> ForeignLoss:
         if weighted:
             arguments["loss_weight"] = 1.0
-        return ForeignLoss(cls(**arguments), takes_target=second is not None and second.default is second.empty)
+        loss = cls(**arguments)
+        return ForeignLoss(loss, takes_target=second is not None and second.default is second.empty)
 
     return build
 

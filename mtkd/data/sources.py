@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import (
-    IMAGE_SUFFIXES,
-    Header,
-    decode_image,
-    list_images,
-    read_bytes,
-    read_header,
-    read_image,
-)
+from mtkd.data.headers import Header, read_header
+from mtkd.data.images import IMAGE_SUFFIXES, decode_image, list_images, read_bytes, read_image
 
 if TYPE_CHECKING:
     import numpy as np

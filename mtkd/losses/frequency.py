@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import difference, images
+from mtkd.losses.difference import check_nchw, difference
 
 Norm = Literal["backward", "ortho", "forward"]
 
@@ -43,7 +43,7 @@ class DCTLoss(nn.Module):
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two (N, C, H, W) tensors of one shape; float32 even under autocast."""
-        d = images(difference(sr, target), "DCTLoss")
+        d = check_nchw(difference(sr, target), "DCTLoss")
         with torch.autocast(d.device.type, enabled=False):
             return _dct(d, self.block_size).abs().mean()
 
@@ -73,7 +73,7 @@ class FFTLoss(nn.Module):
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two (N, C, H, W) tensors of one shape; float32 even under autocast."""
-        d = images(difference(sr, target), "FFTLoss")
+        d = check_nchw(difference(sr, target), "FFTLoss")
         return torch.view_as_real(torch.fft.fft2(d, norm=self.norm)).abs().mean()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import constant
+from mtkd.losses.difference import cached_tensor
 from mtkd.losses.numerics import check_choice, full_precision, upcast
 from mtkd.runtime.hidden import Hidden
 
@@ -101,9 +101,9 @@ class VGG19Features(Hidden[nn.Sequential]):
                 f"side; got {tuple(image.shape)}."
             )
         # Images come in half precision from a network under autocast, and the net may stand outside of it.
-        x = image.to(self.net[0].weight.dtype)
+        x = image.to(next(self.net.parameters()).dtype)
         if self.input_norm == "imagenet":
-            mean, std = (constant(v, x.dtype, x.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+            mean, std = (cached_tensor(v, x.dtype, x.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             x = (x - mean) / std
         else:
             x = x * 255

@@ -11,7 +11,8 @@ from helpers import photo
 from PIL import Image, ImageOps
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import list_images, read_header, read_image, read_size, write_image
+from mtkd.data.headers import read_header, read_size
+from mtkd.data.images import list_images, read_image, write_image
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".PNG"])

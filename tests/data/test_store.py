@@ -10,7 +10,7 @@ from helpers import photo
 from safetensors.torch import load_file
 
 from mtkd.contracts import MtkdError
-from mtkd.data import store
+from mtkd.data import store, store_format
 from mtkd.data.store import ImageStore, StoreWriter
 
 NAMES = ["a", "b", "ö"]
@@ -192,9 +192,9 @@ def test_sums_of_a_store_made_in_several_goes_are_complete(tmp_path):
 
 def test_stores_of_the_version_without_sums_open_and_are_finished(tmp_path, monkeypatch):
     sizes = [image.shape[:2] for image in images()]
-    real = store._header
+    real = store.header_of
     with monkeypatch.context() as old:
-        old.setattr(store, "_header", lambda *given, sums: real(*given, sums=False))
+        old.setattr(store, "header_of", lambda *given, sums: real(*given, sums=False))
         store.write(tmp_path / "old", NAMES, images())
         begun = StoreWriter(tmp_path / "begun", NAMES, sizes)
         begun.put(0, images()[0])
@@ -209,7 +209,7 @@ def test_stores_of_the_version_without_sums_open_and_are_finished(tmp_path, monk
 
 def crafted(**changes):
     metadata = {
-        "format": store._FORMAT,
+        "format": store_format.FORMAT,
         "names": '["a"]',
         "sizes": "[[2, 2]]",
         "facts": "{}",

@@ -154,7 +154,7 @@ def test_refuses_images_of_8_bits(name: str) -> None:
 def test_trains_after_a_first_call_under_inference_mode(name: str) -> None:
     sr, target = _images()
     loss = _loss(name)
-    for cached in (difference.constant, frequency._dct_matrix, wavelet._transform):
+    for cached in (difference.cached_tensor, frequency._dct_matrix, wavelet._transform):
         cached.cache_clear()  # so that their constants are made under inference_mode
     with torch.inference_mode():
         expected = loss(sr, target).item()
