@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from config.samples import problems, train
 from torch import nn
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
+from tests.config.samples import problems, train
 
 OUTSIDE = """
 import torch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import cached_tensor
+from mtkd.losses.difference import cached_tensor, check_comparable
 from mtkd.losses.numerics import check_choice, full_precision, upcast
 from mtkd.runtime.hidden import Hidden
 
@@ -119,7 +119,11 @@ class PerceptualLoss(nn.Module):
     """sum over layers of w_j * distance of VGG-19's features of `sr` and `target`.
 
     BasicSR's `PerceptualLoss` without its style term. Images (N, 3, H, W), RGB in [0, 1], 16 pixels or more a side for
-    block 5; the target receives no gradient; distances are computed in float32.
+    block 5. The target receives no gradient. Distances are computed in float32.
+
+    The catalog does not list it. The name belongs to BasicSR's registry, and the catalog's losses need no file, take
+    images of any size and ignore autocast, which VGG-19 follows. An option file names this one by its path:
+    `{type: mtkd.losses.perceptual:PerceptualLoss, weights: zoo:vgg19}`.
 
     Args:
         weights: path of torchvision's vgg19-dcbb9e9d.pth, or "random" for tests.
@@ -148,10 +152,7 @@ class PerceptualLoss(nn.Module):
         self.vgg = VGG19Features(weights, layers=tuple(self.layer_weights), input_norm=input_norm, sha256=sha256)
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
-        if sr.shape != target.shape:
-            raise MtkdError(
-                f"PerceptualLoss compares images of one shape; got {tuple(sr.shape)}, {tuple(target.shape)}."
-            )
+        check_comparable(sr, target)
         features = self.vgg(sr)
         with torch.no_grad():
             wanted = self.vgg(target)

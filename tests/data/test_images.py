@@ -7,12 +7,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from helpers import photo
 from PIL import Image, ImageOps
 
 from mtkd.contracts import MtkdError
 from mtkd.data.headers import read_header, read_size
 from mtkd.data.images import list_images, read_image, write_image
+from tests.helpers import photo
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".PNG"])

@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import photo
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import open_training_set
+from tests.helpers import photo
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import photo
 
 from mtkd.contracts import MtkdError
 from mtkd.data import residence, store
@@ -16,6 +15,7 @@ from mtkd.data.crops import Crops
 from mtkd.data.residence import choose_residence
 from mtkd.data.sampling import CropSampler
 from mtkd.data.workers import prefetch_in_workers
+from tests.helpers import photo
 
 SCALE, SIDE = 2, 12
 SIZES = [(12, 12), (20, 14), (14, 32), (26, 22), (16, 16)]

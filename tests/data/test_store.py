@@ -6,12 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import photo
 from safetensors.torch import load_file
 
 from mtkd.contracts import MtkdError
 from mtkd.data import store, store_format
 from mtkd.data.store import ImageStore, StoreWriter
+from tests.helpers import photo
 
 NAMES = ["a", "b", "ö"]
 

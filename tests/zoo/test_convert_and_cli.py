@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from zoo.conftest import sha256
-from zoo.official import filled, rcan_shapes, run_edsr, run_rcan
-from zoo.test_cache import NOWHERE
-from zoo.test_download import FILE
 
 from mtkd import catalog
 from mtkd.cli import main
 from mtkd.commands import zoo as cli
 from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
+from tests.zoo.conftest import sha256
+from tests.zoo.official import filled, rcan_shapes, run_edsr, run_rcan
+from tests.zoo.test_cache import NOWHERE
+from tests.zoo.test_download import FILE
 
 
 def zoo(*words: object) -> int:
@@ -100,7 +100,7 @@ def test_download_import_and_verify_from_the_command_line(
 def test_one_failure_among_several_does_not_stop_the_others(
     publish, host, capsys: pytest.CaptureFixture[str], weights_dir: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zoo.conftest import tiny_entry
+    from tests.zoo.conftest import tiny_entry
 
     monkeypatch.setitem(ENTRIES, "broken", tiny_entry(Source(f"{host.url}/none", "none.pt"), name="broken"))
     publish(Source(host.serve(FILE, body), FILE, sha256(body)))

@@ -328,7 +328,7 @@ def test_shapes_that_no_network_has_are_told_not_stumbled_over(tmp_path: Path, n
 
 @pytest.mark.parametrize("shape", [(), (2,), (3, 3), (4, 3, 1, 1)], ids=str)
 def test_a_mean_shift_of_another_shape_is_told(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    from zoo.official import edsr_shapes, filled
+    from tests.zoo.official import edsr_shapes, filled
 
     for name in ("sub_mean.weight", "sub_mean.bias"):
         torch.save(filled(edsr_shapes(8, 1, 2)) | {name: torch.zeros(shape)}, tmp_path / "a.pt")
