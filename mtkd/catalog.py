@@ -105,7 +105,7 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
             imported.
 
     Raises:
-        MtkdError: nothing of that name exists, or it is nothing of that kind; the text says what was searched and names
+        MtkdError: nothing of that name exists, or it is not of that kind; the text says what was searched and names
             the nearest matches.
     """
     if name in TABLES[kind]:
@@ -118,7 +118,8 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     if found is not None:
         return found
     theirs = _names_in_basicsr(kind)
-    near = closest(name, [*TABLES[kind], *theirs])
+    # Ours first, however near theirs are.
+    near = list(dict.fromkeys([*closest(name, TABLES[kind]), *closest(name, theirs)]))[:3]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     also = f"; BasicSR's registry adds {', '.join(n for n in theirs if n not in TABLES[kind])}" if theirs else ""
     raise MtkdError(
@@ -181,7 +182,7 @@ _USER_MODULES: set[str] = set()
 def _attribute(path: str) -> Any:
     module, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise MtkdError(f"{path!r} is no path of a class: write my_package.my_module:MyClass.")
+        raise MtkdError(f"{path!r} is not the path of a class: write my_package.my_module:MyClass.")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -215,7 +216,7 @@ def _of_kind(kind: Kind, name: str, found: Any) -> Any:
     }[kind]
     if not fits(found):
         word, wanted = _WANTED[kind]
-        raise MtkdError(f"{name!r} is no {word}, and was not called. It must be {wanted}.")
+        raise MtkdError(f"{name!r} is not a {word}, and was not called. Expected is {wanted}.")
     return found
 
 
@@ -278,10 +279,9 @@ def _imported_by_the_user(kind: Kind, name: str) -> Any:
     if inspect.isclass(found):
         return _of_kind(kind, name, found)
     raise MtkdError(
-        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). A weights "
-        "file is no program: another class is built only when you import its module yourself (--import "
-        "my_package.my_module, "
-        "--import basicsr) or name it in an option file."
+        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). For "
+        "safety a weights file builds no other class, unless you import its module yourself (--import "
+        "my_package.my_module, --import basicsr). An option file may name any class."
     )
 
 

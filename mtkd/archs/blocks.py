@@ -18,7 +18,7 @@ DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
 def is_traced() -> bool:
-    """Whether somebody records, transforms or fakes what a network computes: a compiler, an exporter,
+    """Whether a tool records, transforms or fakes what a network computes: a compiler, an exporter,
     `torch.jit.trace`, `make_fx`, `torch.func`.
 
     Kernels of our own and tensors out of a cache then step aside for torch's operations.

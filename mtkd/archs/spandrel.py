@@ -49,7 +49,7 @@ class Spandrel(nn.Module):
 
         Raises:
             MtkdError: spandrel is not installed or knows no such network, the weights do not fit the network that they
-                look like, or it is no RGB -> RGB network of the wanted scale.
+                look like, or it is not an RGB -> RGB network of the wanted scale.
         """
         try:
             from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
@@ -98,7 +98,7 @@ class Spandrel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.model is None:
             raise MtkdError(
-                "A network of type spandrel has no weights yet, and without them it is no network: give them as "
+                "A network of type spandrel has no weights yet, and they alone say which network it is: give them as "
                 "`pretrain` of the teacher, or as path.pretrain_network_g of a test file."
             )
         h, w = x.shape[-2:]
@@ -117,7 +117,7 @@ class Spandrel(nn.Module):
     def _pads_itself(self) -> bool:
         """Whether sides that are not multiples of what spandrel asks for work all the same.
 
-        Padding twice is no detail: CRAFT x4, which pads by flipping, then loses 0.03 dB on Set5.
+        Padding twice matters: CRAFT x4, which pads by flipping, then loses 0.03 dB on Set5.
         """
         if self._sizes.multiple_of == 1:
             return True

@@ -33,7 +33,7 @@ class SwinTransformerBlock(nn.Module):
     """Window attention and MLP, each behind a LayerNorm and inside a residual, on (N, H, W, C).
 
     BasicSR saves the mask of its training size, `attn_mask`, with every shifted block. It follows from the sizes alone,
-    so it is no buffer here: it is written to the state dict as BasicSR wants it, and ignored when loaded, which also
+    so it is not a buffer here: it is written to the state dict as BasicSR wants it, and ignored when loaded, which also
     makes files of any training size load strictly.
     """
 

@@ -61,7 +61,7 @@ def read_header(path: str | os.PathLike[str], encoded: bytes | None = None) -> H
 
     try:
         if encoded is None and not stat.S_ISREG(os.stat(path).st_mode):
-            raise MtkdError(f"{path} is no file of an image, but a folder, a pipe or a device.")
+            raise MtkdError(f"{path} is not an image file: it is a folder, a pipe or a device.")
         with open(path, "rb") if encoded is None else io.BytesIO(encoded) as file:
             with any_number_of_pixels(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

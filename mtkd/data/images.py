@@ -39,7 +39,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
     Raises:
         MtkdError: the file is missing, damaged or truncated, no image, no regular file, or deeper than 8 bits. A 16-bit
-            image is refused because nobody agrees on how to bring it to the 8 bits that PSNR tables are made of.
+            image is refused because there is no agreed way to bring it to the 8 bits that PSNR tables are made of.
     """
     return decode_image(read_bytes(path), path)
 
@@ -52,7 +52,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise MtkdError(f"{path} is no file of an image, but a folder, a pipe or a device.")
+            raise MtkdError(f"{path} is not an image file: it is a folder, a pipe or a device.")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise MtkdError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
@@ -198,7 +198,7 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
     JPEG is written with OpenCV's default quality.
 
     Raises:
-        MtkdError: the array is no such image, the suffix is unknown, or the disk refuses.
+        MtkdError: the array is not such an image, the suffix is unknown, or the disk refuses.
     """
     path = Path(path)
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:

@@ -84,8 +84,8 @@ class ImageStore(Sequence["NDArray[Any]"]):
             raise MtkdError(f"Image store {self.path} cannot be opened: {error.strerror or error}.") from error
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
             raise MtkdError(
-                f"{self.path} is no image store of mtkd, or a damaged one. Name another file, or delete it and make it "
-                "again."
+                f"{self.path} is not an image store of mtkd, or is damaged. Name another file, or delete it and make "
+                "it again."
             ) from error
         missing = 8 + length + nbytes - actual
         if missing:
@@ -197,7 +197,7 @@ class StoreWriter:
         self._sums_at = header.index(SUMS) + len(SUMS) if SUMS in header else None
 
     def missing(self) -> list[int]:
-        """Indices of the images that nobody has put yet, in ascending order."""
+        """Indices of the images that have not been put yet, in ascending order."""
         with self._lock:
             self._done.seek(0)
             return _unmarked(self._done.read(), len(self.sizes))

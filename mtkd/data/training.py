@@ -175,7 +175,11 @@ def _remove_leftovers(entry: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, which ends with the process. Without locks go on: renaming keeps the cache sound."""
+    """Hold an advisory lock, which ends with the process. Without locks go on: renaming keeps the cache sound.
+
+    Not filelock, with which the zoo locks its folder: where a file system has no locks, it waits for a file to vanish,
+    and that of a killed process never does.
+    """
     with open(path, "w") as file:
         try:
             import fcntl

@@ -259,7 +259,7 @@ class _HaarKernel(torch.autograd.Function):
 
 def _for_kernel(sr: Tensor, target: Tensor) -> bool:
     """Whether the Triton kernel serves these tensors: both on one CUDA device, at most float32, no gradient for target,
-    and nobody traces.
+    and no tracer is active.
     """
     return (
         sr.device.type in _KERNEL_DEVICES

@@ -265,7 +265,7 @@ def tapped(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dic
     """Output of `net(x)` and the outputs of the modules called `names`, with gradients, leaving no hook behind.
 
     Raises:
-        MtkdError: a name is no module of `net`, or the module did not run; near matches are listed.
+        MtkdError: a name is not a module of `net`, or the module did not run; near matches are listed.
     """
     feats: dict[str, Tensor] = {}
     handles = []

@@ -23,7 +23,7 @@ class CRDConfig(TapConfig):
         positions: positions per image at which student and teacher are compared; all of them where there are fewer.
         temperature: divides the cosines.
         queue_size: embeddings of earlier batches kept as further negatives, 0 for the batch's own alone.
-        radius: positions of the anchor's image at most this many rows and columns away are no negatives.
+        radius: positions of the anchor's image at most this many rows and columns away are not negatives.
         train_teacher_head: whether the teacher's head learns; otherwise it stays the random projection it began as.
     """
 
@@ -129,7 +129,7 @@ class CRD(FeatureMethod):
         return unit_vectors(embedded, 1)
 
     def _left_out(self, places: Tensor, width: int, images: Tensor) -> Tensor:
-        """(R, R + queue) pairs of anchors and candidates that are no negatives; R = N * P."""
+        """(R, R + queue) pairs of anchors and candidates that are not negatives; R = N * P."""
         n, positions = places.shape
         flat = places.flatten()
         row, column = flat // width, flat % width

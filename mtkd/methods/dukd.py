@@ -37,7 +37,7 @@ class DUKDConfig:
 class DUKD(Method):
     """`L = 5 * L1(S(lq), gt) + L1(S(lq), T(lq)) + zoom-in + 5 * zoom-out(label) + zoom-out(teacher)`.
 
-    - zoom-in: random lq-sized tiles x of gt are inputs that nobody knows the answer to but the teacher; with label
+    - zoom-in: random lq-sized tiles x of gt are inputs whose answer only the teacher knows; with label
       consistency, L1(F^-1(S(F(x))), T(x)), F a random subset of four operations, drawn anew for each tile;
     - zoom-out: lq', lq made smaller by MATLAB's bicubic, has an answer: L1(S(lq'), lq) and L1(S(lq'), T(lq')).
 

@@ -43,7 +43,7 @@ class PISRTeacher(Method):
         return Step(sr, losses)
 
     def deployable(self, student: nn.Module) -> nn.Module:
-        """The decoder: the encoder needs what nobody has at test time."""
+        """The decoder: the encoder needs the ground truth, which is not there at test time."""
         return student.get_submodule("decoder")
 
     def deployable_arch(self, arch: Mapping[str, Any]) -> Mapping[str, Any]:

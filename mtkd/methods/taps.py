@@ -51,7 +51,7 @@ class Taps:
         shapes: their shapes (1, C, H, W) for an lq of 16 x 16.
 
     Raises:
-        MtkdError: a name is no module of `net` (near matches are listed), or its output is no map (N, C, H, W).
+        MtkdError: a name is not a module of `net` (near matches are listed), or its output is not a map (N, C, H, W).
     """
 
     def __init__(self, net: nn.Module | Frozen, taps: Sequence[str], *, key: str) -> None:

@@ -117,7 +117,7 @@ def description(arch: Any, source: str) -> tuple[str, dict[str, Any]]:
     """`type` and `args` of a description of a network, whatever it holds.
 
     Raises:
-        MtkdError: it is no description.
+        MtkdError: it is not a description.
     """
     arguments = arch.get("args", {}) if isinstance(arch, Mapping) else None
     if not isinstance(arch, Mapping) or not isinstance(arch.get("type"), str) or not isinstance(arguments, Mapping):

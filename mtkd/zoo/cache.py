@@ -39,7 +39,7 @@ def home(weights_dir: Path | None = None) -> Path:
     """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder.
 
     Raises:
-        MtkdError: what was given is no path.
+        MtkdError: what was given is not a path.
     """
     if weights_dir is not None:
         return given.path(weights_dir)
@@ -147,7 +147,7 @@ def _check_converted(item: Entry, folder: Path) -> None:
     record = _record(item, folder)
     if not record:
         raise MtkdError(
-            f"{path} has no record {item.name}.json beside it, so nothing vouches for it. Copy the record along with "
+            f"{path} has no record {item.name}.json beside it, so it cannot be verified. Copy the record along with "
             "the file, "
             f"or delete the file and run `mtkd zoo download {item.name}`."
         )
@@ -172,7 +172,7 @@ def _record(item: Entry, folder: Path) -> dict[str, Any]:
     source = record.get("source") if isinstance(record, dict) else None
     texts = [source.get(key) for key in ("file", "sha256", "check")] if isinstance(source, dict) else []
     if not texts or not all(isinstance(text, str) for text in (*texts, record.get("sha256"))):
-        raise MtkdError(f"{path} is no record of converted weights. Delete it and fetch the weights again.")
+        raise MtkdError(f"{path} is not a record of converted weights. Delete it and fetch the weights again.")
     return record
 
 

@@ -87,7 +87,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def what_it_is(path: Path) -> str:
-    """A sentence on files that are no checkpoints, by their first bytes; empty for what may be one."""
+    """A sentence on files that are not checkpoints, by their first bytes; empty for what may be one."""
     head = head_of(path)
     if not head:
         return "It is empty."

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mtkd.archs.blocks import DIV2K_MEAN
 from mtkd.contracts import MtkdError
 from mtkd.zoo import building, cache, files, keymaps, loading
 from mtkd.zoo.table import ENTRIES, entry
@@ -108,7 +109,7 @@ def _write(state: dict[str, Tensor], target: Path, *, to: Target, facts: dict[st
     img_size = arguments.get("img_size", 64)
     layout = keymaps.detect(state)
     if to == "official":
-        img_range, mean = arguments.get("img_range", 255.0), tuple(arguments.get("rgb_mean", keymaps.DIV2K_MEAN))
+        img_range, mean = arguments.get("img_range", 255.0), tuple(arguments.get("rgb_mean", DIV2K_MEAN))
         official = keymaps.to_official(state, img_range=img_range, rgb_mean=mean, img_size=img_size)
         # The authors of SwinIR save under `params`, those of EDSR and RCAN the bare state dict.
         files.write_pth(target, {"params": official} if layout and layout.arch == "SwinIR" else official)
@@ -134,7 +135,7 @@ def _facts(
     guessed, assumed = guess(checkpoint)
     if not guessed:
         raise MtkdError(
-            f"{source} is none of EDSR, RCAN, SwinIR and does not say what it is: name it with --arch TYPE --arg "
+            f"{source} is not EDSR, RCAN or SwinIR, and does not say what it is: name it with --arch TYPE --arg "
             "NAME=VALUE."
         )
     assumed = {name: value for name, value in assumed.items() if name not in args}
@@ -156,9 +157,9 @@ def guess(checkpoint: files.Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]
         assumed = {"res_scale": 0.1 if large else 1.0}  # as published: only the large EDSR scales its residuals
         stored_range = keymaps.img_range_of(checkpoint.state)
         if stored_range is None:
-            assumed |= {"img_range": 255.0, "rgb_mean": list(keymaps.DIV2K_MEAN)}
+            assumed |= {"img_range": 255.0, "rgb_mean": list(DIV2K_MEAN)}
         else:
-            shown |= {"img_range": stored_range, "rgb_mean": list(keymaps.DIV2K_MEAN)}
+            shown |= {"img_range": stored_range, "rgb_mean": list(DIV2K_MEAN)}
     return {"type": layout.arch, "args": shown | assumed}, assumed
 
 

@@ -45,7 +45,7 @@ def describe(source: str, *, key: str | None = "auto") -> Described:
     if source.startswith("zoo:"):
         item = entry(source)
         if item.scale is None:
-            raise MtkdError(f"{source} is no network that makes images.")
+            raise MtkdError(f"{source} is not a network that makes images.")
         return Described(item.arch, dict(item.args))
     path = cache.resolve(source)
     checkpoint = files.read_checkpoint(path, key=key)
@@ -60,7 +60,7 @@ def describe(source: str, *, key: str | None = "auto") -> Described:
 
 
 def _by_spandrel(path: Path, state: Mapping[str, Tensor]) -> Described:
-    unknown = f"{path} does not say which network it holds, and is none of EDSR, RCAN and SwinIR"
+    unknown = f"{path} does not say which network it holds, and is not EDSR, RCAN or SwinIR"
     remedy = "Say which it is beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`."
     if importlib.util.find_spec("spandrel") is None:
         raise MtkdError(f"{unknown}. {remedy} More kinds are known where spandrel is: pip install 'mtkd[spandrel]'.")

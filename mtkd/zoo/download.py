@@ -81,7 +81,7 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int 
                 raise
             problem = TransferError(f"the transfer broke off ({str(error) or type(error).__name__})")
         except ValueError as error:  # an address that a redirection made up
-            raise TransferError(f"the host sends to an address that is none ({error})") from error
+            raise TransferError(f"the host redirects to something that is not an address ({error})") from error
         else:
             _marker(part).unlink(missing_ok=True)
             return
@@ -246,7 +246,7 @@ def _escapes(name: str) -> bool:
 
 
 class _Bounded:
-    """A file that is unpacked as it is read, of which nobody gets beyond byte `most`."""
+    """A file that is unpacked as it is read, of which at most `most` bytes are read."""
 
     def __init__(self, source: IO[bytes], most: int, archive: Path) -> None:
         self.source, self.most, self.archive = source, most, archive

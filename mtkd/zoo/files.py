@@ -146,7 +146,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt", FACTS: json.dumps(facts)})
-        # safetensors makes files for their owner alone, whatever the umask: a shared folder would serve nobody else.
+        # safetensors makes files for their owner alone, whatever the umask. A shared folder needs more.
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except SafetensorError as error:
@@ -216,18 +216,18 @@ def _state_of(content: Mapping[str, Any], key: str | None, path: Path) -> tuple[
     if not isinstance(state, Mapping) or not state:
         raise MtkdError(f"{where} holds no weights.")
     if odd := [name for name in state if not isinstance(name, str)]:
-        raise MtkdError(f"{where} is no state dict: {str(odd[0])[:80]} stands where the name of a tensor should.")
+        raise MtkdError(f"{where} is not a state dict: {str(odd[0])[:80]} stands where the name of a tensor should.")
     strange = [name[:80] for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise MtkdError(
-            f"{where} is no state dict: {', '.join(strange[:8])} {'is' if len(strange) == 1 else 'are'} not tensors. "
-            f"If the weights stand under one of these names, give it as the key."
+            f"{where} is not a state dict: {', '.join(strange[:8])} {'is' if len(strange) == 1 else 'are'} not "
+            f"tensors. If the weights stand under one of these names, give it as the key."
         )
     return state, where
 
 
 def _check_tensors(state: Mapping[str, Tensor], where: str, file_size: int) -> None:
-    """Refuse tensors that are no plain weights, by name; `load_state_dict` would take or break on most of them."""
+    """Refuse tensors that are not plain weights, by name; `load_state_dict` would take or break on most of them."""
     claimed = 0
     for name, tensor in state.items():
         if type(tensor) not in (Tensor, nn.Parameter):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtkd.archs.blocks import DIV2K_MEAN
 from mtkd.contracts import MtkdError
 from mtkd.zoo import files, keymaps
 
@@ -137,11 +138,11 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
         isinstance(mean, Tensor)
         and not mean.is_meta
         and not torch.allclose(
-            mean.detach().flatten().double().cpu(), torch.tensor(keymaps.DIV2K_MEAN, dtype=torch.float64), atol=1e-4
+            mean.detach().flatten().double().cpu(), torch.tensor(DIV2K_MEAN, dtype=torch.float64), atol=1e-4
         )
     ):
         raise MtkdError(
-            f"{source} was trained with rgb_mean {list(keymaps.DIV2K_MEAN)}, your option says "
+            f"{source} was trained with rgb_mean {list(DIV2K_MEAN)}, your option says "
             f"{[round(value, 4) for value in mean.flatten().tolist()]}."
         )
 

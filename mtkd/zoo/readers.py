@@ -56,7 +56,7 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         MtkdError: it is something else, damaged, holds more than it has bytes for, or would need code to be run.
     """
     if known := what_it_is(path):
-        raise MtkdError(f"{path} is no checkpoint. {known}")
+        raise MtkdError(f"{path} is not a checkpoint. {known}")
     _check_zip(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
@@ -75,7 +75,7 @@ def _check_zip(path: Path) -> None:
     with damage_named(path), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
-            raise MtkdError(f"{path} is no checkpoint: it is a packed or encrypted zip, and torch packs nothing.")
+            raise MtkdError(f"{path} is not a checkpoint: it is a packed or encrypted zip, and torch packs nothing.")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise MtkdError(f"{path} is refused: its members claim more bytes than the file has.")
         damaged = verify(path)

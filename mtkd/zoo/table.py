@@ -18,7 +18,7 @@ class Source:
     """One file on one host.
 
     `sha256` is the full hash (64 digits), or the first 8 digits when the publisher put no more into the file name, or
-    None when no hash is known: such a file is pinned when it is first used. `sha256_from` says who vouches for the
+    None when no hash is known: such a file is pinned when it is first used. `sha256_from` says who published the
     hash. `size` is in bytes, None when unknown. `member` names the file wanted from an archive.
     """
 

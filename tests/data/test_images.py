@@ -84,7 +84,7 @@ def test_what_is_no_regular_file_is_left_out_of_folders_and_never_waited_for(tmp
     assert [p.name for p in list_images(tmp_path)] == ["gone.png", "good.png"]
     for name in ("pipe.png", "d.png"):
         for read in (read_image, read_size):
-            with pytest.raises(MtkdError, match=f"{name} is no file of an image"):
+            with pytest.raises(MtkdError, match=f"{name} is not an image file"):
                 read(tmp_path / name)
 
 

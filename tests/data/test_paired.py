@@ -101,7 +101,7 @@ def test_ambiguous_names_are_problems(tmp_path):
     [
         ({"filename_tmpl": "x4"}, "filename_tmpl"),
         ({"io_backend": {"type": "memcached"}}, "io_backend"),
-        ({"io_backend": {"type": "lmdb"}}, "is no lmdb"),
+        ({"io_backend": {"type": "lmdb"}}, "is not an lmdb"),
         ({"scale": 0}, "scale"),
         ({"dataroot_lq": "nowhere"}, "nowhere is not a folder"),
         ({"meta_info_file": "nowhere.txt"}, "nowhere.txt"),

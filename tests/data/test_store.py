@@ -110,7 +110,7 @@ def test_another_safetensors_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"images": torch.zeros(3, dtype=torch.uint8)}, tmp_path / "weights.safetensors")
-    with pytest.raises(MtkdError, match="no image store"):
+    with pytest.raises(MtkdError, match="not an image store"):
         ImageStore(tmp_path / "weights.safetensors")
 
 
@@ -253,7 +253,7 @@ def crafted(**changes):
 )
 def test_a_crafted_header_is_one_paragraph(tmp_path, content):
     (tmp_path / "s").write_bytes(content)
-    with pytest.raises(MtkdError, match="s is no image store of mtkd, or a damaged one"):
+    with pytest.raises(MtkdError, match="s is not an image store of mtkd, or is damaged"):
         ImageStore(tmp_path / "s")
 
 
@@ -264,7 +264,7 @@ def test_the_header_that_the_crafted_ones_change_is_good(tmp_path):
     with pytest.raises(MtkdError, match="longer than it says, by 4 bytes"):
         ImageStore(tmp_path / "s")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(MtkdError, match="folder is no image store"):
+    with pytest.raises(MtkdError, match="folder is not an image store"):
         ImageStore(tmp_path / "folder")
 
 

@@ -507,7 +507,7 @@ def test_a_converted_file_without_its_record_is_refused(
     item = publish(Source(host.serve(FILE, body), FILE, sha256(body)))
     ensure(item, weights_dir=weights_dir)
     (weights_dir / "edsr_tiny_x2.json").unlink()
-    with pytest.raises(MtkdError, match="nothing vouches for it"):
+    with pytest.raises(MtkdError, match="it cannot be verified"):
         ensure(item, weights_dir=weights_dir)
 
 

@@ -74,9 +74,11 @@ def test_a_file_that_names_anything_but_a_network_of_mtkd_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(catalog, "_USER_MODULES", set())
     path = write(tmp_path / "evil", {"arch": {"type": name, "args": args}, "scale": 2}, weights())
-    assert "A weights file is no program" in refusal(path, build)
+    assert "For safety a weights file builds no other class" in refusal(path, build)
     target = tmp_path / "out.safetensors"
-    assert "A weights file is no program" in refusal(path, lambda p: convert(p, target, to="safetensors"))
+    assert "For safety a weights file builds no other class" in refusal(
+        path, lambda p: convert(p, target, to="safetensors")
+    )
     assert not (tmp_path / "PWNED").exists() and not target.exists()
 
 
