@@ -9,10 +9,10 @@ and nothing else. Names from outside are accepted in three ways, tried in this o
 
 Our own table always wins over BasicSR's registry, so a network called EDSR is mtkd's EDSR whatever else is imported.
 
-What a name leads to is held against its kind before anybody calls it: a network, loss or data set is a class of that
+What a name leads to is held against its kind before it is called: a network, loss or data set is a class of that
 kind, a metric takes two images. An option file is the user's word and may name anything of the right kind. A weights
-file is not: for a name that stands in a file, `get(..., from_file=True)` knows only the table and what the user has
-imported.
+file is not: for a name that stands in a file, `get(..., from_file=True)` looks only at the table and at what the user
+has imported.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _attribute(path: str) -> Any:
         raise MtkdError(f"{path!r} cannot be used: {error}.") from error
     except (Exception, SystemExit) as error:
         text = f"{path!r} cannot be imported: {type(error).__name__}: {error}."
-        raise MtkdError(f"{text} Mend the module, or try it with `python -c 'import {module}'`.") from error
+        raise MtkdError(f"{text} Correct the module, or try it with `python -c 'import {module}'`.") from error
 
 
 _WANTED: dict[Kind, tuple[str, str]] = {

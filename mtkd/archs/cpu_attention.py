@@ -26,7 +26,7 @@ class FusedAttention(torch.autograd.Function):
 
     The attention weights are the largest tensor of a Swin network by far. Here they never exist as a whole: those of a
     few windows are made, used and overwritten in the cache, and made again in backward from the logarithms of their
-    sums. torch's kernel does likewise, but not with a bias that has a gradient.
+    sums. torch's kernel does the same, but not with a bias that has a gradient.
 
     Maps lie as (channels, tokens). Heads are then rows that need no copy to be set apart, and the long side of each
     product is the 64 tokens and not the 10 channels of a head, which takes a fourth of the time.

@@ -287,7 +287,7 @@ class WindowDCT(nn.Module):
         return self._product(self.basis.T, coefficients)
 
     def _product(self, matrix: Tensor, tokens: Tensor) -> Tensor:
-        # The meta device, on which sizes and multiply-adds are counted, knows no autocast.
+        # Sizes and multiply-adds are counted on the meta device, which has no autocast.
         with nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False):
             return matrix @ tokens.to(matrix.dtype)
 

@@ -48,7 +48,7 @@ class Spandrel(nn.Module):
         """Become the network that `state` belongs to, with these weights; `source` names them in errors.
 
         Raises:
-            MtkdError: spandrel is not installed or knows no such network, the weights do not fit the network that they
+            MtkdError: spandrel is not installed or has no such network, the weights do not fit the network that they
                 look like, or it is not an RGB -> RGB network of the wanted scale.
         """
         try:
@@ -115,7 +115,7 @@ class Spandrel(nn.Module):
         return pad_to_size(x, h, w)
 
     def _pads_itself(self) -> bool:
-        """Whether sides that are not multiples of what spandrel asks for work all the same.
+        """Whether the network also takes sides that are not multiples of what spandrel asks for.
 
         Padding twice matters: CRAFT x4, which pads by flipping, then loses 0.03 dB on Set5.
         """
@@ -125,7 +125,7 @@ class Spandrel(nn.Module):
         try:
             with torch.no_grad():
                 sr = self._call(self.model, torch.zeros(1, 3, h, w))
-        except Exception:  # networks of many authors say no in many ways
+        except Exception:  # networks of many authors refuse with many kinds of exceptions
             return False
         return sr.shape == (1, 3, h * self.scale, w * self.scale)
 

@@ -74,7 +74,7 @@ def read_header(path: str | os.PathLike[str], encoded: bytes | None = None) -> H
             else:
                 width, height = image.size
                 orientation = 1
-                with suppress(Exception):  # EXIF that cannot be read says nothing
+                with suppress(Exception):  # EXIF that cannot be read counts as absent
                     orientation = _orientation(image, file)
             orientation = orientation if orientation in range(2, 9) else 1
             return Header(
@@ -124,7 +124,7 @@ def _frames(image: Any) -> int:
 
 @contextmanager
 def any_number_of_pixels() -> Iterator[None]:
-    """Pillow without its limit, which protects those who decode with it; here it reads headers."""
+    """Pillow without its limit of pixels, which is there for decoding; here it reads headers alone."""
     from PIL import Image
 
     with _PILLOW_LIMIT:

@@ -156,7 +156,7 @@ def _still_png(encoded: bytes) -> bytes | None:
 
 
 def _check_pixels(encoded: bytes, path: str | os.PathLike[str]) -> None:
-    """Refuse a TIFF or BMP whose header or pixels are damaged: OpenCV goes on with what it has, and says nothing."""
+    """Refuse a TIFF or BMP whose header or pixels are damaged: OpenCV decodes what it has without an error."""
     from PIL import Image
 
     damaged = MtkdError(f"{path} cannot be decoded: it is damaged or truncated. Fetch or export it again.")
@@ -172,7 +172,7 @@ def _check_pixels(encoded: bytes, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         if "decoder error" in str(error) or "truncated" in str(error):
             raise damaged from error
-    except Exception:  # noqa: BLE001  likewise
+    except Exception:  # noqa: BLE001  kinds that Pillow cannot decode
         pass
 
 
@@ -180,7 +180,7 @@ def _upright(image: NDArray[Any], encoded: bytes, path: str | os.PathLike[str]) 
     orientation = 1
     with suppress(MtkdError):  # a file that only OpenCV can read
         header = read_header(path, encoded)
-        # OpenCV turns TIFF whatever it is told.
+        # OpenCV turns TIFF even with IMREAD_IGNORE_ORIENTATION.
         orientation = 1 if header.kind == "TIFF" else header.orientation
     if orientation >= 5:
         image = image.swapaxes(0, 1)

@@ -154,7 +154,7 @@ class StoreWriter:
             `missing()` lie. It costs a flush of the disk per image.
 
     Raises:
-        MtkdError: no images, names not unique, or a half-written store with other contents is in the way.
+        MtkdError: no images, names not unique, or a half-written store with other contents has that name.
     """
 
     def __init__(

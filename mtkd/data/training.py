@@ -100,7 +100,7 @@ def _opened(entry: Path) -> TrainingSet | None:
 
 
 def _discard(entry: Path) -> None:
-    """Remove a damaged entry; who has it mapped keeps it."""
+    """Remove a damaged entry. Processes that have it mapped keep their view."""
     if entry.is_dir():
         damaged = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
         entry.rename(damaged / "damaged")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from mtkd.contracts import MtkdError
 
 _GRACE = 20
-"""Seconds that a worker goes on after SIGTERM."""
+"""Seconds for which a worker continues after SIGTERM."""
 
 
 class Source(Protocol):

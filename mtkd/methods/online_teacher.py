@@ -114,7 +114,7 @@ class OnlineTeacher(Method):
         losses = self.image_losses(sr, {"pixel": gt}) | self.image_losses(teacher_sr, {"teacher_pixel": gt})
         mask = improvement_mask(sr, teacher_sr, gt, margin=self.options.margin)
         if "distill" in self.active:
-            # SwinIR pads to whole windows at the right and bottom; the mask knows the image alone.
+            # SwinIR pads its maps to whole windows at the right and bottom. The mask covers the image alone.
             cut = (..., slice(lq.shape[-2]), slice(lq.shape[-1]))
             wanted = features.detach() + delta.detach()
             losses["distill"] = masked_distance_loss(features[cut], wanted[cut], mask=mask)

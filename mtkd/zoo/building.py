@@ -1,5 +1,7 @@
-"""Networks from a description {"type", "args"}: the user's or mtkd's own word, and a weights file's, which is believed
-only where its own tensors bear it out (`build_described`).
+"""Networks from a description {"type", "args"}.
+
+The user's description and mtkd's own are trusted (`build_trusted`). That of a weights file is used only where the
+tensors of the file prove it (`build_described`).
 """
 
 from __future__ import annotations
@@ -83,9 +85,9 @@ def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, so
 def check_described(
     facts: Mapping[str, Any], state: Mapping[str, Tensor], *, source: str
 ) -> tuple[str, dict[str, Any], int | None]:
-    """Arch, arguments and scale of the network that a weights file says it holds, when they can be believed.
+    """Arch, arguments and scale of the network that a weights file says it holds, when its tensors prove them.
 
-    The file may be anybody's, so that nothing it says is believed: the class is one of mtkd's own or one that the user
+    The file may come from anywhere, so nothing it says is trusted: the class is one of mtkd's own or one that the user
     has imported, its arguments are plain values within bounds, and before any memory is taken, the network is built
     without values, of no more parts than the file has, and must have the very shapes of the file.
 

@@ -122,7 +122,7 @@ def _write(state: dict[str, Tensor], target: Path, *, to: Target, facts: dict[st
 def _facts(
     checkpoint: files.Checkpoint, source: Path, *, like: str | None, arch: str | None, args: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts to write, and the arguments in them that nothing but custom speaks for."""
+    """Facts to write, and those of their arguments that were assumed and not read from the file."""
     if arch is not None:
         return {"arch": {"type": arch, "args": args}}, {}
     if like is not None:

@@ -1,4 +1,4 @@
-"""Which network some weights are of: told by their name in the zoo, by what their file says, or by their tensors."""
+"""Which network a set of weights belongs to, by its name in the zoo, by what its file says, or by its tensors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Described:
 def describe(source: str, *, key: str | None = "auto") -> Described:
     """The network of `source`, a file or `zoo:NAME`; nothing is fetched for a name.
 
-    A file is believed as little as `build` believes it: only classes of the catalog's table, or those that the user has
+    A file is trusted as little as `build` trusts it: only classes of the catalog's table, or those that the user has
     imported, with the very tensors of the file. One that says nothing is EDSR, RCAN or SwinIR by the names of its
     tensors, or what spandrel knows, where spandrel is installed.
 

@@ -58,7 +58,7 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int 
     """Fetch `url`, of at most `most` bytes, into `part`, going on where an earlier transfer of it stopped.
 
     A file that has changed on the host meanwhile is fetched from its beginning: the host is asked by ETag or date.
-    Where it gives neither, `resume_unmarked` says whether to go on all the same, which is safe only if a hash is
+    Where it gives neither, `resume_unmarked` says whether to resume nevertheless, which is safe only if a hash is
     checked afterwards.
 
     Raises:
@@ -219,7 +219,7 @@ def _read_mark(part: Path, url: str) -> str:
 
 @contextlib.contextmanager
 def _progress(label: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, one line in a log. Yields a function that is told how many bytes came."""
+    """A bar on a terminal, one line in a log. Yields a function that takes the number of bytes that came."""
     if not sys.stderr.isatty():
         size = f"{total / 1e6:.1f} MB" if total else "size unknown"
         logger.info("Downloading %s (%s%s).", label, size, f", from byte {start:,}" if start else "")

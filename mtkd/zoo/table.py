@@ -288,7 +288,7 @@ _SWINIR_M = {
         31.08,
     ),
 }
-"""(data, scale) -> size, sha256, who vouches for it, Set5, PSNR of DIV2K100 on RGB and on Y."""
+"""(data, scale) -> size, sha256, who published it, Set5, PSNR of DIV2K100 on RGB and on Y."""
 
 
 def _swinir_s(scale: int) -> Entry:

@@ -35,7 +35,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 def improvement_mask(sr: Tensor, teacher_sr: Tensor, gt: Tensor, *, margin: float = 0.01) -> Tensor:
     """Where the teacher is better than the student by more than `margin`: (N, 1, H, W), 1 or 0, without gradient.
 
-    m = 1[ mean_c |sr - gt| > mean_c |teacher_sr - gt| + margin ]; images (N, 3, H, W) in [0, 1], margin likewise.
+    m = 1[ mean_c |sr - gt| > mean_c |teacher_sr - gt| + margin ]; images (N, 3, H, W) in [0, 1], margin too.
 
     Source: RIFE's privileged distillation (Huang et al., ECCV 2022, arXiv 2011.06294), margin 0.01. Errors of
     super-resolved images average 0.02 to 0.03, so a smaller margin is worth trying there.
