@@ -10,9 +10,9 @@ catalog; it is imported when `register()` is called.
 from __future__ import annotations
 
 from mtkd.basicsr.inward import adapted
-from mtkd.basicsr.shim import Kind, names, registered
+from mtkd.basicsr.shim import RegistryKind, names, registered
 
-__all__ = ["Kind", "adapted", "names", "register", "registered"]
+__all__ = ["RegistryKind", "adapted", "names", "register", "registered"]
 
 
 def register() -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtkd.basicsr.shim import Kind, registered
+from mtkd.basicsr.shim import RegistryKind, registered
 from mtkd.contracts import MtkdError
 
 
-def adapted(kind: Kind, name: str) -> Any | None:
+def adapted(kind: RegistryKind, name: str) -> Any | None:
     """`registered`, called as mtkd calls its own.
 
     Losses are built with `loss_weight=1.0` (the option file's weight is applied once, by the engine), are called

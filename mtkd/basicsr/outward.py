@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import catalog
-from mtkd.basicsr.shim import REGISTRIES, Kind, registered
+from mtkd.basicsr.shim import REGISTRIES, RegistryKind, registered
 
 SUFFIX = "mtkd"
 
@@ -35,7 +35,7 @@ def register() -> list[str]:
     return given
 
 
-def _enter(kind: Kind, name: str, what: Any) -> list[str]:
+def _enter(kind: RegistryKind, name: str, what: Any) -> list[str]:
     registry, long = REGISTRIES[kind], f"{name}_{SUFFIX}"
     if long in registry:
         return [long, name] if registered(kind, name) is registered(kind, long) else [long]

@@ -43,10 +43,10 @@ REGISTRIES = {
     "metric": _registry.METRIC_REGISTRY,
 }
 
-Kind = Literal["arch", "loss", "dataset", "metric"]
+RegistryKind = Literal["arch", "loss", "dataset", "metric"]
 
 
-def registered(kind: Kind, name: str) -> Any | None:
+def registered(kind: RegistryKind, name: str) -> Any | None:
     """The class or function called `name` in BasicSR's registry of that kind, or None.
 
     Names that other packages registered there before are found too. As in BasicSR, `NAME_basicsr` answers to `NAME`.
@@ -60,6 +60,6 @@ def registered(kind: Kind, name: str) -> Any | None:
     return entries.get(name, entries.get(f"{name}_basicsr"))
 
 
-def names(kind: Kind) -> list[str]:
+def names(kind: RegistryKind) -> list[str]:
     """Names in BasicSR's registry of that kind."""
     return list(REGISTRIES[kind].keys())

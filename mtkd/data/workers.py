@@ -16,13 +16,13 @@ _GRACE = 20
 """Seconds for which a worker continues after SIGTERM."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """What makes a batch from its key; pickled to workers where processes are not forked."""
 
     def __getitem__(self, key: Any, /) -> tuple[torch.Tensor, ...]: ...
 
 
-def prefetch_in_workers(source: Source, keys: Iterator[Any], *, workers: int, pin_memory: bool) -> Generator[Any]:
+def prefetch_in_workers(source: BatchSource, keys: Iterator[Any], *, workers: int, pin_memory: bool) -> Generator[Any]:
     """`source[key]` for each of `keys`, in their order, made by `workers` processes, a few ahead of what is asked for.
 
     Closing the iterator ends the workers.
@@ -70,7 +70,7 @@ def prefetch_in_workers(source: Source, keys: Iterator[Any], *, workers: int, pi
 class _Guarded(Dataset):
     """Hands errors that a user can mend over as values: the loader would wrap them in tracebacks."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BatchSource) -> None:
         self.source = source
 
     def __getitem__(self, key: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mtkd.contracts import MtkdError
 from mtkd.losses.difference import check_nchw, difference
 
-Norm = Literal["backward", "ortho", "forward"]
+FFTNorm = Literal["backward", "ortho", "forward"]
 
 
 class DCTLoss(nn.Module):
@@ -65,10 +65,10 @@ class FFTLoss(nn.Module):
         tensor(0.0625)
     """
 
-    def __init__(self, *, norm: Norm = "backward") -> None:
+    def __init__(self, *, norm: FFTNorm = "backward") -> None:
         super().__init__()
-        if norm not in get_args(Norm):
-            raise MtkdError(f"FFTLoss has the norms {', '.join(get_args(Norm))}, got {norm!r}.")
+        if norm not in get_args(FFTNorm):
+            raise MtkdError(f"FFTLoss has the norms {', '.join(get_args(FFTNorm))}, got {norm!r}.")
         self.norm = norm
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:

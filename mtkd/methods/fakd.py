@@ -19,7 +19,7 @@ from mtkd.methods.taps import TapConfig, TapPairs, body_blocks, over_taps
 RANGE = 1 / 255
 """From weights beside a pixel loss on 0..255 images, the paper's, to weights beside one on [0, 1] images."""
 
-LOSSES: Mapping[str, Callable[..., Tensor]] = {
+AFFINITIES: Mapping[str, Callable[..., Tensor]] = {
     "spatial": spatial_affinity_loss,
     "pooled": spatial_affinity_loss,
     "channel": channel_affinity_loss,
@@ -74,7 +74,7 @@ class FAKD(Method):
         self.require_teachers()
         self.taps = TapPairs(self, fakd_taps)
         self.affinities = {
-            name: partial(loss, **self.term_options[name]) for name, loss in LOSSES.items() if name in self.active
+            name: partial(loss, **self.term_options[name]) for name, loss in AFFINITIES.items() if name in self.active
         }
         for name, loss in self.affinities.items():
             self.taps.check(name, loss)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mtkd.contracts import Batch, MtkdError, Step
-from mtkd.losses.features.relation import Reduction, pkt_loss
+from mtkd.losses.features.relation import PairReduction, pkt_loss
 from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
 
@@ -16,7 +16,7 @@ class PKTConfig(TapConfig):
     """Options of PKT: any number of taps, and the arguments of `pkt_loss`."""
 
     grid: int = 4
-    reduction: Reduction = "rows"
+    reduction: PairReduction = "rows"
 
     def __post_init__(self) -> None:
         if self.grid < 1:

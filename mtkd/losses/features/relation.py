@@ -11,7 +11,7 @@ from torch import Tensor
 from mtkd.losses.features.pairs import pair
 from mtkd.losses.numerics import check_choice, full_precision, unit_vectors
 
-Reduction = Literal["mean", "rows"]
+PairReduction = Literal["mean", "rows"]
 
 
 @full_precision
@@ -20,7 +20,7 @@ def pkt_loss(
     teacher_features: Tensor,
     *,
     grid: int = 4,
-    reduction: Reduction = "mean",
+    reduction: PairReduction = "mean",
 ) -> Tensor:
     """Probabilistic knowledge transfer (PKT): divergence of the similarity distributions among a set of vectors.
 
@@ -42,7 +42,7 @@ def pkt_loss(
     student, teacher = pair(
         "pkt_loss", student_features, teacher_features, "N", "it compares vectors with vectors", rows=True
     )
-    check_choice("reduction of pkt_loss", reduction, Reduction)
+    check_choice("reduction of pkt_loss", reduction, PairReduction)
     p, q = _similarity_distribution(_rows(teacher, grid)), _similarity_distribution(_rows(student, grid))
     divergence = (p * torch.log((p + 1e-7) / (q + 1e-7))).sum(1)
     return divergence.mean() / (len(p) if reduction == "mean" else 1)
