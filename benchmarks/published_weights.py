@@ -27,7 +27,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
 from mtkd.inference.evaluate import build_metrics, evaluate
 from mtkd.training.log import environment
-from mtkd.zoo import conversion, files, loading
+from mtkd.zoo import building, conversion, files
 from mtkd.zoo.docs import Y
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,7 @@ def network(file: Path) -> tuple[nn.Module, str]:
     """Network of a file, in eval mode, and its description."""
     checkpoint = zoo.read_checkpoint(file)
     arch = checkpoint.facts.get("arch") or conversion.guess(checkpoint)[0] or {"type": "spandrel", "args": {}}
-    net = loading.build_network(arch, source=str(file))
+    net = building.build_trusted(arch, source=str(file))
     zoo.load_into(net, checkpoint.state, source=str(file))
     described = ", ".join(f"{name}={value}" for name, value in arch["args"].items())
     return net.eval(), f"{getattr(net, 'architecture', arch['type'])}({described})"

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import list_images, read_image, read_size, write_bytes, write_image
+from mtkd.data.headers import read_size
+from mtkd.data.images import list_images, read_image, write_bytes, write_image
 from mtkd.data.paired import PairedImages, raise_problems
 from mtkd.data.resize import bicubic_lq
 

@@ -12,7 +12,7 @@ from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.config import ItemSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
-from mtkd.data.items import ItemImages, Items
+from mtkd.data.foreign import ForeignImages, ForeignItems
 from mtkd.data.paired import PairedImages
 from mtkd.methods.base import Method, MethodConfig
 
@@ -75,7 +75,7 @@ def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Modul
         MtkdError: it does not take these arguments.
     """
     try:
-        return catalog.build_network(options.type, options.args, scale=scale)
+        return catalog.make_network(options.type, options.args, scale=scale)
     except MtkdError:
         raise
     except Exception as error:  # a class from anywhere may raise anything
@@ -153,15 +153,15 @@ def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Mo
     return cls(student, teachers, task, MethodConfig(terms=terms, options=zoo.resolve_inside(options.method)))
 
 
-def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> Items:
+def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> ForeignItems:
     """The data set of a class from outside that a section of the option file describes."""
-    return Items(catalog.get("dataset", given.type), given.model_dump(), phase=phase, scale=scale, seed=seed)
+    return ForeignItems(catalog.get("dataset", given.type), given.model_dump(), phase=phase, scale=scale, seed=seed)
 
 
-def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImages | ItemImages:
+def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImages | ForeignImages:
     """Validation or test images from their section of the option file."""
     if isinstance(given, ItemSetOptions):
-        return ItemImages(open_items(given, scale, phase=phase))
+        return ForeignImages(open_items(given, scale, phase=phase))
     return PairedImages.of_section(given.model_dump(), scale=scale)
 
 

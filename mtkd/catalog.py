@@ -9,16 +9,15 @@ and nothing else. Names from outside are accepted in three ways, tried in this o
 
 Our own table always wins over BasicSR's registry, so a network called EDSR is mtkd's EDSR whatever else is imported.
 
-What a name leads to is held against its kind before anybody calls it: a network, loss or data set is a class of that
+What a name leads to is held against its kind before it is called: a network, loss or data set is a class of that
 kind, a metric takes two images. An option file is the user's word and may name anything of the right kind. A weights
-file is not: for a name that stands in a file, `get(..., from_file=True)` knows only the table and what the user has
-imported.
+file is not: for a name that stands in a file, `get(..., from_file=True)` looks only at the table and at what the user
+has imported.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import os
@@ -28,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.names import closest
 
 Kind = Literal["arch", "method", "loss", "metric", "dataset"]
 
@@ -103,7 +103,7 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
             imported.
 
     Raises:
-        MtkdError: nothing of that name exists, or it is nothing of that kind; the text says what was searched and names
+        MtkdError: nothing of that name exists, or it is not of that kind; the text says what was searched and names
             the nearest matches.
     """
     if name in TABLES[kind]:
@@ -116,8 +116,8 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     if found is not None:
         return found
     theirs = _names_in_basicsr(kind)
-    near = [m for pool in (TABLES[kind], theirs) for m in difflib.get_close_matches(name, pool, n=3, cutoff=0.5)]
-    near = list(dict.fromkeys(near))[:3]
+    # Ours first, however near theirs are.
+    near = list(dict.fromkeys([*closest(name, TABLES[kind]), *closest(name, theirs)]))[:3]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     also = f"; BasicSR's registry adds {', '.join(n for n in theirs if n not in TABLES[kind])}" if theirs else ""
     raise MtkdError(
@@ -127,7 +127,7 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     )
 
 
-def build_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
+def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
     """Network `name` built with `arguments`, carrying `scale` and `feature_names` even where its class has neither.
 
     Args:
@@ -135,6 +135,7 @@ def build_network(name: str, arguments: Mapping[str, Any], *, scale: int | None 
     """
     cls = get("arch", name)
     net = cls(**arguments)
+    # Set on the network itself and not on a wrapper: its class and the names of its weights stay the user's.
     if not hasattr(net, "scale"):
         parameters = inspect.signature(cls).parameters
         for key in ("upscale", "scale"):
@@ -160,7 +161,7 @@ def import_modules(modules: Sequence[str]) -> None:
     if modules:
         # First, so that `from basicsr... import ARCH_REGISTRY` works beside a current torchvision.
         with contextlib.suppress(ImportError):
-            importlib.import_module("mtkd.basicsr")
+            importlib.import_module("mtkd.basicsr.shim")
     for module in modules:
         try:
             importlib.import_module(module)
@@ -179,7 +180,7 @@ _USER_MODULES: set[str] = set()
 def _attribute(path: str) -> Any:
     module, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise MtkdError(f"{path!r} is no path of a class: write my_package.my_module:MyClass.")
+        raise MtkdError(f"{path!r} is not the path of a class: write my_package.my_module:MyClass.")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -188,7 +189,7 @@ def _attribute(path: str) -> Any:
         raise MtkdError(f"{path!r} cannot be used: {error}.") from error
     except (Exception, SystemExit) as error:
         text = f"{path!r} cannot be imported: {type(error).__name__}: {error}."
-        raise MtkdError(f"{text} Mend the module, or try it with `python -c 'import {module}'`.") from error
+        raise MtkdError(f"{text} Correct the module, or try it with `python -c 'import {module}'`.") from error
 
 
 _WANTED: dict[Kind, tuple[str, str]] = {
@@ -213,7 +214,7 @@ def _of_kind(kind: Kind, name: str, found: Any) -> Any:
     }[kind]
     if not fits(found):
         word, wanted = _WANTED[kind]
-        raise MtkdError(f"{name!r} is no {word}, and was not called. It must be {wanted}.")
+        raise MtkdError(f"{name!r} is not a {word}, and was not called. Expected is {wanted}.")
     return found
 
 
@@ -266,8 +267,8 @@ def _imported_by_the_user(kind: Kind, name: str) -> Any:
     found = None
     if module in _USER_MODULES:
         found = getattr(sys.modules[module], attribute, None)
-    elif not module and "mtkd.basicsr" in sys.modules:
-        found = sys.modules["mtkd.basicsr"].registered(kind, name)
+    elif not module and "mtkd.basicsr.shim" in sys.modules:
+        found = sys.modules["mtkd.basicsr.shim"].registered(kind, name)
         origin = str(getattr(found, "__module__", ""))
         # BasicSR's own networks read files that their arguments name, so they too are built only when asked for.
         if origin.partition(".")[0] == "basicsr" and not any(
@@ -278,10 +279,9 @@ def _imported_by_the_user(kind: Kind, name: str) -> Any:
     if inspect.isclass(found):
         return _of_kind(kind, name, found)
     raise MtkdError(
-        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). A weights "
-        "file is no program: another class is built only when you import its module yourself (--import "
-        "my_package.my_module, "
-        "--import basicsr) or name it in an option file."
+        f"it names the {kind} {name[:80]!r}, which is not one of mtkd's own ({', '.join(TABLES[kind])}). For "
+        "safety a weights file builds no other class, unless you import its module yourself (--import "
+        "my_package.my_module, --import basicsr). An option file may name any class."
     )
 
 
@@ -289,17 +289,17 @@ def _from_basicsr(kind: Kind, name: str) -> Any | None:
     if kind == "method":
         return None
     try:
-        from mtkd import basicsr
+        from mtkd.basicsr import inward
     except ImportError:
         return None
-    return basicsr.adapted(kind, name)
+    return inward.adapted(kind, name)
 
 
 def _names_in_basicsr(kind: Kind) -> list[str]:
     if kind == "method":
         return []
     try:
-        from mtkd import basicsr
+        from mtkd.basicsr import shim
     except ImportError:
         return []
-    return basicsr.names(kind)
+    return shim.names(kind)

@@ -69,11 +69,3 @@ class Task:
     scale: int
     num_samples: int
     total_steps: int
-
-
-@dataclass(frozen=True)
-class SizeRequirements:
-    """Smallest side and divisor of the sides that a network's lq input must have when the net does not pad itself."""
-
-    minimum: int = 1
-    multiple_of: int = 1

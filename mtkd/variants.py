@@ -5,10 +5,10 @@ A name fixes neither the scale nor, of a fusion network, the number of its teach
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.names import closest
 
 _MEAN = {"img_range": 255.0, "rgb_mean": [0.4488, 0.4371, 0.4040]}
 _RCAN = {"num_feat": 64, "num_group": 10, "squeeze_factor": 16, "res_scale": 1, **_MEAN}
@@ -79,7 +79,7 @@ def variant(name: str) -> dict[str, Any]:
     """
     if name not in VARIANTS:
         lowered = name.lower()
-        near = difflib.get_close_matches(lowered, VARIANTS, n=3, cutoff=0.5)
+        near = closest(lowered, VARIANTS)
         near = list(dict.fromkeys([*near, *of_arch(name)]))
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise MtkdError(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from config.samples import problems, train
 from torch import nn
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
+from tests.config.samples import problems, train
 
 OUTSIDE = """
 import torch
@@ -79,13 +79,13 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_what_is_nothing_of_its_kind_is_refused(kind: catalog.Kind, name: str) -> None:
     if (kind, name) == ("metric", "torch:load"):
         return  # a function of two arguments; nothing but two images is ever given to it
-    with pytest.raises(MtkdError, match="is no .*was not called"):
+    with pytest.raises(MtkdError, match="is not a .*was not called"):
         catalog.get(kind, name)
 
 
 @pytest.mark.parametrize("name", [":", "a:", ":b", ".x:y", "a..b:c", "a:b:c", "a b:c", "\0:x", "no_such_module:x"])
 def test_what_is_no_path_is_refused(name: str) -> None:
-    with pytest.raises(MtkdError, match="no path of a class|cannot be imported"):
+    with pytest.raises(MtkdError, match="not the path of a class|cannot be imported"):
         catalog.get("arch", name)
 
 
@@ -114,7 +114,7 @@ def test_things_of_the_right_kind_from_outside_are_found(outside: str) -> None:
     ]
     for kind, name in found:
         assert callable(catalog.get(kind, name))
-    with pytest.raises(MtkdError, match="is no network"):
+    with pytest.raises(MtkdError, match="is not a network"):
         catalog.get("arch", f"{outside}:unannotated")
 
 
@@ -149,14 +149,14 @@ def test_a_file_may_name_only_what_the_user_has_imported(outside: str) -> None:
     assert catalog.get("arch", "EDSR", from_file=True) is catalog.get("arch", "EDSR")
     name = f"{outside}:Net"
     for unasked in (name, "torch.nn:Identity", "os:system"):
-        with pytest.raises(MtkdError, match="A weights file is no program"):
+        with pytest.raises(MtkdError, match="For safety a weights file builds no other class"):
             catalog.get("arch", unasked, from_file=True)
     assert outside not in sys.modules
     catalog.import_modules([outside])
     assert issubclass(catalog.get("arch", name, from_file=True), nn.Module)
-    with pytest.raises(MtkdError, match="A weights file is no program"):
+    with pytest.raises(MtkdError, match="For safety a weights file builds no other class"):
         catalog.get("arch", f"{outside}:net", from_file=True)
-    with pytest.raises(MtkdError, match="A weights file is no program"):
+    with pytest.raises(MtkdError, match="For safety a weights file builds no other class"):
         catalog.get("arch", f"{outside}:missing", from_file=True)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from measures import basicsr_world
 from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread
 from mtkd import basicsr as bridge
-from mtkd.archs import blocks
+from mtkd.archs import windows
 from mtkd.archs.dctswin import DCTSwin, DCTSwinLayer
 from mtkd.archs.swinir import SwinIR
 
@@ -162,19 +162,19 @@ class OnTorchDCT(nn.Module):
         y = layer.norm1(x)
         if shift:
             y = y.roll((-shift, -shift), (1, 2))
-            mask = blocks.shifted_window_mask(height, width, size, shift, device=x.device, dtype=x.dtype)
-        windows = blocks.window_partition(y, size).mT.unflatten(-1, (size, size))
-        tokens = torch_dct.dct_2d(windows, norm=self.norm).flatten(2).mT
+            mask = windows.shifted_window_mask(height, width, size, shift, device=x.device, dtype=x.dtype)
+        pixels = windows.window_partition(y, size).mT.unflatten(-1, (size, size))
+        tokens = torch_dct.dct_2d(pixels, norm=self.norm).flatten(2).mT
         tokens = plain_attention(layer.attn, tokens, mask if shift else None)
-        windows = torch_dct.idct_2d(tokens.mT.unflatten(-1, (size, size)), norm=self.norm)
-        y = blocks.window_reverse(windows.flatten(2).mT, size, height, width)
+        pixels = torch_dct.idct_2d(tokens.mT.unflatten(-1, (size, size)), norm=self.norm)
+        y = windows.window_reverse(pixels.flatten(2).mT, size, height, width)
         if shift:
             y = y.roll((shift, shift), (1, 2))
         x = x + layer.drop_path(y)
         return x + layer.drop_path(layer.mlp(layer.norm2(x)))
 
 
-def plain_attention(attention: blocks.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+def plain_attention(attention: windows.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
     """Window attention as Swin's published code writes it."""
     q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     logits = (q * attention.logit_scale) @ k.mT

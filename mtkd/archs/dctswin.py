@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
-from mtkd.archs import blocks
+from mtkd.archs import blocks, windows
 from mtkd.contracts import MtkdError
 
 
@@ -151,7 +151,7 @@ class DCTSwin(nn.Module):
             *(f"layers.{index}" for index in range(len(depths))),
             "conv_after_body",
         )
-        self.apply(_init_transformer)
+        self.apply(blocks.init_transformer)
         if residual:
             nn.init.zeros_(self.conv_last.weight)
             nn.init.zeros_(self.conv_last.bias)  # pyright: ignore[reportArgumentType]
@@ -194,7 +194,7 @@ class DCTSwin(nn.Module):
     def _mask(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         size = self.window_size
-        return blocks.shifted_window_mask(h, w, size, size // 2, device=x.device, dtype=x.dtype)
+        return windows.shifted_window_mask(h, w, size, size // 2, device=x.device, dtype=x.dtype)
 
 
 class DCTSwinGroup(nn.Module):
@@ -232,7 +232,7 @@ class DCTSwinLayer(nn.Module):
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
         self.dct = WindowDCT(window_size) if dct else None
-        self.attn = blocks.WindowAttention(dim, window_size, num_heads, qkv_bias=qkv_bias)
+        self.attn = windows.WindowAttention(dim, window_size, num_heads, qkv_bias=qkv_bias)
         self.drop_path = blocks.DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = blocks.Mlp(dim, int(dim * mlp_ratio))
@@ -248,16 +248,16 @@ class DCTSwinLayer(nn.Module):
         _, height, width, _ = x.shape
         before, after = (self.window_size - self.shift, self.shift) if self.shift else (0, 0)
         x = _continue_mirrored(x, before, after)
-        tokens = blocks.window_partition(x, self.window_size)
+        tokens = windows.window_partition(x, self.window_size)
         tokens = dct.inverse(self.attn(dct(tokens)))
-        x = blocks.window_reverse(tokens, self.window_size, *x.shape[1:3])
+        x = windows.window_reverse(tokens, self.window_size, *x.shape[1:3])
         return x[:, before : before + height, before : before + width]
 
     def _mix_pixels(self, x: Tensor, mask: Tensor | None) -> Tensor:
         _, height, width, _ = x.shape
         x = x.roll((-self.shift, -self.shift), (1, 2)) if self.shift else x
-        tokens = self.attn(blocks.window_partition(x, self.window_size), mask if self.shift else None)
-        x = blocks.window_reverse(tokens, self.window_size, height, width)
+        tokens = self.attn(windows.window_partition(x, self.window_size), mask if self.shift else None)
+        x = windows.window_reverse(tokens, self.window_size, height, width)
         return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
 
 
@@ -287,13 +287,14 @@ class WindowDCT(nn.Module):
         return self._product(self.basis.T, coefficients)
 
     def _product(self, matrix: Tensor, tokens: Tensor) -> Tensor:
-        # The meta device, on which sizes and multiply-adds are counted, knows no autocast.
+        # Sizes and multiply-adds are counted on the meta device, which has no autocast.
         with nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False):
             return matrix @ tokens.to(matrix.dtype)
 
 
 def dct_matrix(size: int) -> Tensor:
     """Orthonormal DCT-II matrix (size, size), float64, on the CPU: row k holds the cosine of frequency k."""
+    # Not shared with `losses.frequency`: the order of its products differs, and with it the last bit of some sizes.
     # On the CPU: on the meta device, this arithmetic would import torch's compiler, which takes two seconds.
     position = torch.arange(size, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi / size * (position + 0.5) * position[:, None]) * math.sqrt(2 / size)
@@ -310,13 +311,6 @@ def _continue_mirrored(x: Tensor, before: int, after: int) -> Tensor:
             left, right = x.narrow(dim, 0, before).flip(dim), x.narrow(dim, end, after).flip(dim)
             x = torch.cat([left, x, right], dim)
     return x
-
-
-def _init_transformer(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _check_arguments(

@@ -99,7 +99,7 @@ class Ensemble(nn.Module):
             MtkdError: `stored` is not `names`, or no names at all; both orders are in the text.
         """
         if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
-            raise MtkdError("The fusion weights do not say for which teachers they were made: `members` is no list.")
+            raise MtkdError("The fusion weights do not say for which teachers they were made: `members` is not a list.")
         if tuple(stored) == self.names:
             return
         if sorted(stored) == sorted(self.names):
@@ -141,8 +141,8 @@ class MeanFusion(nn.Module):
         """
         if images.shape[1] % self.num_teachers:
             raise MtkdError(
-                f"MeanFusion with num_teachers={self.num_teachers} got {images.shape[1]} channels, which is no "
-                "multiple of it."
+                f"MeanFusion with num_teachers={self.num_teachers} got {images.shape[1]} channels, which is "
+                "not a multiple of it."
             )
         return reduce(images, "n (t c) h w -> n c h w", "mean", t=self.num_teachers)
 

@@ -75,8 +75,9 @@ def narrowed(net: nn.Module, width: float) -> nn.Module:
     arguments = next((make for cls, make in _ARGUMENTS.items() if type(net) is cls), None)
     if arguments is None:
         raise MtkdError(
-            f"{type(net).__name__} cannot be sliced by channels: its first channels are no network of their own kind. "
-            f"CSD is defined for {' and '.join(cls.__name__ for cls in _ARGUMENTS)}; give one of them as network_g."
+            f"{type(net).__name__} cannot be sliced by channels: its first channels do not make a network of the "
+            f"same kind. CSD is defined for {' and '.join(cls.__name__ for cls in _ARGUMENTS)}; give one of them as "
+            "network_g."
         )
     if not 0 < width <= 1:
         raise MtkdError(f"The width of a slim network is a share of its channels in (0, 1]; got {width}.")

@@ -27,6 +27,10 @@ class Spandrel(nn.Module):
 
     Args:
         upscale: the scale that the checkpoint must have; None takes any.
+
+    Attributes:
+        scale: that of the checkpoint once there is one; `upscale` or 1 before.
+        architecture: what spandrel calls it, None before.
     """
 
     def __init__(self, *, upscale: int | None = None) -> None:
@@ -44,8 +48,8 @@ class Spandrel(nn.Module):
         """Become the network that `state` belongs to, with these weights; `source` names them in errors.
 
         Raises:
-            MtkdError: spandrel is not installed or knows no such network, the weights do not fit the network that they
-                look like, or it is no RGB -> RGB network of the wanted scale.
+            MtkdError: spandrel is not installed or has no such network, the weights do not fit the network that they
+                look like, or it is not an RGB -> RGB network of the wanted scale.
         """
         try:
             from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
@@ -94,7 +98,7 @@ class Spandrel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.model is None:
             raise MtkdError(
-                "A network of type spandrel has no weights yet, and without them it is no network: give them as "
+                "A network of type spandrel has no weights yet, and they alone say which network it is: give them as "
                 "`pretrain` of the teacher, or as path.pretrain_network_g of a test file."
             )
         h, w = x.shape[-2:]
@@ -111,9 +115,9 @@ class Spandrel(nn.Module):
         return pad_to_size(x, h, w)
 
     def _pads_itself(self) -> bool:
-        """Whether sides that are not multiples of what spandrel asks for work all the same.
+        """Whether the network also takes sides that are not multiples of what spandrel asks for.
 
-        Padding twice is no detail: CRAFT x4, which pads by flipping, then loses 0.03 dB on Set5.
+        Padding twice matters: CRAFT x4, which pads by flipping, then loses 0.03 dB on Set5.
         """
         if self._sizes.multiple_of == 1:
             return True
@@ -121,7 +125,7 @@ class Spandrel(nn.Module):
         try:
             with torch.no_grad():
                 sr = self._call(self.model, torch.zeros(1, 3, h, w))
-        except Exception:  # networks of many authors say no in many ways
+        except Exception:  # networks of many authors refuse with many kinds of exceptions
             return False
         return sr.shape == (1, 3, h * self.scale, w * self.scale)
 

@@ -16,15 +16,13 @@ from mtkd.archs.blocks import (
     ChannelNorm,
     DropPath,
     Mlp,
-    WindowAttention,
     channel_mean,
+    init_transformer,
     pad_to_multiple,
     residual_conv,
-    shifted_window_mask,
     subpixel_upsampler,
-    window_partition,
-    window_reverse,
 )
+from mtkd.archs.windows import WindowAttention, shifted_window_mask, window_partition, window_reverse
 from mtkd.contracts import MtkdError
 
 NUM_FEAT = 64
@@ -35,7 +33,7 @@ class SwinTransformerBlock(nn.Module):
     """Window attention and MLP, each behind a LayerNorm and inside a residual, on (N, H, W, C).
 
     BasicSR saves the mask of its training size, `attn_mask`, with every shifted block. It follows from the sizes alone,
-    so it is no buffer here: it is written to the state dict as BasicSR wants it, and ignored when loaded, which also
+    so it is not a buffer here: it is written to the state dict as BasicSR wants it, and ignored when loaded, which also
     makes files of any training size load strictly.
     """
 
@@ -236,7 +234,7 @@ class SwinIR(nn.Module):
         self.norm = ChannelNorm(embed_dim)
         self.conv_after_body = residual_conv(resi_connection, embed_dim)
         self._build_reconstruction(embed_dim, in_chans, upscale)
-        self.apply(_init_transformer)
+        self.apply(init_transformer)
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.feature_names = ("conv_first", *(f"layers.{i}" for i in range(len(depths))), "conv_after_body")
@@ -313,10 +311,3 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
         return value, value
     first, second = value
     return first, second
-
-
-def _init_transformer(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -90,7 +90,7 @@ def _bounded(name: str, arguments: Mapping[str, Any]) -> None:
     try:
         with given.errors_of(f"{name} cannot be built with these arguments"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            net = catalog.build_network(name, arguments)
+            net = catalog.make_network(name, arguments)
     finally:
         for hook in hooks:
             hook.remove()

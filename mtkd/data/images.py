@@ -6,18 +6,15 @@ import io
 import os
 import stat
 import tempfile
-import threading
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtkd.contracts import MtkdError
+from mtkd.data.headers import any_number_of_pixels, read_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,35 +24,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 1 << 30
 """OpenCV decodes no larger image."""
 
-_EXIF_ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II", b"MM")
 _BMP = b"BM"
 """What such files begin with."""
-_PILLOW_LIMIT = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of an image file says.
-
-    Attributes:
-        size: height and width of the image as `read_image` returns it, upright.
-        orientation: the EXIF tag, 1 (upright) to 8; 1 where it is absent or no such number.
-        kind: Pillow's name of the format, such as "PNG".
-        mode: Pillow's name of the pixels, such as "RGB", "L" (grey) or "P" (palette).
-        alpha: some pixels may be transparent.
-        profile: the ICC colour profile, or None.
-        frames: pictures in the file, of which the first is the image.
-    """
-
-    size: tuple[int, int]
-    orientation: int
-    kind: str
-    mode: str
-    alpha: bool
-    profile: bytes | None
-    frames: int
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -67,7 +39,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
     Raises:
         MtkdError: the file is missing, damaged or truncated, no image, no regular file, or deeper than 8 bits. A 16-bit
-            image is refused because nobody agrees on how to bring it to the 8 bits that PSNR tables are made of.
+            image is refused because there is no agreed way to bring it to the 8 bits that PSNR tables are made of.
     """
     return decode_image(read_bytes(path), path)
 
@@ -80,7 +52,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise MtkdError(f"{path} is no file of an image, but a folder, a pipe or a device.")
+            raise MtkdError(f"{path} is not an image file: it is a folder, a pipe or a device.")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise MtkdError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
@@ -135,7 +107,7 @@ def _transparent_tiff(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[n
     from PIL import Image, ImageOps
 
     try:
-        with _any_number_of_pixels():
+        with any_number_of_pixels():
             image = Image.open(io.BytesIO(encoded))
         return np.array(ImageOps.exif_transpose(image).convert("RGBA"))
     except Exception as error:  # noqa: BLE001  a damaged file raises whatever its bytes happen to trigger
@@ -184,12 +156,12 @@ def _still_png(encoded: bytes) -> bytes | None:
 
 
 def _check_pixels(encoded: bytes, path: str | os.PathLike[str]) -> None:
-    """Refuse a TIFF or BMP whose header or pixels are damaged: OpenCV goes on with what it has, and says nothing."""
+    """Refuse a TIFF or BMP whose header or pixels are damaged: OpenCV decodes what it has without an error."""
     from PIL import Image
 
     damaged = MtkdError(f"{path} cannot be decoded: it is damaged or truncated. Fetch or export it again.")
     try:
-        with _any_number_of_pixels():
+        with any_number_of_pixels():
             image = Image.open(io.BytesIO(encoded))
     except Exception as error:
         if encoded[:2] == _BMP:
@@ -200,108 +172,15 @@ def _check_pixels(encoded: bytes, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         if "decoder error" in str(error) or "truncated" in str(error):
             raise damaged from error
-    except Exception:  # noqa: BLE001  likewise
+    except Exception:  # noqa: BLE001  kinds that Pillow cannot decode
         pass
-
-
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image file as `read_image` would return it, read from the file's header alone.
-
-    Raises:
-        MtkdError: the file is missing or has no readable image header.
-    """
-    return read_header(path).size
-
-
-def read_header(path: str | os.PathLike[str], encoded: bytes | None = None) -> Header:
-    """What the header of an image file says; nothing is decoded. `encoded` are its bytes where they are known.
-
-    Raises:
-        MtkdError: the file is missing, no regular file, or has no readable image header.
-    """
-    from PIL import Image
-
-    try:
-        if encoded is None and not stat.S_ISREG(os.stat(path).st_mode):
-            raise MtkdError(f"{path} is no file of an image, but a folder, a pipe or a device.")
-        with open(path, "rb") if encoded is None else io.BytesIO(encoded) as file:
-            with _any_number_of_pixels(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image = Image.open(file)
-            kind = image.format or ""
-            if kind == "TIFF":
-                # Pillow's own size is turned already, in some versions.
-                tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
-                width, height, orientation = tags[256], tags[257], tags.get(_EXIF_ORIENTATION, 1)
-            else:
-                width, height = image.size
-                orientation = 1
-                with suppress(Exception):  # EXIF that cannot be read says nothing
-                    orientation = _orientation(image, file)
-            orientation = orientation if orientation in range(2, 9) else 1
-            return Header(
-                size=(width, height) if orientation >= 5 else (height, width),
-                orientation=orientation,
-                kind=kind,
-                mode=image.mode,
-                alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
-                profile=image.info.get("icc_profile"),
-                frames=_frames(image),
-            )
-    except MtkdError:
-        raise
-    except Exception as error:  # noqa: BLE001  a damaged header raises whatever its bytes happen to trigger
-        raise MtkdError(f"{path} cannot be opened as an image: {getattr(error, 'strerror', None) or error}.") from error
-
-
-def _orientation(image: Any, file: BinaryIO) -> Any:
-    """The EXIF tag of a JPEG, WebP or PNG, else 1."""
-    if image.format in ("JPEG", "MPO", "WEBP"):
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    if image.format != "PNG":
-        return 1
-    # Pillow would decode the whole image, because the chunk may come after it.
-    from PIL import Image
-
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length = int.from_bytes(head[:4], "big")
-        if head[4:] == b"eXIf":
-            exif = Image.Exif()
-            exif.load(file.read(length))
-            return exif.get(_EXIF_ORIENTATION, 1)
-        if head[4:] == b"IEND":
-            break
-        file.seek(length + 4, os.SEEK_CUR)
-    return 1
-
-
-def _frames(image: Any) -> int:
-    # The second picture of a phone's photo (MPO) is a preview or another exposure, and no page.
-    if image.format != "MPO":
-        with suppress(Exception):  # the first is good even where a later one is damaged
-            return getattr(image, "n_frames", 1)
-    return 1
-
-
-@contextmanager
-def _any_number_of_pixels() -> Iterator[None]:
-    """Pillow without its limit, which protects those who decode with it; here it reads headers."""
-    from PIL import Image
-
-    with _PILLOW_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _upright(image: NDArray[Any], encoded: bytes, path: str | os.PathLike[str]) -> NDArray[Any]:
     orientation = 1
     with suppress(MtkdError):  # a file that only OpenCV can read
         header = read_header(path, encoded)
-        # OpenCV turns TIFF whatever it is told.
+        # OpenCV turns TIFF even with IMREAD_IGNORE_ORIENTATION.
         orientation = 1 if header.kind == "TIFF" else header.orientation
     if orientation >= 5:
         image = image.swapaxes(0, 1)
@@ -319,7 +198,7 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
     JPEG is written with OpenCV's default quality.
 
     Raises:
-        MtkdError: the array is no such image, the suffix is unknown, or the disk refuses.
+        MtkdError: the array is not such an image, the suffix is unknown, or the disk refuses.
     """
     path = Path(path)
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:

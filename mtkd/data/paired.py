@@ -237,7 +237,7 @@ class PairedImages(Sequence[PairedImage]):
         return height, width
 
     def _say_turned_alone(self) -> None:
-        """Warn where the orientation tag of one image of a pair is not that of the other: sizes agree all the same when
+        """Warn where the orientation tag of one image of a pair is not that of the other: sizes still agree when
         the tag turns by 180 degrees, and a tool that ignored the tag has made the other.
         """
         if self._lq is None or self.lq_paths is None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import decode_pixels, decode_transparent, encode, read_bytes, read_header, write_bytes
+from mtkd.data.headers import read_header
+from mtkd.data.images import decode_pixels, decode_transparent, encode, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

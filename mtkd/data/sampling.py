@@ -23,7 +23,7 @@ from mtkd.data.crops import Crops, Draw
 from mtkd.data.paired import raise_problems
 from mtkd.data.residence import Residence, choose_residence
 from mtkd.data.store import ImageStore
-from mtkd.data.workers import made_ahead
+from mtkd.data.workers import prefetch_in_workers
 
 
 class CropSampler:
@@ -140,16 +140,16 @@ class CropSampler:
         if self.residence == "disk" and self.workers:
             keys = ((k, self._lq_side(size(k))) for k in range(start, stop))
             pin_memory = self.device.type == "cuda"
-            with closing(made_ahead(self._crops, keys, workers=self.workers, pin_memory=pin_memory)) as made:
+            with closing(prefetch_in_workers(self._crops, keys, workers=self.workers, pin_memory=pin_memory)) as made:
                 for parts in made:
                     yield self._converted(*parts)
         elif self.device.type == "cuda":
-            yield from self._made_aside(start, stop, size)
+            yield from self._on_side_stream(start, stop, size)
         else:
-            # A thread that makes the next batch would only take the processor from the step.
+            # On the CPU, prefetching would compete with the step for cores.
             yield from (self.batch(k, size(k)) for k in range(start, stop))
 
-    def _made_aside(self, start: int, stop: int, size: Callable[[int], int | None]) -> Iterator[Batch]:
+    def _on_side_stream(self, start: int, stop: int, size: Callable[[int], int | None]) -> Iterator[Batch]:
         side = torch.cuda.Stream(self.device)
         # The stores may still be on their way to the device on the current stream.
         side.wait_stream(torch.cuda.current_stream(self.device))

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import (
-    IMAGE_SUFFIXES,
-    Header,
-    decode_image,
-    list_images,
-    read_bytes,
-    read_header,
-    read_image,
-)
+from mtkd.data.headers import Header, read_header
+from mtkd.data.images import IMAGE_SUFFIXES, decode_image, list_images, read_bytes, read_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +26,10 @@ def read_meta_info(path: Path) -> list[tuple[str, tuple[int, int] | None]]:
     """(file name, (height, width) or None) from each line of a BasicSR meta_info file, `NAME.png (480,480,3)`.
 
     Names may hold blanks and brackets. What follows a name without size is ignored, as BasicSR does, if the first word
-    is an image's name; else the whole line is the name. Blank lines and a byte order mark are no names.
+    is an image's name; else the whole line is the name. Blank lines and a byte order mark are not names.
 
     Raises:
-        MtkdError: the file cannot be read, is no UTF-8 text, or too long to be a list of names.
+        MtkdError: the file cannot be read, is not UTF-8 text, or too long to be a list of names.
     """
     try:
         if path.stat().st_size > _LONGEST_META:
@@ -133,15 +126,15 @@ class LmdbImages:
     encoded file in the data base. Sizes are taken from that text.
 
     Raises:
-        MtkdError: the folder is no such lmdb, lmdb is not installed, or a line has another form.
+        MtkdError: the folder is not such an lmdb, lmdb is not installed, or a line has another form.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         if root.suffix != ".lmdb" or not (root / "data.mdb").is_file():
             raise MtkdError(
-                f"{root} is no lmdb: with `io_backend: {{type: lmdb}}` each data root is a folder whose name ends in "
-                ".lmdb and that holds data.mdb and meta_info.txt. For a folder of images write `type: disk`."
+                f"{root} is not an lmdb. With `io_backend: {{type: lmdb}}` each data root is a folder whose name ends "
+                "in .lmdb and that holds data.mdb and meta_info.txt. For a folder of images write `type: disk`."
             )
         meta = root / "meta_info.txt"
         self._sizes: dict[Path, tuple[int, int]] = {}

@@ -1,16 +1,12 @@
-"""`ImageStore`: images of any sizes, decoded once, in one memory-mapped file.
+"""`ImageStore`: images of any sizes, decoded once, in one memory-mapped file, laid out as `store_format` says.
 
-The file is a safetensors file with one flat tensor, "images": every image as rows of RGB pixels, one image after the
-other. Names, sizes and `facts` are JSON in its metadata, and beside them stands the CRC-32 of each image, entered when
-the image is put. A half-written store lives under another name (`PATH.partial`), so a file called PATH is complete by
-construction.
+A half-written store lives under another name (`PATH.partial`), so a file called PATH is complete by construction.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import threading
 import zlib
@@ -18,26 +14,30 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
+from mtkd.data.store_format import (
+    DTYPE_CODES,
+    FORMAT,
+    LONGEST_HEADER,
+    NO_SUM,
+    SUMS,
+    StoreDtype,
+    checked_offsets,
+    continues,
+    differences,
+    header_of,
+    offsets_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
-
-StoreDtype = Literal["uint8", "float16"]
-
-_FORMAT = "mtkd image store 1"
-_SUMS = b'"crc32": "'
-_NO_SUM = "-" * 8
-_LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors reads no longer one."""
-_SAFETENSORS_NAMES: dict[StoreDtype, str] = {"uint8": "U8", "float16": "F16"}
 
 
 class ImageStore(Sequence["NDArray[Any]"]):
@@ -63,18 +63,18 @@ class ImageStore(Sequence["NDArray[Any]"]):
             with open(self.path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 actual = os.fstat(file.fileno()).st_size
-                header = json.loads(file.read(length) if 0 < length <= min(actual, _LONGEST_HEADER) else b"")
+                header = json.loads(file.read(length) if 0 < length <= min(actual, LONGEST_HEADER) else b"")
             metadata = header["__metadata__"]
-            if metadata["format"] != _FORMAT:
+            if metadata["format"] != FORMAT:
                 raise ValueError(metadata["format"])
             self.names: list[str] = json.loads(metadata["names"])
             self.sizes: list[tuple[int, int]] = [(h, w) for h, w in json.loads(metadata["sizes"])]
             self.facts: dict[str, Any] = json.loads(metadata["facts"])
             self.dtype: StoreDtype = next(
-                name for name, code in _SAFETENSORS_NAMES.items() if code == header["images"]["dtype"]
+                name for name, code in DTYPE_CODES.items() if code == header["images"]["dtype"]
             )
             sums = metadata.get("crc32")
-            self.offsets = _checked_offsets(self.names, self.sizes, self.facts, sums)
+            self.offsets = checked_offsets(self.names, self.sizes, self.facts, sums)
             self._sums = None if sums is None else bytes.fromhex(sums)
             values = self.offsets.pop()
             nbytes = values * np.dtype(self.dtype).itemsize
@@ -84,8 +84,8 @@ class ImageStore(Sequence["NDArray[Any]"]):
             raise MtkdError(f"Image store {self.path} cannot be opened: {error.strerror or error}.") from error
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
             raise MtkdError(
-                f"{self.path} is no image store of mtkd, or a damaged one. Name another file, or delete it and make it "
-                "again."
+                f"{self.path} is not an image store of mtkd, or is damaged. Name another file, or delete it and make "
+                "it again."
             ) from error
         missing = 8 + length + nbytes - actual
         if missing:
@@ -119,7 +119,7 @@ class ImageStore(Sequence["NDArray[Any]"]):
         if self._sums is None:
             return
         with ThreadPoolExecutor(cpus()) as pool:
-            found = pool.map(lambda i: zlib.crc32(self[i].reshape(-1).view(np.uint8)), range(len(self)))
+            found = pool.map(lambda i: zlib.crc32(self[i].reshape(-1).view(np.uint8).data), range(len(self)))
             damaged = [
                 name
                 for i, (name, value) in enumerate(zip(self.names, found, strict=True))
@@ -138,7 +138,7 @@ class ImageStore(Sequence["NDArray[Any]"]):
         values = self.flat.numpy().view(np.uint8)
         step = 1 << 26
         for start in range(0, len(values), step):
-            digest.update(values[start : start + step])
+            digest.update(values[start : start + step].data)
         return digest.hexdigest()
 
 
@@ -154,7 +154,7 @@ class StoreWriter:
             `missing()` lie. It costs a flush of the disk per image.
 
     Raises:
-        MtkdError: no images, names not unique, or a half-written store with other contents is in the way.
+        MtkdError: no images, names not unique, or a half-written store with other contents has that name.
     """
 
     def __init__(
@@ -176,17 +176,17 @@ class StoreWriter:
         self._partial, self._done_path = _working_paths(self.path)
         self._lock = threading.Lock()
         # The second is that of stores begun by an earlier version, which kept no sums.
-        headers = [_header(list(names), self.sizes, dict(facts or {}), dtype, sums=sums) for sums in (True, False)]
-        offsets = _offsets(self.sizes)
+        headers = [header_of(list(names), self.sizes, dict(facts or {}), dtype, sums=sums) for sums in (True, False)]
+        offsets = offsets_of(self.sizes)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self._partial.exists():
                 self._create(headers[0], len(headers[0]) + offsets[-1] * self.dtype.itemsize)
-            header = next((header for header in headers if _continues(self._partial, header)), None)
+            header = next((header for header in headers if continues(self._partial, header)), None)
             if header is None:
                 raise MtkdError(
                     f"{self._partial} is a half-written image store of something else: its "
-                    f"{', '.join(_differences(self._partial, headers[0]))} differ from what is to be written. Go on as "
+                    f"{', '.join(differences(self._partial, headers[0]))} differ from what is to be written. Go on as "
                     "it was begun, delete it, or write this store under another name."
                 )
             self._data = open(self._partial, "r+b", buffering=0)  # noqa: SIM115
@@ -194,10 +194,10 @@ class StoreWriter:
         except OSError as error:
             raise MtkdError(f"Image store {self.path} cannot be written: {error.strerror or error}.") from error
         self._starts = [len(header) + start * self.dtype.itemsize for start in offsets[:-1]]
-        self._sums_at = header.index(_SUMS) + len(_SUMS) if _SUMS in header else None
+        self._sums_at = header.index(SUMS) + len(SUMS) if SUMS in header else None
 
     def missing(self) -> list[int]:
-        """Indices of the images that nobody has put yet, in ascending order."""
+        """Indices of the images that have not been put yet, in ascending order."""
         with self._lock:
             self._done.seek(0)
             return _unmarked(self._done.read(), len(self.sizes))
@@ -214,7 +214,7 @@ class StoreWriter:
                 f"Image {i} of store {self.path} must be {self.dtype} of shape {expected}, not {image.dtype} of shape "
                 f"{image.shape}."
             )
-        data = memoryview(np.ascontiguousarray(image, dtype=self.dtype)).cast("B")
+        data = np.ascontiguousarray(image, dtype=self.dtype).data.cast("B")
         # Of the pixels in memory, so that what the disk makes of them is noticed.
         checksum = f"{zlib.crc32(data):08x}".encode()
         try:
@@ -223,7 +223,7 @@ class StoreWriter:
                 while data:
                     data = data[self._data.write(data) :]
                 if self._sums_at is not None:
-                    self._data.seek(self._sums_at + len(_NO_SUM) * i)
+                    self._data.seek(self._sums_at + len(NO_SUM) * i)
                     self._data.write(checksum)
                 # The mark follows the pixels, so a process killed in between leaves the image missing.
                 if self.durable:
@@ -303,84 +303,6 @@ def _unmarked(marks: bytes, count: int) -> list[int]:
     return [i for i, mark in enumerate(marks[:count].ljust(count, b"\0")) if not mark]
 
 
-def _offsets(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    offsets = [0]
-    for height, width in sizes:
-        offsets.append(offsets[-1] + height * width * 3)
-    return offsets
-
-
-def _checked_offsets(names: Any, sizes: Any, facts: Any, sums: Any) -> list[int]:
-    """`_offsets(sizes)` of what a file says; ValueError where that describes no images."""
-    good = (
-        isinstance(names, list)
-        and isinstance(facts, dict)
-        and len(names) == len(sizes) == len(set(names)) > 0
-        and all(isinstance(name, str) for name in names)
-        and all(type(side) is int and 0 < side < 1 << 31 for size in sizes for side in size)
-        and (sums is None or (isinstance(sums, str) and len(sums) == len(_NO_SUM) * len(names)))
-    )
-    if not good:
-        raise ValueError("no images")
-    return _offsets(sizes)
-
-
-def _header(
-    names: list[str], sizes: list[tuple[int, int]], facts: dict[str, Any], dtype: StoreDtype, *, sums: bool
-) -> bytes:
-    count = sum(height * width * 3 for height, width in sizes)
-    text = json.dumps(
-        {
-            "__metadata__": {
-                "format": _FORMAT,
-                **({"crc32": _NO_SUM * len(names)} if sums else {}),
-                "names": json.dumps(names),
-                "sizes": json.dumps(sizes),
-                "facts": json.dumps(facts, sort_keys=True),
-            },
-            "images": {
-                "dtype": _SAFETENSORS_NAMES[dtype],
-                "shape": [count],
-                "data_offsets": [0, count * np.dtype(dtype).itemsize],
-            },
-        }
-    ).encode()
-    # Values begin at a multiple of 8 bytes, as the safetensors format asks.
-    text = text.ljust(math.ceil(len(text) / 8) * 8)
-    if len(text) > _LONGEST_HEADER:
-        raise MtkdError(f"{len(names)} images are more than one image store can name.")
-    return len(text).to_bytes(8, "little") + text
-
-
-def _continues(path: Path, header: bytes) -> bool:
-    """The half-written store file `path` begins with `header`, whichever sums have been entered."""
-    with open(path, "rb") as file:
-        there = file.read(len(header))
-    if _SUMS in header:
-        start = header.index(_SUMS) + len(_SUMS)
-        end = header.index(b'"', start)
-        there = there[:start] + header[start:end] + there[end:]
-    return there == header
-
-
 def cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _differences(path: Path, header: bytes) -> list[str]:
-    """In what the header of the store file `path` differs from `header`."""
-
-    def contents(text: bytes) -> dict[str, Any]:
-        found = json.loads(text)
-        metadata = found["__metadata__"]
-        images = [metadata["names"], metadata["sizes"]]
-        return {"images": images, "dtype": found["images"]["dtype"], **json.loads(metadata["facts"])}
-
-    wanted = contents(header[8:])
-    try:
-        with open(path, "rb") as file:
-            there = contents(file.read(int.from_bytes(file.read(8), "little")))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
-        return ["format"]
-    return [key for key in there | wanted if there.get(key) != wanted.get(key)] or ["format"]

@@ -100,7 +100,7 @@ def _opened(entry: Path) -> TrainingSet | None:
 
 
 def _discard(entry: Path) -> None:
-    """Remove a damaged entry; who has it mapped keeps it."""
+    """Remove a damaged entry. Processes that have it mapped keep their view."""
     if entry.is_dir():
         damaged = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
         entry.rename(damaged / "damaged")
@@ -175,7 +175,11 @@ def _remove_leftovers(entry: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, which ends with the process. Without locks go on: renaming keeps the cache sound."""
+    """Hold an advisory lock, which ends with the process. Without locks go on: renaming keeps the cache sound.
+
+    Not filelock, with which the zoo locks its folder: where a file system has no locks, it waits for a file to vanish,
+    and that of a killed process never does.
+    """
     with open(path, "w") as file:
         try:
             import fcntl

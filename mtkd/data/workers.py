@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader, Dataset
 from mtkd.contracts import MtkdError
 
 _GRACE = 20
-"""Seconds that a worker goes on after SIGTERM."""
+"""Seconds for which a worker continues after SIGTERM."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """What makes a batch from its key; pickled to workers where processes are not forked."""
 
-    def __getitem__(self, key: Any) -> tuple[torch.Tensor, ...]: ...
+    def __getitem__(self, key: Any, /) -> tuple[torch.Tensor, ...]: ...
 
 
-def made_ahead(source: Source, keys: Iterator[Any], *, workers: int, pin_memory: bool) -> Generator[Any]:
+def prefetch_in_workers(source: BatchSource, keys: Iterator[Any], *, workers: int, pin_memory: bool) -> Generator[Any]:
     """`source[key]` for each of `keys`, in their order, made by `workers` processes, a few ahead of what is asked for.
 
     Closing the iterator ends the workers.
@@ -70,7 +70,7 @@ def made_ahead(source: Source, keys: Iterator[Any], *, workers: int, pin_memory:
 class _Guarded(Dataset):
     """Hands errors that a user can mend over as values: the loader would wrap them in tracebacks."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BatchSource) -> None:
         self.source = source
 
     def __getitem__(self, key: Any) -> Any:
@@ -93,7 +93,7 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _leave_interrupts_to_the_run(_: int) -> None:
     # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job; workers must go
-    # on until the run has saved. They then end by being told, and not by a signal, unless the run forgot them.
+    # on until the run has saved. They exit when the loader closes; the alarm is for a run that died without closing it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

@@ -21,7 +21,7 @@ from mtkd import build, catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.config import EvalSetOptions, Options, PathOptions, load_options
 from mtkd.contracts import MtkdError
-from mtkd.data.items import ItemImages
+from mtkd.data.foreign import ForeignImages
 from mtkd.data.paired import PairedImages
 from mtkd.data.residence import available_memory
 from mtkd.data.resize import imresize
@@ -41,7 +41,7 @@ folder, else the one that comes with mtkd."""
 _GT, _HR, _LQ = "gt", "HR", "lq"
 """Folders inside a folder of test images: gt, or HR as in datasets/README.md, and lq beside gt."""
 
-ImageSets = dict[str, PairedImages | ItemImages]
+ImageSets = dict[str, PairedImages | ForeignImages]
 Metrics = Mapping[str, Mapping[str, Any]]
 
 
@@ -442,7 +442,7 @@ def _folder_name(found: Sequence[_Target], scale: int) -> str:
     return name
 
 
-def _places(images: PairedImages | ItemImages) -> dict[str, Any]:
+def _places(images: PairedImages | ForeignImages) -> dict[str, Any]:
     if not isinstance(images, PairedImages):
         return {"images": len(images)}
     lq = "MATLAB's bicubic" if images.dataroot_lq is None else str(images.dataroot_lq)

@@ -1,10 +1,7 @@
 """Adversarial losses for a critic that tells a student's image from a real one, as pure functions.
 
-Two pairs, each with a critic's and a student's side, and the gradient penalty that belongs to the second:
-
-- hinge (Lim and Ye, arXiv 1705.02894; Miyato et al., arXiv 1802.05957);
-- Wasserstein with gradient penalty, WGAN-GP (Gulrajani et al., arXiv 1704.00028), the holistic term of structured
-  distillation (Liu et al., CVPR 2019), which weighs both sides by 0.1.
+The critic's and the student's side of Wasserstein with gradient penalty, WGAN-GP (Gulrajani et al., arXiv 1704.00028):
+the holistic term of structured distillation (Liu et al., CVPR 2019), which weighs both sides by 0.1.
 
 Scores are the critic's answers, of any shape, high for real; every loss averages over all of them. The critic's side
 wants the student's image detached; the student's side wants the critic's parameters left out of its optimizer.
@@ -15,29 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
 from mtkd.losses.numerics import full_precision, upcast
-
-
-@full_precision
-def hinge_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake)); 2 for a critic that answers 0 everywhere.
-
-    Example:
-        >>> hinge_critic_loss(torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0]))
-        tensor(1.)
-    """
-    real_scores, fake_scores = upcast(real_scores, fake_scores)
-    return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
-
-
-@full_precision
-def hinge_student_loss(fake_scores: Tensor) -> Tensor:
-    """-mean D(fake)."""
-    return -upcast(fake_scores)[0].mean()
 
 
 @full_precision
@@ -47,9 +25,10 @@ def wasserstein_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     return fake_scores.mean() - real_scores.mean()
 
 
+@full_precision
 def wasserstein_student_loss(fake_scores: Tensor) -> Tensor:
-    """-mean D(fake), the same as the hinge's."""
-    return hinge_student_loss(fake_scores)
+    """-mean D(fake)."""
+    return -upcast(fake_scores)[0].mean()
 
 
 def gradient_penalty(

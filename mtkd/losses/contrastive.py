@@ -60,7 +60,8 @@ def contrastive_ratio_loss(
             "contrastive_ratio_loss needs anchor, positive, negatives and weights for the same layers; got "
             f"{len(anchors)}, {len(positives)}, {len(all_negatives)} and {len(weights)}."
         )
-    terms = [w * _ratio(*layer, eps) for w, *layer in zip(weights, anchors, positives, all_negatives, strict=True)]
+    layers = zip(weights, anchors, positives, all_negatives, strict=True)
+    terms = [w * _ratio(a, p, n, eps) for w, a, p, n in layers]
     return torch.stack(terms).sum()
 
 

@@ -40,7 +40,7 @@ def check_comparable(sr: Tensor, target: Tensor) -> None:
         )
 
 
-def images(x: Tensor, loss: str) -> Tensor:
+def check_nchw(x: Tensor, loss: str) -> Tensor:
     """`x` itself when it is (N, C, H, W).
 
     Raises:
@@ -52,7 +52,7 @@ def images(x: Tensor, loss: str) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """1-D tensor of `values`, copied to the device once and not in every step."""
     # A tensor born under inference_mode could not take part in a later training step.
     with torch.inference_mode(False):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import difference, images
+from mtkd.losses.difference import check_nchw, difference
 
-Norm = Literal["backward", "ortho", "forward"]
+FFTNorm = Literal["backward", "ortho", "forward"]
 
 
 class DCTLoss(nn.Module):
@@ -43,7 +43,7 @@ class DCTLoss(nn.Module):
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two (N, C, H, W) tensors of one shape; float32 even under autocast."""
-        d = images(difference(sr, target), "DCTLoss")
+        d = check_nchw(difference(sr, target), "DCTLoss")
         with torch.autocast(d.device.type, enabled=False):
             return _dct(d, self.block_size).abs().mean()
 
@@ -65,15 +65,15 @@ class FFTLoss(nn.Module):
         tensor(0.0625)
     """
 
-    def __init__(self, *, norm: Norm = "backward") -> None:
+    def __init__(self, *, norm: FFTNorm = "backward") -> None:
         super().__init__()
-        if norm not in get_args(Norm):
-            raise MtkdError(f"FFTLoss has the norms {', '.join(get_args(Norm))}, got {norm!r}.")
+        if norm not in get_args(FFTNorm):
+            raise MtkdError(f"FFTLoss has the norms {', '.join(get_args(FFTNorm))}, got {norm!r}.")
         self.norm = norm
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two (N, C, H, W) tensors of one shape; float32 even under autocast."""
-        d = images(difference(sr, target), "FFTLoss")
+        d = check_nchw(difference(sr, target), "FFTLoss")
         return torch.view_as_real(torch.fft.fft2(d, norm=self.norm)).abs().mean()
 
 

@@ -7,6 +7,8 @@ loss can move. On small images what counts is that value and gradient take 4 lau
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -40,13 +42,14 @@ def value_and_gradient(
     n, c, height, width = sr.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
     squares = n * c * rows * columns
-    programs = triton.cdiv(squares, _BLOCK)
+    programs = (squares + _BLOCK - 1) // _BLOCK
     partial = torch.empty(programs, dtype=torch.float32, device=sr.device)
     grad = torch.empty_like(sr, dtype=torch.float32) if gradient else partial
     # Of coefficients that are twice the orthonormal ones: rho_eps(x / 2) = rho_2eps(x) / 2, and (x / 2)^2 = x^2 / 4.
     gain = 4.0 if criterion == "mse" else 2.0
     factors = [weight / gain / squares for weight in weights]
-    _kernel[(programs,)](
+    launch: Any = _kernel[(programs,)]
+    launch(
         sr,
         target,
         grad,
@@ -62,11 +65,11 @@ def value_and_gradient(
         squares,
         *factors,
         2.0 * eps,
-        CRITERION=CRITERIA[criterion],  # pyright: ignore[reportArgumentType]
-        GRADIENT=gradient,  # pyright: ignore[reportArgumentType]
+        CRITERION=CRITERIA[criterion],
+        GRADIENT=gradient,
         # Neighbouring threads should touch neighbouring bytes.
-        CHANNELS_FIRST=sr.stride(1) != 1 or c == 1,  # pyright: ignore[reportArgumentType]
-        BLOCK=_BLOCK,  # pyright: ignore[reportArgumentType]
+        CHANNELS_FIRST=sr.stride(1) != 1 or c == 1,
+        BLOCK=_BLOCK,
     )
     return partial.sum(), grad if gradient else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import constant
+from mtkd.losses.difference import cached_tensor, check_comparable
 from mtkd.losses.numerics import check_choice, full_precision, upcast
+from mtkd.runtime.hidden import Hidden
 
 InputNorm = Literal["imagenet", "255"]
 Criterion = Literal["l1", "l2", "fro"]
@@ -47,12 +48,11 @@ LAYERS = _layer_names()
 """Names in the order of torchvision's `vgg19().features`: relu1_1, 2_1, 3_1, 4_1, 5_1 are 1, 6, 11, 20, 29."""
 
 
-class VGG19Features(nn.Module):
+class VGG19Features(Hidden[nn.Sequential]):
     """Images (N, 3, H, W), RGB in [0, 1] -> {layer: feature map} of ImageNet's VGG-19, in the order of `layers`.
 
-    Only as deep as the deepest layer asked for. Frozen by construction: its weights are in neither `parameters()` nor
-    `state_dict()` and follow `.to()`; gradients reach the images. Nothing works in place, so that a tap before a ReLU
-    keeps its values. Runs under autocast.
+    Only as deep as the deepest layer asked for, and `Hidden`: never trained, never saved. Gradients reach the images.
+    Nothing works in place, so that a tap before a ReLU keeps its values. Runs under autocast.
 
     Args:
         weights: path of torchvision's vgg19-dcbb9e9d.pth or of the zoo's vgg19.safetensors, or "random" for a fixed
@@ -70,8 +70,6 @@ class VGG19Features(nn.Module):
             is too small for the pooling before the deepest layer.
     """
 
-    net: nn.Sequential
-
     def __init__(
         self,
         weights: str | Path,
@@ -80,27 +78,20 @@ class VGG19Features(nn.Module):
         input_norm: InputNorm = "imagenet",
         sha256: str | None = WEIGHTS_SHA256,
     ) -> None:
-        super().__init__()
         unknown = [name for name in layers if name not in LAYERS]
         if unknown or not layers:
             raise MtkdError(
                 f"VGG-19 has no layer {unknown[0] if unknown else '(none given)'}; it has {', '.join(LAYERS)}."
             )
         check_choice("input_norm of VGG-19", input_norm, InputNorm)
-        self.layers = tuple(layers)
-        self.input_norm = input_norm
         net = _sequential(max(LAYERS.index(name) for name in layers) + 1)
         if weights == "random":
             _initialise(net)
         else:
             _load(net, Path(weights), sha256)
-        # A plain attribute, so that nn.Module does not register it as a child.
-        object.__setattr__(self, "net", net.eval().requires_grad_(False))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VGG19Features:
-        super()._apply(fn, recurse)
-        self.net._apply(fn)
-        return self
+        super().__init__(net)
+        self.layers = tuple(layers)
+        self.input_norm = input_norm
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         halvings = sum(isinstance(layer, nn.MaxPool2d) for layer in self.net)
@@ -110,9 +101,9 @@ class VGG19Features(nn.Module):
                 f"side; got {tuple(image.shape)}."
             )
         # Images come in half precision from a network under autocast, and the net may stand outside of it.
-        x = image.to(self.net[0].weight.dtype)
+        x = image.to(next(self.net.parameters()).dtype)
         if self.input_norm == "imagenet":
-            mean, std = (constant(v, x.dtype, x.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+            mean, std = (cached_tensor(v, x.dtype, x.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             x = (x - mean) / std
         else:
             x = x * 255
@@ -128,7 +119,11 @@ class PerceptualLoss(nn.Module):
     """sum over layers of w_j * distance of VGG-19's features of `sr` and `target`.
 
     BasicSR's `PerceptualLoss` without its style term. Images (N, 3, H, W), RGB in [0, 1], 16 pixels or more a side for
-    block 5; the target receives no gradient; distances are computed in float32.
+    block 5. The target receives no gradient. Distances are computed in float32.
+
+    The catalog does not list it. The name belongs to BasicSR's registry, and the catalog's losses need no file, take
+    images of any size and ignore autocast, which VGG-19 follows. An option file names this one by its path:
+    `{type: mtkd.losses.perceptual:PerceptualLoss, weights: zoo:vgg19}`.
 
     Args:
         weights: path of torchvision's vgg19-dcbb9e9d.pth, or "random" for tests.
@@ -157,10 +152,7 @@ class PerceptualLoss(nn.Module):
         self.vgg = VGG19Features(weights, layers=tuple(self.layer_weights), input_norm=input_norm, sha256=sha256)
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
-        if sr.shape != target.shape:
-            raise MtkdError(
-                f"PerceptualLoss compares images of one shape; got {tuple(sr.shape)}, {tuple(target.shape)}."
-            )
+        check_comparable(sr, target)
         features = self.vgg(sr)
         with torch.no_grad():
             wanted = self.vgg(target)

@@ -25,7 +25,7 @@ class L1Loss(nn.Module):
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
         super().__init__()
-        self.reduction = _checked(reduction)
+        self.reduction: Reduction = _checked(reduction)
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two tensors of one shape; 0, with gradient 0, where they are equal."""
@@ -45,7 +45,7 @@ class MSELoss(nn.Module):
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
         super().__init__()
-        self.reduction = _checked(reduction)
+        self.reduction: Reduction = _checked(reduction)
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two tensors of one shape."""
@@ -73,7 +73,7 @@ class CharbonnierLoss(nn.Module):
         if not eps > 0:
             raise MtkdError(f"CharbonnierLoss needs eps > 0 (its gradient is undefined at 0), got {eps}.")
         self.eps = eps
-        self.reduction = _checked(reduction)
+        self.reduction: Reduction = _checked(reduction)
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= sqrt(eps) (times the number of elements for "sum") for two tensors of one shape."""

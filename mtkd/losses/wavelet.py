@@ -1,7 +1,6 @@
 """Wavelet loss of MTKD (Jiang et al., ECCV 2024, arXiv 2404.09571) and the transform behind it.
 
-Bands are named as in pytorch_wavelets: LH is low-pass along the width and high-pass along the height (PyWavelets' cH),
-HL the other way round (cV), HH high-pass along both (cD).
+Bands are named as in `haar`.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
-from torch.nn import functional as F
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.difference import check_comparable, constant, difference, images
+from mtkd.losses.difference import cached_tensor, check_comparable, check_nchw, difference
+from mtkd.losses.haar import butterflies, even_sided, haar, transposed_butterflies
 
 Criterion = Literal["l1", "charbonnier", "mse"]
 
@@ -115,8 +113,8 @@ class WaveletLoss(nn.Module):
         """
         if self.levels == 1 and _is_haar(self.wavelet) and _for_kernel(sr, target):
             check_comparable(sr, target)
-            return _HaarKernel.apply(images(sr, "WaveletLoss"), target, self)
-        d = images(difference(sr, target), "WaveletLoss")
+            return _HaarKernel.apply(check_nchw(sr, "WaveletLoss"), target, self)
+        d = check_nchw(difference(sr, target), "WaveletLoss")
         ll = (self.band_weights["ll"],)
         details = tuple(self.band_weights[band] / 3 for band in Details._fields)
         terms = []
@@ -124,10 +122,10 @@ class WaveletLoss(nn.Module):
             return _HaarLoss.apply(d, self)
         if _is_haar(self.wavelet):
             for level in range(1, self.levels):
-                low, high = _haar(d).split([1, 3])
+                low, high = haar(d).split([1, 3])
                 terms.append(self._penalty(high, details, gain=2**level))
                 d = low[0]
-            terms.append(self._penalty(_haar(d), ll + details, gain=2**self.levels))
+            terms.append(self._penalty(haar(d), ll + details, gain=2**self.levels))
         else:
             with torch.autocast(d.device.type, enabled=False):
                 low, highs = _transform(self.wavelet, self.levels, d.dtype, d.device)(d)
@@ -163,7 +161,7 @@ class WaveletLoss(nn.Module):
 
     def _factors(self, bands: Tensor, weights: tuple[float, ...], gain: float) -> Tensor:
         gain = gain**2 if self.criterion == "mse" else gain
-        return constant(tuple(weight / gain for weight in weights), bands.dtype, bands.device)
+        return cached_tensor(tuple(weight / gain for weight in weights), bands.dtype, bands.device)
 
 
 def wavelet_bands(x: Tensor, *, wavelet: str = "haar", levels: int = 1) -> WaveletBands:
@@ -183,48 +181,15 @@ def wavelet_bands(x: Tensor, *, wavelet: str = "haar", levels: int = 1) -> Wavel
         (torch.Size([1, 3, 2, 3]), torch.Size([1, 3, 4, 6]), torch.Size([1, 3, 2, 3]))
     """
     _check_wavelet(wavelet, levels)
-    x = images(x, "wavelet_bands")
+    x = check_nchw(x, "wavelet_bands")
     details = []
     if not _is_haar(wavelet):
         ll, highs = _transform(wavelet, levels, x.dtype, x.device)(x)
         return WaveletBands(ll, tuple(Details(*high.unbind(2)) for high in highs))
     for _ in range(levels):
-        x, *high = (_haar(x) / 2).unbind(0)
+        x, *high = (haar(x) / 2).unbind(0)
         details.append(Details(*high))
     return WaveletBands(x, tuple(details))
-
-
-def _haar(x: Tensor) -> Tensor:
-    """One Haar level, 2x the orthonormal one: (N, C, H, W) -> (4, N, C, ceil(H/2), ceil(W/2)), in order LL LH HL HH."""
-    x = _even(x)
-    if not torch.compiler.is_compiling():
-        return _Haar.apply(x)
-    # A compiler fuses this into one kernel; it cannot see into the out= of `_Haar`.
-    top, bottom = x.unflatten(-2, (-1, 2)).unbind(-2)
-    left, right = torch.stack((top + bottom, top - bottom)).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((left + right, left - right)).flatten(0, 1)
-
-
-def _even(x: Tensor) -> Tensor:
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
-
-
-class _Haar(torch.autograd.Function):
-    """`_haar` for even sides.
-
-    A Function because the gradient of slicing is a full-size copy; the transform's own transpose writes every pixel
-    once.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        return _butterflies(x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _transposed_butterflies(grad)
 
 
 class _HaarLoss(torch.autograd.Function):
@@ -242,7 +207,7 @@ class _HaarLoss(torch.autograd.Function):
         low = d
         for level in range(1, loss.levels + 1):
             sizes.append(low.shape[-2:])
-            bands = _butterflies(_even(low))
+            bands = butterflies(even_sided(low))
             low = bands[0]
             compared, weights = (bands, ll + details) if level == loss.levels else (bands[1:], details)
             terms.append(loss._penalty(compared, weights, gain=2**level))
@@ -253,7 +218,7 @@ class _HaarLoss(torch.autograd.Function):
             grad = levels[-1][0]
             for (height, width), bands in zip(reversed(sizes), reversed(levels), strict=True):
                 bands[0] = grad
-                grad = _transposed_butterflies(bands)[..., :height, :width]
+                grad = transposed_butterflies(bands)[..., :height, :width]
             ctx.save_for_backward(grad)
         return reduce(add, terms)
 
@@ -294,7 +259,7 @@ class _HaarKernel(torch.autograd.Function):
 
 def _for_kernel(sr: Tensor, target: Tensor) -> bool:
     """Whether the Triton kernel serves these tensors: both on one CUDA device, at most float32, no gradient for target,
-    and nobody traces.
+    and no tracer is active.
     """
     return (
         sr.device.type in _KERNEL_DEVICES
@@ -316,33 +281,6 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _butterflies(x: Tensor) -> Tensor:
-    """`_haar` for even sides: sums and differences of pairs of rows, then of columns, each written where it belongs."""
-    n, c, height, width = x.shape
-    h, w = height // 2, width // 2
-    rows = x.reshape(n, c, h, 2, width)
-    halves = x.new_empty(2, n, c, h, width)
-    torch.add(rows[:, :, :, 0], rows[:, :, :, 1], out=halves[0])
-    torch.sub(rows[:, :, :, 0], rows[:, :, :, 1], out=halves[1])
-    bands = x.new_empty(2, 2, n, c, h, w)
-    torch.add(halves[..., 0::2], halves[..., 1::2], out=bands[0])
-    torch.sub(halves[..., 0::2], halves[..., 1::2], out=bands[1])
-    return bands.view(4, n, c, h, w)
-
-
-def _transposed_butterflies(bands: Tensor) -> Tensor:
-    """(4, N, C, h, w) -> (N, C, 2 * h, 2 * w), the gradient of `_butterflies`."""
-    _, n, c, h, w = bands.shape
-    bands = bands.reshape(2, 2, n, c, h, w)
-    halves = bands.new_empty(2, n, c, h, 2 * w)
-    torch.add(bands[0], bands[1], out=halves[..., 0::2])
-    torch.sub(bands[0], bands[1], out=halves[..., 1::2])
-    rows = bands.new_empty(n, c, h, 2, 2 * w)
-    torch.add(halves[0], halves[1], out=rows[:, :, :, 0])
-    torch.sub(halves[0], halves[1], out=rows[:, :, :, 1])
-    return rows.view(n, c, 2 * h, 2 * w)
-
-
 def _is_haar(wavelet: str) -> bool:
     return wavelet in ("haar", "db1")
 
@@ -354,7 +292,7 @@ def _check_wavelet(wavelet: str, levels: int) -> None:
         return
     import pywt
 
-    if wavelet not in pywt.wavelist(kind="discrete"):
+    if wavelet not in pywt.wavelist(kind="discrete"):  # pyright: ignore[reportAttributeAccessIssue]  compiled code
         raise MtkdError(
             f"No discrete wavelet is called {wavelet!r}. Common ones are haar, db2 to db38, sym2 to sym20, coif1 to "
             "coif17 and bior1.1 to bior6.8; `pywt.wavelist(kind='discrete')` lists all."

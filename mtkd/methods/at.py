@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
-
-from mtkd.contracts import Batch, Step, Task
-from mtkd.losses.feature import AttentionForm, attention_loss
-from mtkd.methods.base import MethodConfig, Term
+from mtkd.contracts import Batch, Step
+from mtkd.losses.features.statistics import AttentionForm, attention_loss
+from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, over_taps, thirds
 
 
@@ -38,10 +35,8 @@ class AT(FeatureMethod):
         "attention": Term("energy maps of the features, summed over the taps", weight=50.0),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
+        super().setup()
         self.distance = partial(attention_loss, form=self.options.form)
         if "attention" in self.active:
             self.taps.check("attention", self.distance)

@@ -6,11 +6,11 @@ is the engine's work, done once for all methods.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from mtkd import catalog
 from mtkd.contracts import Batch, MtkdError, Step, Task
 from mtkd.runtime.given import errors_of
+from mtkd.runtime.hidden import Hidden
+from mtkd.runtime.names import closest
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,18 @@ class NoOptions:
     """`Config` of a method that has no options beside its terms."""
 
 
+class Teachers(nn.ModuleDict):
+    """Name -> `Frozen` teacher, in the option file's order."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: str) -> Frozen: ...
+        def values(self) -> ValuesView[Frozen]: ...
+        def items(self) -> ItemsView[str, Frozen]: ...
+
+
 class Method(nn.Module):
-    """Base of all methods. A subclass declares `terms` and writes `forward`; the rest has a default.
+    """Base of all methods. A subclass declares `terms` and writes `forward` (and `setup`); the rest has a default.
 
     Args:
         student: network in training, lq -> sr.
@@ -87,7 +99,7 @@ class Method(nn.Module):
         super().__init__()
         cfg = cfg or MethodConfig()
         self.student = student
-        self.teachers = nn.ModuleDict({name: Frozen(net) for name, net in teachers.items()})
+        self.teachers = Teachers({name: Frozen(net) for name, net in teachers.items()})
         self.task = task
         self.options = self.Config(**cfg.options)
         active = cfg.terms
@@ -111,6 +123,14 @@ class Method(nn.Module):
                     self._from_outside[name] = kind
             elif given:
                 raise MtkdError(f"Term {name!r} of {type(self).__name__} has no option {next(iter(given))!r}.")
+        self.setup()
+
+    def setup(self) -> None:
+        """Check and build what the method needs besides its terms; called last in construction.
+
+        `self.student`, `self.teachers`, `self.task`, `self.options`, `self.active`, `self.criteria` and
+        `self.term_options` are there. Modules that are set here train along, and their initial weights are drawn here.
+        """
 
     @classmethod
     def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:
@@ -174,7 +194,7 @@ class Method(nn.Module):
             )
         if len(found) < at_least:
             raise MtkdError(f"{name} needs at least {at_least} networks under `teachers:`, found {len(found)}.")
-        return found  # pyright: ignore[reportReturnType]
+        return found
 
     def image_losses(self, sr: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of the active image terms named in `targets`."""
@@ -187,31 +207,24 @@ class Method(nn.Module):
             return self.criteria[name](sr, target)
 
 
-class Frozen(nn.Module):
-    """A teacher by construction: in eval mode, without gradients, outside parameters(), state_dict() and train().
+class Frozen(Hidden[nn.Module]):
+    """A teacher: a `Hidden` network that runs under `no_grad`.
 
-    It follows `.to()`, `.double()` and their kin, runs under `no_grad`, and hands the network a copy of the input, so
-    that a network which works in place (spandrel's RCAN does) cannot change the student's batch.
+    It gets a copy of the input, so that a network which works in place (spandrel's RCAN does) cannot change the
+    student's batch.
 
     Attributes:
         precision: "fp32", "bf16" or "fp16" to run it under an autocast of its own; None for the student's.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+        super().__init__(net)
         self.precision: str | None = None
-        # A plain attribute, so that nn.Module does not register it as a child.
-        object.__setattr__(self, "net", net.eval().requires_grad_(False))
 
     @property
     def scale(self) -> int:
         """The network's scale."""
-        return self.net.scale  # pyright: ignore[reportReturnType]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        super()._apply(fn, recurse)
-        self.net._apply(fn)
-        return self
+        return cast(int, self.net.scale)
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
         if self.precision is None:
@@ -252,14 +265,14 @@ def tapped(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dic
     """Output of `net(x)` and the outputs of the modules called `names`, with gradients, leaving no hook behind.
 
     Raises:
-        MtkdError: a name is no module of `net`, or the module did not run; near matches are listed.
+        MtkdError: a name is not a module of `net`, or the module did not run; near matches are listed.
     """
     feats: dict[str, Tensor] = {}
     handles = []
     try:
         for name in names:
             module = _submodule(net, name)
-            handles.append(module.register_forward_hook(lambda _m, _in, out, key=name: feats.__setitem__(key, out)))
+            handles.append(module.register_forward_hook(partial(_keep, feats, name)))
         out = net(x)
     finally:
         for handle in handles:
@@ -270,12 +283,16 @@ def tapped(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dic
     return out, {name: feats[name] for name in names}
 
 
+def _keep(feats: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+    feats[name] = output
+
+
 def _submodule(net: nn.Module, name: str) -> nn.Module:
     modules = dict(net.named_modules())
     if name and name in modules:
         return modules[name]
     suggested = list(getattr(net, "feature_names", ()))
-    near = difflib.get_close_matches(name, [*suggested, *modules], n=4, cutoff=0.4)
+    near = closest(name, [*suggested, *modules])
     raise MtkdError(
         f"{type(net).__name__} has no module {name!r} to tap. Near: {', '.join(near) or 'nothing'}. "
         f"Taps it recommends: {', '.join(suggested) or 'none'}."

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.contrastive import info_nce_loss
 from mtkd.losses.numerics import unit_vectors, upcast
-from mtkd.methods.base import MethodConfig, Term
+from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features
 
 
@@ -24,7 +23,7 @@ class CRDConfig(TapConfig):
         positions: positions per image at which student and teacher are compared; all of them where there are fewer.
         temperature: divides the cosines.
         queue_size: embeddings of earlier batches kept as further negatives, 0 for the batch's own alone.
-        radius: positions of the anchor's image at most this many rows and columns away are no negatives.
+        radius: positions of the anchor's image at most this many rows and columns away are not negatives.
         train_teacher_head: whether the teacher's head learns; otherwise it stays the random projection it began as.
     """
 
@@ -77,10 +76,8 @@ class CRD(FeatureMethod):
     queue_image: Tensor
     queue_next: Tensor
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
+        super().setup()
         if "contrast" not in self.active:
             return
         self.taps.check("contrast", _same_positions)
@@ -99,7 +96,7 @@ class CRD(FeatureMethod):
     def forward(self, batch: Batch, step: int) -> Step:
         ((name, teacher),) = self.teachers.items()
         sr, (student_map,) = self.taps.student.read(self.student, batch.lq)
-        target, (teacher_map,) = self.taps.teachers[name].read(teacher, batch.lq)  # pyright: ignore[reportArgumentType]
+        target, (teacher_map,) = self.taps.teachers[name].read(teacher, batch.lq)
         losses = self.image_losses(sr, {"pixel": batch.gt, "target": target})
         if "contrast" not in self.active:
             return Step(sr, losses)
@@ -128,10 +125,11 @@ class CRD(FeatureMethod):
         """(N * P, embed_dim) rows of unit length."""
         index = places[:, None].expand(-1, features.shape[1], -1)
         rows = features.flatten(2).gather(2, index).transpose(1, 2).flatten(0, 1)
-        return unit_vectors(*upcast(head(rows)), 1)
+        (embedded,) = upcast(head(rows))
+        return unit_vectors(embedded, 1)
 
     def _left_out(self, places: Tensor, width: int, images: Tensor) -> Tensor:
-        """(R, R + queue) pairs of anchors and candidates that are no negatives; R = N * P."""
+        """(R, R + queue) pairs of anchors and candidates that are not negatives; R = N * P."""
         n, positions = places.shape
         flat = places.flatten()
         row, column = flat // width, flat % width

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.archs.slim import Slim, extract
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.contrastive import contrastive_ratio_loss
 from mtkd.losses.perceptual import CSD_LAYERS, VGG19Features
-from mtkd.methods.base import Method, MethodConfig, Term
+from mtkd.methods.base import Method, Term
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 """Weights of VGG-19's relu1_1 to relu5_1."""
@@ -63,11 +63,8 @@ class CSD(Method):
     }
     Config = CSDConfig
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
-        self.slim = Slim(student, self.options.width)
+    def setup(self) -> None:
+        self.slim = Slim(self.student, self.options.width)
         if "contrast" in self.active:
             if self.options.vgg is None:
                 raise MtkdError(
@@ -102,8 +99,9 @@ class CSD(Method):
         return extract(student, self.options.width)
 
     def deployable_arch(self, arch: Mapping[str, Any]) -> Mapping[str, Any]:
-        width = self.deployable(self.student).conv_first.out_channels
-        return {"type": arch["type"], "args": {**arch["args"], "num_feat": width}}
+        first = self.deployable(self.student).get_submodule("conv_first")
+        assert isinstance(first, nn.Conv2d)
+        return {"type": arch["type"], "args": {**arch["args"], "num_feat": first.out_channels}}
 
     def metadata(self) -> dict[str, Any]:
         return {"width": self.options.width}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.data.resize import imresize
-from mtkd.methods.base import Method, MethodConfig, Term
+from mtkd.methods.base import Method, Term
 
 NUM_OPS = 4
 """Colour inversion, vertical flip, horizontal flip, transposition: the columns of `draw_ops`, in order of use."""
@@ -38,7 +37,7 @@ class DUKDConfig:
 class DUKD(Method):
     """`L = 5 * L1(S(lq), gt) + L1(S(lq), T(lq)) + zoom-in + 5 * zoom-out(label) + zoom-out(teacher)`.
 
-    - zoom-in: random lq-sized tiles x of gt are inputs that nobody knows the answer to but the teacher; with label
+    - zoom-in: random lq-sized tiles x of gt are inputs whose answer only the teacher knows; with label
       consistency, L1(F^-1(S(F(x))), T(x)), F a random subset of four operations, drawn anew for each tile;
     - zoom-out: lq', lq made smaller by MATLAB's bicubic, has an answer: L1(S(lq'), lq) and L1(S(lq'), T(lq')).
 
@@ -63,15 +62,12 @@ class DUKD(Method):
         "zoom_out_target": Term("sr of the smaller lq against the teacher's image of it", loss="L1Loss"),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         self.require_teachers(exactly=1)
-        if self.options.tiles > task.scale**2:
+        if self.options.tiles > self.task.scale**2:
             raise MtkdError(
-                f"DUKD cuts gt into scale^2 = {task.scale**2} tiles of lq's size, and method.tiles is "
-                f"{self.options.tiles}."
+                f"DUKD cuts gt into scale^2 = {self.task.scale**2} tiles of lq's size, and method.tiles "
+                f"is {self.options.tiles}."
             )
 
     def forward(self, batch: Batch, step: int) -> Step:

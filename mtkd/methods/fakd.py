@@ -10,20 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.archs.rcan import RCAN
-from mtkd.contracts import Batch, Step, Task
-from mtkd.losses.feature import (
-    attention_loss,
-    channel_affinity_loss,
-    instance_affinity_loss,
-    spatial_affinity_loss,
-)
-from mtkd.methods.base import Frozen, Method, MethodConfig, Term
+from mtkd.contracts import Batch, Step
+from mtkd.losses.features.affinity import channel_affinity_loss, instance_affinity_loss, spatial_affinity_loss
+from mtkd.losses.features.statistics import attention_loss
+from mtkd.methods.base import Frozen, Method, Term
 from mtkd.methods.taps import TapConfig, TapPairs, body_blocks, over_taps
 
 RANGE = 1 / 255
 """From weights beside a pixel loss on 0..255 images, the paper's, to weights beside one on [0, 1] images."""
 
-LOSSES: Mapping[str, Callable[..., Tensor]] = {
+AFFINITIES: Mapping[str, Callable[..., Tensor]] = {
     "spatial": spatial_affinity_loss,
     "pooled": spatial_affinity_loss,
     "channel": channel_affinity_loss,
@@ -74,14 +70,11 @@ class FAKD(Method):
         "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         self.require_teachers()
         self.taps = TapPairs(self, fakd_taps)
         self.affinities = {
-            name: partial(loss, **self.term_options[name]) for name, loss in LOSSES.items() if name in self.active
+            name: partial(loss, **self.term_options[name]) for name, loss in AFFINITIES.items() if name in self.active
         }
         for name, loss in self.affinities.items():
             self.taps.check(name, loss)
@@ -99,4 +92,4 @@ class FAKD(Method):
         """One teacher. The engine seeds torch's generator in every iteration, so a resumed run draws the same."""
         names = list(self.teachers)
         name = names[int(torch.randint(len(names), ()))] if len(names) > 1 else names[0]
-        return name, self.teachers[name]  # pyright: ignore[reportReturnType]
+        return name, self.teachers[name]

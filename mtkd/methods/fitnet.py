@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mtkd.contracts import Batch, Step, Task
-from mtkd.losses.feature import hint_loss
+from mtkd.contracts import Batch, Step
+from mtkd.losses.features.elementwise import hint_loss
 from mtkd.losses.numerics import unit_vectors, upcast
-from mtkd.methods.base import MethodConfig, Term
+from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, middle
 
 
@@ -42,10 +41,8 @@ class FitNet(FeatureMethod):
         "hint": Term("regressed features against the teacher's, summed over the taps", weight=0.1),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
+        super().setup()
         widths = self.taps.widths(*self.teachers) if "hint" in self.active else []
         self.regressors = nn.ModuleList(nn.Conv2d(own, other, 1) for own, other in widths)
         for i, regressor in enumerate(self.regressors):

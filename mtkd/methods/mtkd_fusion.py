@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from mtkd.archs.ensemble import Ensemble, FusedTeacher
-from mtkd.contracts import Batch, Step, Task
-from mtkd.methods.base import Method, MethodConfig, Term
+from mtkd.contracts import Batch, Step
+from mtkd.methods.base import Method, Term
 
 
 class MTKDFusion(Method):
@@ -23,12 +23,9 @@ class MTKDFusion(Method):
     teacher_use = "network"
     terms = {"pixel": Term("fused image against gt", loss="L1Loss")}
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         self.require_teachers()
-        self.ensemble = Ensemble(self.teachers)
+        self.ensemble = Ensemble(dict(self.teachers.items()))
 
     def forward(self, batch: Batch, step: int) -> Step:
         fused = self.student(self.ensemble(batch.lq))

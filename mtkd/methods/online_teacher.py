@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkd.contracts import Batch, MtkdError, Step, Task
-from mtkd.losses.feature import improvement_mask, masked_distance_loss
-from mtkd.methods.base import Method, MethodConfig, Term
+from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.losses.features.elementwise import improvement_mask, masked_distance_loss
+from mtkd.methods.base import Method, Term
 
 PROBE_SIZE = 16
 """Side of the lq on which the student's tail is tried out."""
@@ -75,10 +75,7 @@ class OnlineTeacher(Method):
     }
     Config = OnlineTeacherConfig
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         if "teacher_pixel" not in self.active:
             idle = [name for name in self.active if name != "pixel"]
             if idle:
@@ -89,8 +86,8 @@ class OnlineTeacher(Method):
             return
         options = self.options
         self.block = TeacherBlock(
-            feature_channels(student, options.tail),
-            task.scale,
+            feature_channels(self.student, options.tail),
+            self.task.scale,
             num_feat=options.num_feat,
             num_block=options.num_block,
             code_channels=options.code_channels,
@@ -117,7 +114,7 @@ class OnlineTeacher(Method):
         losses = self.image_losses(sr, {"pixel": gt}) | self.image_losses(teacher_sr, {"teacher_pixel": gt})
         mask = improvement_mask(sr, teacher_sr, gt, margin=self.options.margin)
         if "distill" in self.active:
-            # SwinIR pads to whole windows at the right and bottom; the mask knows the image alone.
+            # SwinIR pads its maps to whole windows at the right and bottom. The mask covers the image alone.
             cut = (..., slice(lq.shape[-2]), slice(lq.shape[-1]))
             wanted = features.detach() + delta.detach()
             losses["distill"] = masked_distance_loss(features[cut], wanted[cut], mask=mask)

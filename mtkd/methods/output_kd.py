@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.numerics import check_choice
-from mtkd.methods.base import Method, MethodConfig, Term
+from mtkd.methods.base import Method, Term
 
 Several = Literal["error", "mean", "random"]
 
@@ -50,10 +50,7 @@ class OutputKD(Method):
     def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:
         return options.get("several", "error") != "error"
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         if self.options.several != "error" and len(self.teachers) < 2:
             raise MtkdError(
                 f"`method.several: {self.options.several}` says how several teachers become one target, and this run "

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkd.archs.privileged import PrivilegedTeacher
-from mtkd.contracts import Batch, MtkdError, Step, Task
-from mtkd.losses.feature import vid_loss
-from mtkd.methods.base import Method, MethodConfig, Term
+from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.losses.features.vid import vid_loss
+from mtkd.methods.base import Method, Term
 from mtkd.methods.taps import TapConfig, Taps, deep_features, only_teacher
 
 ScaleOf = Literal["element", "channel", "position", "image"]
@@ -33,21 +32,19 @@ class PISRTeacher(Method):
         "imitation": Term("encoder(gt) against lq", weight=1e-4, loss="L1Loss"),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
-        _check_privileged(student, "network_g")
+    def setup(self) -> None:
+        _privileged(self.student, "network_g")
 
     def forward(self, batch: Batch, step: int) -> Step:
-        code = self.student.encode(batch.gt)
-        sr = self.student.decoder(code)
+        teacher = _privileged(self.student, "network_g")
+        code = teacher.encode(batch.gt)
+        sr = teacher.decoder(code)
         losses = self.image_losses(sr, {"pixel": batch.gt}) | self.image_losses(code, {"imitation": batch.lq})
         return Step(sr, losses)
 
     def deployable(self, student: nn.Module) -> nn.Module:
-        """The decoder: the encoder needs what nobody has at test time."""
-        return student.decoder  # pyright: ignore[reportReturnType]
+        """The decoder: the encoder needs the ground truth, which is not there at test time."""
+        return student.get_submodule("decoder")
 
     def deployable_arch(self, arch: Mapping[str, Any]) -> Mapping[str, Any]:
         decoder = dict(arch["args"].get("decoder") or {"type": "FSRCNN"})
@@ -90,20 +87,15 @@ class PISR(Method):
     }
     Config = PISRConfig
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         if not self.active:
             # Built to run a trained student: its weights are loaded, and there is no teacher to be had.
             return
-        teacher = only_teacher(self).net
-        _check_privileged(teacher, f"teachers.{next(iter(teachers))}")
-        decoder = teacher.decoder
+        decoder = self._teacher().decoder
         if self.options.init_from_teacher:
-            _initialise(student, decoder)
+            _initialise(self.student, decoder)
         if "vid" in self.active:
-            self.taps = _one_tap(student, self.options.student_taps, "method.student_taps")
+            self.taps = _one_tap(self.student, self.options.student_taps, "method.student_taps")
             self.teacher_taps = _one_tap(decoder, self.options.teacher_taps, "method.teacher_taps")
             ours, theirs = self.taps.shapes[0], self.teacher_taps.shapes[0]
             if ours[2:] != theirs[2:]:
@@ -118,13 +110,16 @@ class PISR(Method):
             sr = self.student(batch.lq)
             return Step(sr, self.image_losses(sr, {"pixel": batch.gt}))
         with torch.no_grad():
-            teacher = only_teacher(self).net
+            teacher = self._teacher()
             _, (wanted,) = self.teacher_taps.read(teacher.decoder, teacher.encode(batch.gt))
         sr, (features,) = self.taps.read(self.student, batch.lq)
         losses = self.image_losses(sr, {"pixel": batch.gt})
         location, scale = self.estimator(features)
         losses["vid"] = vid_loss(location, wanted, scale=scale, pdf=self.term_options["vid"]["pdf"])
         return Step(sr, losses)
+
+    def _teacher(self) -> Privileged:
+        return _privileged(only_teacher(self).net, f"teachers.{next(iter(self.teachers))}.network")
 
 
 class Estimator(nn.Module):
@@ -159,12 +154,23 @@ def _one_tap(net: nn.Module, given: list[str] | None, key: str) -> Taps:
     return Taps(net, names, key=key)
 
 
-def _check_privileged(net: nn.Module, key: str) -> None:
+class Privileged(Protocol):
+    """What PISR asks of its teacher: `encode`, gt -> code of lq's size, and `decoder`, code -> sr."""
+
+    decoder: nn.Module
+
+    def encode(self, gt: Tensor) -> Tensor:
+        """The code (N, 3, H, W) of gt (N, 3, H * scale, W * scale)."""
+        ...
+
+
+def _privileged(net: nn.Module, key: str) -> Privileged:
     if not (hasattr(net, "encode") and hasattr(net, "decoder")):
         raise MtkdError(
-            f"PISR's teacher encodes the ground truth, and {key} is a {type(net).__name__}, which cannot. Give it "
-            f"{PrivilegedTeacher.__name__}: {{type: PrivilegedTeacher, decoder: {{type: {type(net).__name__}, ...}}}}."
+            f"PISR's teacher encodes the ground truth, and {key} ({type(net).__name__}) has no encoder. Set "
+            f"`{key}: {{type: PrivilegedTeacher, decoder: {{type: {type(net).__name__}, ...}}}}`."
         )
+    return cast(Privileged, net)
 
 
 def _initialise(student: nn.Module, decoder: nn.Module) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
-
-from mtkd.contracts import Batch, MtkdError, Step, Task
-from mtkd.losses.feature import Reduction, pkt_loss
-from mtkd.methods.base import MethodConfig, Term
+from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.losses.features.relation import PairReduction, pkt_loss
+from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
 
 
@@ -19,7 +16,7 @@ class PKTConfig(TapConfig):
     """Options of PKT: any number of taps, and the arguments of `pkt_loss`."""
 
     grid: int = 4
-    reduction: Reduction = "rows"
+    reduction: PairReduction = "rows"
 
     def __post_init__(self) -> None:
         if self.grid < 1:
@@ -43,10 +40,8 @@ class PKT(FeatureMethod):
         "similarity": Term("similarities among patches of the batch, summed over the taps", weight=0.15),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
+        super().setup()
         self.divergence = partial(pkt_loss, grid=self.options.grid, reduction=self.options.reduction)
         if "similarity" in self.active:
             self.taps.check("similarity", self.divergence)

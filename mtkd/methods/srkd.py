@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
-
-from mtkd.contracts import Batch, MtkdError, Step, Task
-from mtkd.losses.feature import Norm, Statistic, statistics_loss
-from mtkd.methods.base import MethodConfig, Term
+from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.losses.features.statistics import Norm, Statistic, statistics_loss
+from mtkd.methods.base import Term
 from mtkd.methods.taps import FeatureMethod, TapConfig, thirds
 
 LEVELS = ("low", "mid", "high")
@@ -53,10 +50,8 @@ class SRKD(FeatureMethod):
         "high": Term("statistics of the features at the end of the body", weight=None),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
+        super().setup()
         o = self.options
         self.distance = partial(
             statistics_loss, statistic=o.statistic, power=o.power, norm=o.norm, normalize=o.normalize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.archs.critics import SelfAttentionCritic
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_student_loss
-from mtkd.losses.feature import pairwise_affinity_loss
+from mtkd.losses.features.affinity import pairwise_affinity_loss
 from mtkd.losses.numerics import check_choice
-from mtkd.methods.base import MethodConfig, Term, frozen_parameters
+from mtkd.methods.base import Term, frozen_parameters
 from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
 
 Real = Literal["teacher", "gt"]
@@ -78,10 +77,8 @@ class StructuredKD(FeatureMethod):
         "penalty": Term("the critic's gradient has norm 1", weight=None, critic=True),
     }
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
+        super().setup()
         if "pairwise" in self.active:
             self.affinity = partial(pairwise_affinity_loss, **self.term_options["pairwise"])
             self.taps.check("pairwise", self.affinity)
@@ -108,7 +105,7 @@ class StructuredKD(FeatureMethod):
     def forward(self, batch: Batch, step: int) -> Step:
         ((name, teacher),) = self.teachers.items()
         sr, students = self.taps.student.read(self.student, batch.lq)
-        target, teachers = self.taps.teachers[name].read(teacher, batch.lq)  # pyright: ignore[reportArgumentType]
+        target, teachers = self.taps.teachers[name].read(teacher, batch.lq)
         losses = self.image_losses(sr, {"pixel": batch.gt, "target": target})
         if "pairwise" in self.active:
             losses["pairwise"] = over_taps(self.affinity, students, teachers)

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mtkd.contracts import MtkdError, Task
-from mtkd.methods.base import Frozen, Method, MethodConfig, tapped
+from mtkd.contracts import MtkdError
+from mtkd.methods.base import Frozen, Method, tapped
 
 Rule = Callable[[nn.Module], list[str]]
 """A paper's choice of taps for one network."""
@@ -51,7 +51,7 @@ class Taps:
         shapes: their shapes (1, C, H, W) for an lq of 16 x 16.
 
     Raises:
-        MtkdError: a name is no module of `net` (near matches are listed), or its output is no map (N, C, H, W).
+        MtkdError: a name is not a module of `net` (near matches are listed), or its output is not a map (N, C, H, W).
     """
 
     def __init__(self, net: nn.Module | Frozen, taps: Sequence[str], *, key: str) -> None:
@@ -118,7 +118,8 @@ class TapPairs:
 
     def __init__(self, method: Method, rule: Rule, *, count: int | None = None) -> None:
         self._method = type(method).__name__
-        given, of_teachers = method.options.student_taps, method.options.teacher_taps
+        given: Sequence[str] | None = method.options.student_taps
+        of_teachers: Sequence[str] | Mapping[str, Sequence[str]] | None = method.options.teacher_taps
         self.student = Taps(
             method.student, given if given is not None else rule(method.student), key="method.student_taps"
         )
@@ -130,11 +131,11 @@ class TapPairs:
                 )
         self.teachers: dict[str, Taps] = {}
         for name, teacher in method.teachers.items():
-            given, key = of_teachers, "method.teacher_taps"
             if isinstance(of_teachers, Mapping):
-                given, key = of_teachers.get(name), f"method.teacher_taps.{name}"
-            names = given if given is not None else rule(teacher.net)  # pyright: ignore[reportArgumentType]
-            self.teachers[name] = Taps(teacher, names, key=key)
+                names, key = of_teachers.get(name), f"method.teacher_taps.{name}"
+            else:
+                names, key = of_teachers, "method.teacher_taps"
+            self.teachers[name] = Taps(teacher, rule(teacher.net) if names is None else names, key=key)
         for name, taps in self.teachers.items():
             if len(taps.names) != len(self.student.names):
                 raise MtkdError(
@@ -188,10 +189,7 @@ class FeatureMethod(Method):
     num_taps: ClassVar[int | None] = None
     """How many taps the method has, None for any number."""
 
-    def __init__(
-        self, student: nn.Module, teachers: Mapping[str, nn.Module], task: Task, cfg: MethodConfig | None = None
-    ) -> None:
-        super().__init__(student, teachers, task, cfg)
+    def setup(self) -> None:
         only_teacher(self)
         self.taps = TapPairs(self, type(self).rule, count=self.num_taps)
 
@@ -220,7 +218,7 @@ def only_teacher(method: Method) -> Frozen:
             f"{type(method).__name__} compares features with those of one teacher, and {len(method.teachers)} are "
             f"declared ({', '.join(method.teachers) or 'none'}). Declare exactly one under `teachers:`."
         )
-    return next(iter(method.teachers.values()))  # pyright: ignore[reportReturnType]
+    return next(iter(method.teachers.values()))
 
 
 def body_blocks(net: nn.Module) -> tuple[str, list[str], str]:

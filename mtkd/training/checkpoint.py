@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
-from mtkd.zoo import files
+from mtkd.zoo import containers, files
 
 LATEST = "latest"
 LOCK = ".lock"
@@ -139,7 +139,7 @@ def damage(path: Path) -> str | None:
     if not path.is_file():
         return "it does not exist"
     try:
-        broken = files.verify(path)
+        broken = containers.verify(path)
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     return None if broken is None else f"the checksum of {broken} is wrong"

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from mtkd import build, catalog, zoo
 from mtkd.config import FusionOptions, Options, Problem, TrainSetOptions
 from mtkd.contracts import MtkdError, Task
-from mtkd.data.items import ItemImages
+from mtkd.data.foreign import ForeignImages
 from mtkd.data.paired import PairedImages
 from mtkd.inference.evaluate import build_metrics, to_tensor
 from mtkd.methods.base import Method
 from mtkd.runtime.background import ahead
 from mtkd.training.optim import fresh_state
 
-ImageSets = Mapping[str, PairedImages | ItemImages]
+ImageSets = Mapping[str, PairedImages | ForeignImages]
 
 _SIDE = 48
 """Side of the lq image that networks are tried on where no crop size says what they will get: a multiple of most."""
@@ -173,7 +173,7 @@ def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]
     for key, images in (_opened(options, problems) if sets is None else sets).items():
         broken: list[str] = []
 
-        def read(index: int, images: PairedImages | ItemImages = images) -> str | None:
+        def read(index: int, images: PairedImages | ForeignImages = images) -> str | None:
             try:
                 images[index]
             except (MtkdError, OSError, MemoryError) as error:
@@ -266,7 +266,7 @@ def _channels(net: nn.Module) -> str:
 
 
 def _opened(options: Options, problems: list[Problem]) -> ImageSets:
-    sets: dict[str, PairedImages | ItemImages] = {}
+    sets: dict[str, PairedImages | ForeignImages] = {}
     for key, given in options.datasets.evaluation.items():
         try:
             sets[key] = build.build_image_set(given, options.scale, phase=key.split("_")[0])
@@ -275,7 +275,7 @@ def _opened(options: Options, problems: list[Problem]) -> ImageSets:
     return sets
 
 
-def _smallest(images: PairedImages | ItemImages, device: torch.device | str) -> list[tuple[str, Tensor]]:
+def _smallest(images: PairedImages | ForeignImages, device: torch.device | str) -> list[tuple[str, Tensor]]:
     """(name, gt) of the lowest and of the narrowest image of a set, `_TRIED_SIDE` pixels of it at most each way; what
     cannot be decoded is left out.
     """

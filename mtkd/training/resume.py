@@ -16,7 +16,7 @@ from mtkd import build, zoo
 from mtkd.config import Options
 from mtkd.config.diff import flat
 from mtkd.contracts import MtkdError
-from mtkd.data.items import Items
+from mtkd.data.foreign import ForeignItems
 from mtkd.data.training import TrainingSet
 from mtkd.training.checkpoint import RunFolder, damage, is_dense, load_state
 from mtkd.training.claim import refuse_to_begin_anew
@@ -72,7 +72,7 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
         try:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
-            if not zoo.files.has_checksums(weights):
+            if not zoo.containers.has_checksums(weights):
                 # Without checksums reading tells.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)
@@ -87,7 +87,7 @@ def _weights_of(state: Path) -> Path:
     return state.parent.parent / "models" / f"net_g_{state.stem}.pth"
 
 
-def record(options: Options, world_size: int, images: TrainingSet | None, items: Items | None) -> dict[str, Any]:
+def record(options: Options, world_size: int, images: TrainingSet | None, items: ForeignItems | None) -> dict[str, Any]:
     """What a training state keeps of its run, to be compared when it is taken up: options, images, processes."""
     if images is not None:
         names = [list(images.gt.names), [list(size) for size in images.gt.sizes]]

@@ -18,7 +18,7 @@ from torch import nn
 from mtkd import build
 from mtkd.config import ItemTrainSetOptions, Options, resolved_yaml
 from mtkd.contracts import Batch, MtkdError, Task
-from mtkd.data.items import ItemImages, ItemSampler
+from mtkd.data.foreign import ForeignImages, ForeignSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.inference.evaluate import MetricFunction, build_metrics
@@ -62,10 +62,10 @@ class Session:
     wrapped: nn.Module
     optimizers: dict[str, Any]
     rates: dict[str, LearningRate]
-    sampler: CropSampler | ItemSampler
+    sampler: CropSampler | ForeignSampler
     ema: Ema | None
     log: RunLog
-    val_sets: dict[str, PairedImages | ItemImages]
+    val_sets: dict[str, PairedImages | ForeignImages]
     metrics: dict[str, MetricFunction]
     num_samples: int
     record: dict[str, Any]
@@ -243,7 +243,7 @@ def _built(
     }
     if isinstance(train_set, ItemTrainSetOptions):
         assert items is not None
-        sampler = ItemSampler(items, workers=train_set.num_worker_per_gpu, **place)
+        sampler = ForeignSampler(items, workers=train_set.num_worker_per_gpu, **place)
     else:
         assert images is not None
         sampler = CropSampler(

@@ -14,19 +14,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given
-from mtkd.zoo import download, files, keymaps, loading
+from mtkd.zoo import building, download, files, keymaps, loading, originals
 from mtkd.zoo.table import ENTRIES, Entry, Source, entry
 
 logger = logging.getLogger("mtkd")
-
-Check = Literal["full hash", "hash prefix", "pinned"]
-"""How the original is known: by its published sha256, by its published first digits, or only by what first came."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def home(weights_dir: Path | None = None) -> Path:
     """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder.
 
     Raises:
-        MtkdError: what was given is no path.
+        MtkdError: what was given is not a path.
     """
     if weights_dir is not None:
         return given.path(weights_dir)
@@ -117,9 +114,9 @@ def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> 
     file = files.local_file(file)
     folder = home(weights_dir)
     sha256 = files.sha256_of(file)
-    source = _source_of(item, file, sha256)
+    source = originals.source_of(item, file, sha256)
     with _locked(folder, item.name):
-        check = _check(item, source, sha256, folder)
+        check = originals.check(item, source, sha256, _record(item, folder), folder)
         state = _loaded(item, _network(item), file, source, folder)
         _write(item, state, source, sha256, check, folder)
     return converted_path(item, weights_dir)
@@ -150,7 +147,7 @@ def _check_converted(item: Entry, folder: Path) -> None:
     record = _record(item, folder)
     if not record:
         raise MtkdError(
-            f"{path} has no record {item.name}.json beside it, so nothing vouches for it. Copy the record along with "
+            f"{path} has no record {item.name}.json beside it, so it cannot be verified. Copy the record along with "
             "the file, "
             f"or delete the file and run `mtkd zoo download {item.name}`."
         )
@@ -175,7 +172,7 @@ def _record(item: Entry, folder: Path) -> dict[str, Any]:
     source = record.get("source") if isinstance(record, dict) else None
     texts = [source.get(key) for key in ("file", "sha256", "check")] if isinstance(source, dict) else []
     if not texts or not all(isinstance(text, str) for text in (*texts, record.get("sha256"))):
-        raise MtkdError(f"{path} is no record of converted weights. Delete it and fetch the weights again.")
+        raise MtkdError(f"{path} is not a record of converted weights. Delete it and fetch the weights again.")
     return record
 
 
@@ -186,13 +183,13 @@ def _obtain(item: Entry, folder: Path) -> None:
     for source in item.sources:
         try:
             with _locked(folder, f"downloads-{source.file}"):
-                file = _local(source, folder) or _fetch(item, source, folder)
+                file = originals.local(source, folder) or originals.fetch(item, source, folder)
                 sha256 = files.sha256_of(file)
                 try:
-                    check = _check(item, source, sha256, folder)
+                    check = originals.check(item, source, sha256, _record(item, folder), folder)
                     state = _loaded(item, net, file, source, folder)
                 except MtkdError as error:
-                    aside = _set_aside(file, sha256)
+                    aside = originals.set_aside(file, sha256)
                     raise download.TransferError(f"{error} The file was set aside as {aside}.") from error
                 _write(item, state, source, sha256, check, folder)
                 if file.parent == folder / "downloads" and source.member is None:
@@ -201,113 +198,24 @@ def _obtain(item: Entry, folder: Path) -> None:
         except download.TransferError as error:
             reasons.append(str(error))
             logger.info("%s from %s: %s", item.name, source.url, error)
-    raise MtkdError(_not_obtained(item, folder, reasons))
-
-
-def _not_obtained(item: Entry, folder: Path, reasons: list[str]) -> str:
-    tried = "\n".join(
-        f"  {source.url}\n    file {source.file}{f' (holds {source.member})' if source.member else ''}, "
-        f"sha256 {_hash_text(source)}\n    {reason}"
-        for source, reason in zip(item.sources, reasons, strict=True)
-    )
-    return (
-        f"The weights {item.name} could not be fetched. On a machine with a network, or in a browser, fetch any "
-        f"of\n{tried}\n"
-        f"and put it, under that name, into {folder}, or run `mtkd zoo import {item.name} FILE`."
-    )
-
-
-def _hash_text(source: Source) -> str:
-    if source.sha256 is None:
-        return "unknown"
-    return source.sha256 if len(source.sha256) == 64 else f"{source.sha256}..."
-
-
-def _local(source: Source, folder: Path) -> Path | None:
-    places = (folder / source.file, folder / "downloads" / source.file)
-    return next((place for place in places if place.is_file()), None)
-
-
-def _fetch(item: Entry, source: Source, folder: Path) -> Path:
-    import hashlib
-
-    target = folder / "downloads" / source.file
-    address = hashlib.sha256(source.url.encode()).hexdigest()[:8]
-    part = target.with_name(f"{source.file}.{address}.part")
-    resumed = part.exists()
-    label = f"{item.name} ({source.file})"
-    most = _most_bytes(source)
-    download.fetch(source.url, part, label=label, resume_unmarked=source.sha256 is not None, most=most)
-    if resumed and source.sha256 and not files.sha256_of(part).startswith(source.sha256):
-        logger.info("%s: the two halves of a resumed transfer do not belong together; fetching it whole.", label)
-        part.unlink()
-        download.fetch(source.url, part, label=label, resume_unmarked=False, most=most)
-    os.replace(part, target)
-    return target
-
-
-def _most_bytes(source: Source) -> int:
-    """More than the file can have, so that no host fills the disk before the hash is looked at."""
-    if source.size is not None:
-        return 2 * source.size + (1 << 20)
-    return download.LARGEST_FILE if source.about is None else int(4e6 * source.about) + (1 << 20)
-
-
-def _check(item: Entry, source: Source, sha256: str, folder: Path) -> Check:
-    """How far `sha256` is what `source` should have.
-
-    Raises:
-        MtkdError: it is not what was published, or not what came the first time.
-    """
-    if source.sha256 is not None:
-        if not sha256.startswith(source.sha256):
-            raise MtkdError(
-                f"{source.file} for {item.name} is not the published file: its sha256 is {sha256}, expected is "
-                f"{_hash_text(source)} (from {source.sha256_from})."
-            )
-        return "full hash" if len(source.sha256) == 64 else "hash prefix"
-    known = _record(item, folder).get("source", {})
-    if known.get("file") == source.file and known.get("sha256") != sha256:
-        raise MtkdError(
-            f"{source.file} for {item.name} is not the file that was used before: its sha256 is {sha256}, pinned is "
-            f"{known['sha256']}. If the change is known to be right, delete {folder / item.name}.json."
-        )
-    return "pinned"
-
-
-def _source_of(item: Entry, file: Path, sha256: str) -> Source:
-    """The source that a file fetched by hand comes from: by its hash, else by its name, else one without a hash."""
-    by_hash = [source for source in item.sources if source.sha256 and sha256.startswith(source.sha256)]
-    by_name = [source for source in item.sources if file.name == source.file]
-    unknown = [source for source in item.sources if source.sha256 is None]
-    for candidates in (by_hash, by_name):
-        if candidates:
-            return candidates[0]
-    if unknown:
-        # Its own name is what gets pinned: nothing says that it is one of the listed files.
-        return Source("imported by hand", file.name, member=_member_in(item, file))
-    return item.sources[0]
-
-
-def _member_in(item: Entry, file: Path) -> str | None:
-    if not files.is_archive(file):
-        return None
-    return next((source.member for source in item.sources if source.member), None)
+    raise MtkdError(originals.not_obtained(item, folder, reasons))
 
 
 def _network(item: Entry) -> nn.Module:
-    return loading.build_network(item.facts["arch"], source=f"The zoo's entry {item.name}")
+    return building.build_trusted(item.facts["arch"], source=f"The zoo's entry {item.name}")
 
 
 def _loaded(item: Entry, net: nn.Module, file: Path, source: Source, folder: Path) -> dict[str, Tensor]:
     """Weights of the original in our naming, proven to fit `net` strictly."""
-    with _member(file, source, folder) as original:
+    with originals.checkpoint_of(file, source, folder) as original:
         state = files.read_checkpoint(original).state
     loading.load_into(net, state, source=f"{source.file} for {item.name}")
     return keymaps.to_basicsr(state)
 
 
-def _write(item: Entry, state: Mapping[str, Tensor], source: Source, sha256: str, check: Check, folder: Path) -> None:
+def _write(
+    item: Entry, state: Mapping[str, Tensor], source: Source, sha256: str, check: originals.Check, folder: Path
+) -> None:
     """Write the converted file and the record beside it."""
     origin = {"url": source.url, "file": source.file, "sha256": sha256, "check": check}
     target = folder / f"{item.name}.safetensors"
@@ -327,27 +235,6 @@ def _write(item: Entry, state: Mapping[str, Tensor], source: Source, sha256: str
             item.name,
             sha256,
         )
-
-
-@contextlib.contextmanager
-def _member(file: Path, source: Source, folder: Path) -> Iterator[Path]:
-    """The checkpoint itself: `file`, or the member of it when it is an archive."""
-    if source.member is None:
-        yield file
-        return
-    (folder / "downloads").mkdir(parents=True, exist_ok=True)
-    unpacked = folder / "downloads" / f".{os.getpid()}.{source.member}"
-    try:
-        download.extract_member(file, source.member, unpacked)
-        yield unpacked
-    finally:
-        unpacked.unlink(missing_ok=True)
-
-
-def _set_aside(file: Path, sha256: str) -> Path:
-    aside = file.with_name(f"{file.name}.bad-{sha256[:8]}")
-    os.replace(file, aside)
-    return aside
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mtkd.archs.blocks import DIV2K_MEAN
 from mtkd.contracts import MtkdError
-from mtkd.zoo import cache, files, keymaps, loading
+from mtkd.zoo import building, cache, files, keymaps, loading
 from mtkd.zoo.table import ENTRIES, entry
 
 Target = Literal["basicsr", "official", "safetensors"]
@@ -56,11 +57,11 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
         raise MtkdError(f"{path} does not say which network it holds. {_guess_text(checkpoint)}".rstrip())
     known = ENTRIES.get(spec.removeprefix("zoo:"))
     if known is not None:  # what mtkd's own table says, not what the file says
-        net = loading.build_network(known.facts["arch"], source=f"The zoo's entry {known.name}", scale=known.scale)
+        net = building.build_trusted(known.facts["arch"], source=f"The zoo's entry {known.name}", scale=known.scale)
     else:
-        net = loading.build_described(checkpoint.facts, checkpoint.state, source=str(path))
+        net = building.build_described(checkpoint.facts, checkpoint.state, source=str(path))
     loading.load_into(net, checkpoint.state, source=str(path))
-    net.origin = checkpoint.origin(path)  # pyright: ignore[reportAttributeAccessIssue]
+    net.origin = checkpoint.origin(path)  # pyright: ignore[reportArgumentType]
     return net.eval()
 
 
@@ -87,9 +88,9 @@ def convert(
     facts, assumed = _facts(checkpoint, source, like=like, arch=arch, args=dict(args or {}))
     if arch is not None or like is not None:
         whose = "--arch" if arch is not None else f"--like {like}"
-        net = loading.build_named(facts["arch"], checkpoint.state, whose=whose, source=str(source))
+        net = building.build_named(facts["arch"], checkpoint.state, whose=whose, source=str(source))
     else:
-        net = loading.build_described(facts, checkpoint.state, source=str(source))
+        net = building.build_described(facts, checkpoint.state, source=str(source))
     loading.load_into(net, checkpoint.state, source=str(source))
     facts.setdefault("scale", getattr(net, "scale", None))
     state = keymaps.to_basicsr(checkpoint.state)
@@ -108,7 +109,7 @@ def _write(state: dict[str, Tensor], target: Path, *, to: Target, facts: dict[st
     img_size = arguments.get("img_size", 64)
     layout = keymaps.detect(state)
     if to == "official":
-        img_range, mean = arguments.get("img_range", 255.0), tuple(arguments.get("rgb_mean", keymaps.DIV2K_MEAN))
+        img_range, mean = arguments.get("img_range", 255.0), tuple(arguments.get("rgb_mean", DIV2K_MEAN))
         official = keymaps.to_official(state, img_range=img_range, rgb_mean=mean, img_size=img_size)
         # The authors of SwinIR save under `params`, those of EDSR and RCAN the bare state dict.
         files.write_pth(target, {"params": official} if layout and layout.arch == "SwinIR" else official)
@@ -121,7 +122,7 @@ def _write(state: dict[str, Tensor], target: Path, *, to: Target, facts: dict[st
 def _facts(
     checkpoint: files.Checkpoint, source: Path, *, like: str | None, arch: str | None, args: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts to write, and the arguments in them that nothing but custom speaks for."""
+    """Facts to write, and those of their arguments that were assumed and not read from the file."""
     if arch is not None:
         return {"arch": {"type": arch, "args": args}}, {}
     if like is not None:
@@ -129,12 +130,12 @@ def _facts(
         # The scores, data and licence of the entry are not this file's: only its description of the network is taken.
         return {"arch": {"type": known["arch"]["type"], "args": known["arch"]["args"] | args}}, {}
     if "arch" in checkpoint.facts:
-        name, arguments = loading.description(checkpoint.facts["arch"], str(source))
+        name, arguments = building.description(checkpoint.facts["arch"], str(source))
         return checkpoint.facts | {"arch": {"type": name, "args": arguments | args}}, {}
     guessed, assumed = guess(checkpoint)
     if not guessed:
         raise MtkdError(
-            f"{source} is none of EDSR, RCAN, SwinIR and does not say what it is: name it with --arch TYPE --arg "
+            f"{source} is not EDSR, RCAN or SwinIR, and does not say what it is: name it with --arch TYPE --arg "
             "NAME=VALUE."
         )
     assumed = {name: value for name, value in assumed.items() if name not in args}
@@ -156,9 +157,9 @@ def guess(checkpoint: files.Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]
         assumed = {"res_scale": 0.1 if large else 1.0}  # as published: only the large EDSR scales its residuals
         stored_range = keymaps.img_range_of(checkpoint.state)
         if stored_range is None:
-            assumed |= {"img_range": 255.0, "rgb_mean": list(keymaps.DIV2K_MEAN)}
+            assumed |= {"img_range": 255.0, "rgb_mean": list(DIV2K_MEAN)}
         else:
-            shown |= {"img_range": stored_range, "rgb_mean": list(keymaps.DIV2K_MEAN)}
+            shown |= {"img_range": stored_range, "rgb_mean": list(DIV2K_MEAN)}
     return {"type": layout.arch, "args": shown | assumed}, assumed
 
 

@@ -1,4 +1,4 @@
-"""Which network some weights are of: told by their name in the zoo, by what their file says, or by their tensors."""
+"""Which network a set of weights belongs to, by its name in the zoo, by what its file says, or by its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
-from mtkd.zoo import cache, conversion, files, loading
+from mtkd.zoo import building, cache, conversion, files, loading
 from mtkd.zoo.table import entry
 
 
@@ -32,7 +32,7 @@ class Described:
 def describe(source: str, *, key: str | None = "auto") -> Described:
     """The network of `source`, a file or `zoo:NAME`; nothing is fetched for a name.
 
-    A file is believed as little as `build` believes it: only classes of the catalog's table, or those that the user has
+    A file is trusted as little as `build` trusts it: only classes of the catalog's table, or those that the user has
     imported, with the very tensors of the file. One that says nothing is EDSR, RCAN or SwinIR by the names of its
     tensors, or what spandrel knows, where spandrel is installed.
 
@@ -45,22 +45,22 @@ def describe(source: str, *, key: str | None = "auto") -> Described:
     if source.startswith("zoo:"):
         item = entry(source)
         if item.scale is None:
-            raise MtkdError(f"{source} is no network that makes images.")
+            raise MtkdError(f"{source} is not a network that makes images.")
         return Described(item.arch, dict(item.args))
     path = cache.resolve(source)
     checkpoint = files.read_checkpoint(path, key=key)
     if "arch" in checkpoint.facts:
-        name, arguments, _ = loading.check_described(checkpoint.facts, checkpoint.state, source=str(path))
+        name, arguments, _ = building.check_described(checkpoint.facts, checkpoint.state, source=str(path))
         return Described(name, arguments)
     guessed, assumed = conversion.guess(checkpoint)
     if guessed:
-        name, arguments, _ = loading.check_described({"arch": guessed}, checkpoint.state, source=str(path))
+        name, arguments, _ = building.check_described({"arch": guessed}, checkpoint.state, source=str(path))
         return Described(name, arguments, assumed)
     return _by_spandrel(path, checkpoint.state)
 
 
 def _by_spandrel(path: Path, state: Mapping[str, Tensor]) -> Described:
-    unknown = f"{path} does not say which network it holds, and is none of EDSR, RCAN and SwinIR"
+    unknown = f"{path} does not say which network it holds, and is not EDSR, RCAN or SwinIR"
     remedy = "Say which it is beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`."
     if importlib.util.find_spec("spandrel") is None:
         raise MtkdError(f"{unknown}. {remedy} More kinds are known where spandrel is: pip install 'mtkd[spandrel]'.")

@@ -58,7 +58,7 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int 
     """Fetch `url`, of at most `most` bytes, into `part`, going on where an earlier transfer of it stopped.
 
     A file that has changed on the host meanwhile is fetched from its beginning: the host is asked by ETag or date.
-    Where it gives neither, `resume_unmarked` says whether to go on all the same, which is safe only if a hash is
+    Where it gives neither, `resume_unmarked` says whether to resume nevertheless, which is safe only if a hash is
     checked afterwards.
 
     Raises:
@@ -81,7 +81,7 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int 
                 raise
             problem = TransferError(f"the transfer broke off ({str(error) or type(error).__name__})")
         except ValueError as error:  # an address that a redirection made up
-            raise TransferError(f"the host sends to an address that is none ({error})") from error
+            raise TransferError(f"the host redirects to something that is not an address ({error})") from error
         else:
             _marker(part).unlink(missing_ok=True)
             return
@@ -219,7 +219,7 @@ def _read_mark(part: Path, url: str) -> str:
 
 @contextlib.contextmanager
 def _progress(label: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, one line in a log. Yields a function that is told how many bytes came."""
+    """A bar on a terminal, one line in a log. Yields a function that takes the number of bytes that came."""
     if not sys.stderr.isatty():
         size = f"{total / 1e6:.1f} MB" if total else "size unknown"
         logger.info("Downloading %s (%s%s).", label, size, f", from byte {start:,}" if start else "")
@@ -246,7 +246,7 @@ def _escapes(name: str) -> bool:
 
 
 class _Bounded:
-    """A file that is unpacked as it is read, of which nobody gets beyond byte `most`."""
+    """A file that is unpacked as it is read, of which at most `most` bytes are read."""
 
     def __init__(self, source: IO[bytes], most: int, archive: Path) -> None:
         self.source, self.most, self.archive = source, most, archive

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mtkd.archs.blocks import DIV2K_MEAN
 from mtkd.contracts import MtkdError
 
 Naming = Literal["official", "basicsr"]
 
-DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 BUFFERS = ("attn_mask", "relative_position_index")
 MEAN_SHIFTS = ("sub_mean", "add_mean")
 
@@ -75,7 +75,7 @@ class Layout(NamedTuple):
 
 
 def detect(state: Mapping[str, Any]) -> Layout | None:
-    """Network and naming of a state dict, or None when it is none of EDSR, RCAN, SwinIR."""
+    """Network and naming of a state dict, or None when it is not EDSR, RCAN or SwinIR."""
     if "layers.0.residual_group.blocks.0.attn.qkv.weight" in state:
         return Layout("SwinIR", "basicsr")
     if "body.0.residual_group.0.rcab.0.weight" in state:
@@ -120,7 +120,7 @@ def to_official(
     """`state` as the authors' code saves it: mean shifts for EDSR and RCAN, buffers for SwinIR.
 
     Raises:
-        MtkdError: `state` is none of EDSR, RCAN, SwinIR.
+        MtkdError: `state` is not EDSR, RCAN or SwinIR.
     """
     layout = detect(state)
     if layout is None:

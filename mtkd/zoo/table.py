@@ -1,16 +1,16 @@
 """Published weights by name: what they are, where they are, how to know them. Nothing here was trained by this project.
 
 Where the same network is offered by several hosts, the files differ (naming, container) though the weights are the
-same, so every `Source` has a file name and a hash of its own.
+same, so every `Source` has a file name and a hash of its own. The file is long because it is one table.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.names import closest
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Source:
     """One file on one host.
 
     `sha256` is the full hash (64 digits), or the first 8 digits when the publisher put no more into the file name, or
-    None when no hash is known: such a file is pinned when it is first used. `sha256_from` says who vouches for the
+    None when no hash is known: such a file is pinned when it is first used. `sha256_from` says who published the
     hash. `size` is in bytes, None when unknown. `member` names the file wanted from an archive.
     """
 
@@ -79,7 +79,7 @@ def entry(name: str) -> Entry:
     bare = name.removeprefix("zoo:")
     if bare in ENTRIES:
         return ENTRIES[bare]
-    near = difflib.get_close_matches(bare, ENTRIES, n=3, cutoff=0.4)
+    near = closest(bare, ENTRIES)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise MtkdError(f"The zoo has no weights called {bare!r}.{hint} `mtkd zoo list` shows all {len(ENTRIES)}.")
 
@@ -288,7 +288,7 @@ _SWINIR_M = {
         31.08,
     ),
 }
-"""(data, scale) -> size, sha256, who vouches for it, Set5, PSNR of DIV2K100 on RGB and on Y."""
+"""(data, scale) -> size, sha256, who published it, Set5, PSNR of DIV2K100 on RGB and on Y."""
 
 
 def _swinir_s(scale: int) -> Entry:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtkd import catalog
-from mtkd.archs.blocks import shifted_window_mask
 from mtkd.archs.dctswin import DCTSwin, DCTSwinLayer, WindowDCT, _continue_mirrored, dct_matrix
 from mtkd.archs.ensemble import MeanFusion
+from mtkd.archs.windows import shifted_window_mask
 from mtkd.contracts import MtkdError
 from mtkd.methods.base import tapped
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import catalog
-from mtkd.archs import blocks
+from mtkd.archs import blocks, windows
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
@@ -223,9 +223,9 @@ def test_swinir_pads_by_reflection_and_crops(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("h", "w"), [(8, 8), (24, 16), (16, 40)])
 def test_shifted_windows_are_masked_exactly_where_the_shift_wrapped_round_the_border(h: int, w: int) -> None:
     window, shift = 8, 4
-    mask = blocks.shifted_window_mask(h, w, window, shift)
+    mask = windows.shifted_window_mask(h, w, window, shift)
     position = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)
-    tokens = blocks.window_partition(position.roll((-shift, -shift), (0, 1))[None], window)
+    tokens = windows.window_partition(position.roll((-shift, -shift), (0, 1))[None], window)
     # In the last window of an axis the first `shift` rows come from the border before the wrap, the rest from after it.
     slot = torch.arange(window)
     slots = torch.stack(torch.meshgrid(slot, slot, indexing="ij"), dim=-1).view(1, -1, 2)
@@ -237,20 +237,20 @@ def test_shifted_windows_are_masked_exactly_where_the_shift_wrapped_round_the_bo
 
 def test_window_reverse_undoes_window_partition() -> None:
     x = torch.rand(2, 12, 8, 5)
-    windows = blocks.window_partition(x, 4)
-    assert windows.shape == (12, 16, 5)
-    assert torch.equal(windows[1].view(4, 4, 5), x[0, :4, 4:8])
-    assert torch.equal(blocks.window_reverse(windows, 4, 12, 8), x)
+    tokens = windows.window_partition(x, 4)
+    assert tokens.shape == (12, 16, 5)
+    assert torch.equal(tokens[1].view(4, 4, 5), x[0, :4, 4:8])
+    assert torch.equal(windows.window_reverse(tokens, 4, 12, 8), x)
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_padding_the_heads_changes_nothing(qkv_bias: bool, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What CUDA does for its fused kernels, done on the CPU."""
-    attention = blocks.WindowAttention(12, 4, 2, qkv_bias=qkv_bias)
+    attention = windows.WindowAttention(12, 4, 2, qkv_bias=qkv_bias)
     nn.init.normal_(attention.relative_position_bias_table)
     x = torch.rand(8, 16, 12, requires_grad=True)
-    mask = blocks.shifted_window_mask(8, 8, 4, 2) if masked else None
+    mask = windows.shifted_window_mask(8, 8, 4, 2) if masked else None
     expected = attention(x, mask)
     expected_grads = torch.autograd.grad(expected.square().sum(), [x, *attention.parameters()])
     monkeypatch.setattr(attention, "_is_fused", lambda _x: False)
@@ -331,12 +331,10 @@ def test_arguments_that_cannot_work_are_named(build: Any, words: str) -> None:
 
 
 def test_masks_are_kept_per_size_and_survive_inference_mode() -> None:
-    from mtkd.archs import blocks
-
-    blocks._kept_mask.cache_clear()
+    windows._kept_mask.cache_clear()
     net = SwinIR(img_size=16, embed_dim=8, depths=(2,), num_heads=(2,), window_size=4, upsampler="pixelshuffledirect")
     with torch.inference_mode():
         net(torch.rand(1, 3, 8, 12))
     net(torch.rand(1, 3, 8, 12)).mean().backward()
-    assert blocks._kept_mask.cache_info().hits == 1
-    assert blocks._kept_mask.cache_info().misses == 1
+    assert windows._kept_mask.cache_info().hits == 1
+    assert windows._kept_mask.cache_info().misses == 1

@@ -38,7 +38,7 @@ class Cropping(Nearest):
 @pytest.mark.parametrize("stored", [None, 3, "ab", {"a": 1}, [["a"]], [3, 4]], ids=str)
 def test_members_that_are_no_names_are_refused(stored: object) -> None:
     ensemble = Ensemble({"a": Nearest(1.0), "b": Nearest(1.0)})
-    with pytest.raises(MtkdError, match="no list"):
+    with pytest.raises(MtkdError, match="not a list"):
         ensemble.check_order(stored)  # pyright: ignore[reportArgumentType]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mtkd.archs import blocks
+from mtkd.archs import windows
 from tests.archs.test_arch_conformance import SMALL, build, every_arch, image
 
 pytestmark = pytest.mark.slow
@@ -78,8 +78,8 @@ def test_a_mask_made_for_a_tracer_does_not_come_back_as_a_tensor_of_numbers() ->
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        fake = blocks.shifted_window_mask(20, 28, 4, 2)
-    mask = blocks.shifted_window_mask(20, 28, 4, 2)
+        fake = windows.shifted_window_mask(20, 28, 4, 2)
+    mask = windows.shifted_window_mask(20, 28, 4, 2)
     assert type(fake) is not Tensor and type(mask) is Tensor
     assert mask.min() == -100
 

@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtkd.archs import blocks
+from mtkd.archs import cpu_attention, windows
 
 masks = pytest.mark.parametrize("masked", [True, False])
 
 
-def attention(dim: int = 20, heads: int = 2, **options) -> blocks.WindowAttention:
+def attention(dim: int = 20, heads: int = 2, **options) -> windows.WindowAttention:
     torch.manual_seed(0)
-    made = blocks.WindowAttention(dim, 4, heads, **options)
+    made = windows.WindowAttention(dim, 4, heads, **options)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made
 
 
-def by_formula(net: blocks.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+def by_formula(net: windows.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = net.qkv(x).unflatten(-1, (3, net.num_heads, -1)).permute(2, 0, 3, 1, 4)
     logits = net.logit_scale * q @ k.mT
     logits = logits + net.relative_position_bias_table[net.relative_position_index].permute(2, 0, 1)
@@ -28,9 +28,9 @@ def by_formula(net: blocks.WindowAttention, x: Tensor, mask: Tensor | None) -> T
     return net.proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-def windows(masked: bool, images: int = 3) -> tuple[Tensor, Tensor | None]:
+def some_windows(masked: bool, images: int = 3) -> tuple[Tensor, Tensor | None]:
     x = torch.randn(images * 6, 16, 20, generator=torch.Generator().manual_seed(1))
-    return x, blocks.shifted_window_mask(8, 12, 4, 2) if masked else None
+    return x, windows.shifted_window_mask(8, 12, 4, 2) if masked else None
 
 
 @masks
@@ -39,8 +39,8 @@ def windows(masked: bool, images: int = 3) -> tuple[Tensor, Tensor | None]:
 def test_value_and_gradients_are_those_of_the_formula(
     masked: bool, options: dict, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "LOGITS_AT_A_TIME", at_a_time * 2 * 16**2 / torch.get_num_threads())
-    net, (x, mask) = attention(**options), windows(masked)
+    monkeypatch.setattr(cpu_attention, "LOGITS_AT_A_TIME", at_a_time * 2 * 16**2 / torch.get_num_threads())
+    net, (x, mask) = attention(**options), some_windows(masked)
     x.requires_grad_()
     assert net._is_fused(x)
     wanted, y = by_formula(net, x, mask), net(x, mask)
@@ -55,7 +55,7 @@ def test_value_and_gradients_are_those_of_the_formula(
 def test_gradients_agree_with_finite_differences(masked: bool) -> None:
     net = attention(dim=6).double()
     x = torch.randn(6, 16, 6, dtype=torch.float64, requires_grad=True)
-    mask = blocks.shifted_window_mask(8, 12, 4, 2, dtype=torch.float64) if masked else None
+    mask = windows.shifted_window_mask(8, 12, 4, 2, dtype=torch.float64) if masked else None
     names = [name for name, _ in net.named_parameters()]
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ def test_gradients_agree_with_finite_differences(masked: bool) -> None:
 
 @masks
 def test_without_gradient_it_gives_the_same(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "LOGITS_AT_A_TIME", 4 * 2 * 16**2 / torch.get_num_threads())
-    net, (x, mask) = attention(), windows(masked)
+    monkeypatch.setattr(cpu_attention, "LOGITS_AT_A_TIME", 4 * 2 * 16**2 / torch.get_num_threads())
+    net, (x, mask) = attention(), some_windows(masked)
     expected = net(x, mask)
     with torch.no_grad():
         assert torch.equal(net(x, mask), expected)
@@ -76,7 +76,7 @@ def test_without_gradient_it_gives_the_same(masked: bool, monkeypatch: pytest.Mo
 
 
 def test_logits_of_any_size_stay_finite() -> None:
-    net, (x, mask) = attention(), windows(True)
+    net, (x, mask) = attention(), some_windows(True)
     x = (1e4 * x).requires_grad_()
     y = net(x, mask)
     assert y.isfinite().all()
@@ -87,7 +87,7 @@ def test_logits_of_any_size_stay_finite() -> None:
 
 @masks
 def test_slices_and_expanded_gradients_are_taken_as_they_come(masked: bool) -> None:
-    net, (x, mask) = attention(), windows(masked)
+    net, (x, mask) = attention(), some_windows(masked)
     strided = torch.stack((x, x), -1)[..., 0].requires_grad_()
     assert not strided.is_contiguous()
     grads = [
@@ -99,7 +99,7 @@ def test_slices_and_expanded_gradients_are_taken_as_they_come(masked: bool) -> N
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
-    net, (x, mask) = attention().requires_grad_(False), windows(True)
+    net, (x, mask) = attention().requires_grad_(False), some_windows(True)
     net.proj.weight.requires_grad_()
     net(x, mask).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is not None] == ["proj.weight"]
@@ -107,7 +107,7 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_goes_through_torchs_kernel(dtype: torch.dtype) -> None:
-    net, (x, mask) = attention(), windows(True)
+    net, (x, mask) = attention(), some_windows(True)
     with torch.autocast("cpu", dtype=dtype):
         assert not net._is_fused(x)
         y = net(x, mask)
@@ -116,7 +116,7 @@ def test_autocast_goes_through_torchs_kernel(dtype: torch.dtype) -> None:
 
 
 def test_dropout_of_the_weights_acts_in_training_only() -> None:
-    net, (x, mask) = attention(attn_drop=0.5), windows(True)
+    net, (x, mask) = attention(attn_drop=0.5), some_windows(True)
     assert not net._is_fused(x)
     assert not torch.allclose(net(x, mask), net(x, mask))
     assert torch.allclose(net.eval()(x, mask), by_formula(net, x, mask), atol=1e-4)
@@ -125,7 +125,7 @@ def test_dropout_of_the_weights_acts_in_training_only() -> None:
 @pytest.mark.slow
 @masks
 def test_a_compiler_sees_one_graph_with_the_same_result(masked: bool) -> None:
-    net, (x, mask) = attention(), windows(masked)
+    net, (x, mask) = attention(), some_windows(masked)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, mask), net(x, mask), rtol=1e-4, atol=1e-5)
     grads = [torch.autograd.grad(f(x, mask).square().sum(), list(net.parameters())) for f in (compiled, net)]
@@ -134,7 +134,7 @@ def test_a_compiler_sees_one_graph_with_the_same_result(masked: bool) -> None:
 
 
 def test_projections_that_are_tapped_or_replaced_are_called() -> None:
-    net, (x, mask) = attention(), windows(True)
+    net, (x, mask) = attention(), some_windows(True)
     expected = net(x, mask)
     seen = []
     hook = net.qkv.register_forward_hook(lambda _module, _inputs, out: seen.append(out))

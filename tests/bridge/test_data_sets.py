@@ -14,7 +14,7 @@ import torch
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.config import ItemTrainSetOptions, OptionError, load_options, resolved_yaml
 from mtkd.contracts import MtkdError
-from mtkd.data.items import ItemImages, Items, ItemSampler
+from mtkd.data.foreign import ForeignImages, ForeignItems, ForeignSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
 from mtkd.targets.store_check import open_training_images
@@ -90,24 +90,24 @@ def test_a_class_of_ones_own_trains_validates_and_resumes_bit_exactly(tmp_path: 
 
 
 def test_workers_give_the_same_batches_and_leave_the_generators_alone() -> None:
-    items = Items(Toy, toy(), phase="train", scale=2, seed=7)
+    items = ForeignItems(Toy, toy(), phase="train", scale=2, seed=7)
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # pyright: ignore
-    alone = list(ItemSampler(items, batch_size=2).batches(1, 6))
-    helped = list(ItemSampler(items, batch_size=2, workers=2).batches(1, 6))
+    alone = list(ForeignSampler(items, batch_size=2).batches(1, 6))
+    helped = list(ForeignSampler(items, batch_size=2, workers=2).batches(1, 6))
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
     assert np.array_equal(before[2], np.random.get_state()[1])  # pyright: ignore
     assert len(alone) == len(helped) == 5
     for k, (one, two) in enumerate(zip(alone, helped, strict=True), start=1):
-        direct = ItemSampler(items, batch_size=2).batch(k)
+        direct = ForeignSampler(items, batch_size=2).batch(k)
         for part in ("lq", "gt", "index"):
             assert torch.equal(getattr(one, part), getattr(two, part))
             assert torch.equal(getattr(one, part), getattr(direct, part))
 
 
 def test_ranks_share_a_pass_and_every_image_is_visited_once() -> None:
-    items = Items(Toy, toy(), phase="train", scale=2)
-    ranks = [ItemSampler(items, batch_size=1, rank=rank, world_size=5) for rank in range(5)]
+    items = ForeignItems(Toy, toy(), phase="train", scale=2)
+    ranks = [ForeignSampler(items, batch_size=1, rank=rank, world_size=5) for rank in range(5)]
     for k in range(3):
         assert sorted(int(sampler.batch(k).index) for sampler in ranks) == [0, 1, 2, 3, 4]
     assert not torch.equal(ranks[0].batch(0).gt, ranks[1].batch(0).gt)
@@ -135,7 +135,7 @@ def test_basicsrs_own_class_gives_the_images_of_ours(tmp_path: Path) -> None:
         write_image(tmp_path / "lq" / path.name, bicubic_lq(read_image(path), 2))
     roots = {"dataroot_gt": str(images), "dataroot_lq": str(tmp_path / "lq")}
     given = {"name": "p", "type": "PairedImageDataset", "io_backend": {"type": "disk"}, **roots}
-    theirs = ItemImages(Items(PairedImageDataset, given, phase="val", scale=2))
+    theirs = ForeignImages(ForeignItems(PairedImageDataset, given, phase="val", scale=2))
     ours = PairedImages(**roots, scale=2)
     for one in theirs:
         two = ours[ours.names.index(one.name)]
@@ -159,14 +159,14 @@ def test_items_that_break_the_contract_are_found_before_the_first_iteration(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_crops_of_several_sizes_are_an_error(workers: int) -> None:
-    items = Items(Toy, toy(wrong="sizes"), phase="train", scale=2)
+    items = ForeignItems(Toy, toy(wrong="sizes"), phase="train", scale=2)
     with pytest.raises(MtkdError, match="must be crops of one size"):
-        list(ItemSampler(items, batch_size=4, workers=workers).batches(0, 2))
+        list(ForeignSampler(items, batch_size=4, workers=workers).batches(0, 2))
 
 
 def test_a_class_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     with pytest.raises(MtkdError, match="cannot be built: KeyError: 'io_backend'"):
-        Items(Toy, {"name": "toy", "type": TOY}, phase="train", scale=2)
+        ForeignItems(Toy, {"name": "toy", "type": TOY}, phase="train", scale=2)
 
 
 def test_what_needs_whole_images_is_refused_with_such_a_set(tmp_path: Path) -> None:

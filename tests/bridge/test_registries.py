@@ -152,7 +152,7 @@ def test_the_parts_of_a_loss_that_returns_several_are_added() -> None:
             return (x - gt).abs().mean(), None, x.mean()
 
     sr, gt = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
-    loss = mtkd.basicsr._loss(Parts)()
+    loss = mtkd.basicsr.inward._loss(Parts)()
     torch.testing.assert_close(loss(sr, gt), (sr - gt).abs().mean() + sr.mean())
 
 
@@ -171,9 +171,9 @@ def test_adapted_metrics_see_what_basicsr_shows_them(name: str) -> None:
 @pytest.fixture
 def registered() -> Any:
     """Ours in BasicSR's registries, for one test."""
-    before = {kind: dict(registry._obj_map) for kind, registry in mtkd.basicsr._REGISTRIES.items()}
+    before = {kind: dict(registry._obj_map) for kind, registry in mtkd.basicsr.shim.REGISTRIES.items()}
     yield mtkd.basicsr.register()
-    for kind, registry in mtkd.basicsr._REGISTRIES.items():
+    for kind, registry in mtkd.basicsr.shim.REGISTRIES.items():
         registry._obj_map.clear()
         registry._obj_map.update(before[kind])
 

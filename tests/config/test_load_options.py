@@ -265,7 +265,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("val.metrics.psnr.better", "up", "must be 'higher' or 'lower'"),
         ("path", [1], "must be a mapping"),
         ("model_type", "SRModl", "Did you mean SRModel"),
-        ("model_type", "torch.nn:L1Loss", "is no method"),
+        ("model_type", "torch.nn:L1Loss", "is not a method"),
         ("train.pixel_opt.type", "config.fakes:not_callable", "neither a class nor a function"),
     ],
 )

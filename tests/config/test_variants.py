@@ -54,7 +54,7 @@ def test_a_name_is_its_network_written_out(name: str) -> None:
     assert named == train({"network_g": variant(name), "scale": 4}).network_g
     assert named.args["upscale"] == 4
     with torch.device("meta"):
-        net = catalog.build_network(named.type, named.args)
+        net = catalog.make_network(named.type, named.args)
     number = sum(p.numel() for p in net.parameters())
     assert number == PARAMETERS[name] if name in PARAMETERS else number < 200_000
 

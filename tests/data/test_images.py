@@ -7,11 +7,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from helpers import photo
 from PIL import Image, ImageOps
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import list_images, read_header, read_image, read_size, write_image
+from mtkd.data.headers import read_header, read_size
+from mtkd.data.images import list_images, read_image, write_image
+from tests.helpers import photo
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".PNG"])
@@ -83,7 +84,7 @@ def test_what_is_no_regular_file_is_left_out_of_folders_and_never_waited_for(tmp
     assert [p.name for p in list_images(tmp_path)] == ["gone.png", "good.png"]
     for name in ("pipe.png", "d.png"):
         for read in (read_image, read_size):
-            with pytest.raises(MtkdError, match=f"{name} is no file of an image"):
+            with pytest.raises(MtkdError, match=f"{name} is not an image file"):
                 read(tmp_path / name)
 
 

@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import photo
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import open_training_set
+from tests.helpers import photo
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_sets_with_different_keys_are_a_problem(folders):
 
 
 def test_what_is_no_lmdb_is_named(folders):
-    with pytest.raises(MtkdError, match=r"lq is no lmdb"):
+    with pytest.raises(MtkdError, match=r"lq is not an lmdb"):
         PairedImages(**{**roots(folders, ".lmdb"), "dataroot_lq": str(folders / "lq")}, scale=2, io_backend=LMDB)
     meta = folders / "gt.lmdb" / "meta_info.txt"
     kept = meta.read_text()
@@ -107,5 +107,5 @@ def test_what_is_no_lmdb_is_named(folders):
     with pytest.raises(MtkdError, match="no image with key 'missing'"):
         pairs[pairs.names.index("missing")]
     shutil.rmtree(folders / "gt.lmdb")
-    with pytest.raises(MtkdError, match="is no lmdb"):
+    with pytest.raises(MtkdError, match="is not an lmdb"):
         PairedImages(**roots(folders, ".lmdb"), scale=2, io_backend=LMDB)

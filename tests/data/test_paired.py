@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import photo
 from PIL import Image
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
+from tests.helpers import photo
 
 
 def write_pairs(root, sizes, scale=2, lq_name="{}x2.png", gt_name="{}.png"):
@@ -101,7 +101,7 @@ def test_ambiguous_names_are_problems(tmp_path):
     [
         ({"filename_tmpl": "x4"}, "filename_tmpl"),
         ({"io_backend": {"type": "memcached"}}, "io_backend"),
-        ({"io_backend": {"type": "lmdb"}}, "is no lmdb"),
+        ({"io_backend": {"type": "lmdb"}}, "is not an lmdb"),
         ({"scale": 0}, "scale"),
         ({"dataroot_lq": "nowhere"}, "nowhere is not a folder"),
         ({"meta_info_file": "nowhere.txt"}, "nowhere.txt"),

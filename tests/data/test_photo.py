@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import photo
 from PIL import Image, ImageCms
 
 from mtkd.contracts import MtkdError
 from mtkd.data.photo import Photo, read_photo, write_photo
+from tests.helpers import photo
 
 ALPHA = np.linspace(0, 255, 20 * 30).astype(np.uint8).reshape(20, 30)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import photo, shared_data
 
 from mtkd.data.images import list_images, read_image, write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
+from tests.helpers import photo, shared_data
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import photo, shared_data
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image
 from mtkd.data.resize import bicubic_lq, imresize, modcrop
+from tests.helpers import photo, shared_data
 
 
 def synthetic(height: int, width: int) -> np.ndarray:

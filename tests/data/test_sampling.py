@@ -8,14 +8,14 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import photo
 
 from mtkd.contracts import MtkdError
 from mtkd.data import residence, store
 from mtkd.data.crops import Crops
 from mtkd.data.residence import choose_residence
 from mtkd.data.sampling import CropSampler
-from mtkd.data.workers import made_ahead
+from mtkd.data.workers import prefetch_in_workers
+from tests.helpers import photo
 
 SCALE, SIDE = 2, 12
 SIZES = [(12, 12), (20, 14), (14, 32), (26, 22), (16, 16)]
@@ -306,7 +306,7 @@ def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised():
     with pytest.raises(MtkdError, match=r"^the fourth is wrong$") as raised:
-        list(made_ahead(Wrong(), iter(range(9)), workers=2, pin_memory=False))
+        list(prefetch_in_workers(Wrong(), iter(range(9)), workers=2, pin_memory=False))
     assert multiprocessing.active_children() == [] and raised is not None
 
 

@@ -6,12 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import photo
 from safetensors.torch import load_file
 
 from mtkd.contracts import MtkdError
-from mtkd.data import store
+from mtkd.data import store, store_format
 from mtkd.data.store import ImageStore, StoreWriter
+from tests.helpers import photo
 
 NAMES = ["a", "b", "ö"]
 
@@ -110,7 +110,7 @@ def test_another_safetensors_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"images": torch.zeros(3, dtype=torch.uint8)}, tmp_path / "weights.safetensors")
-    with pytest.raises(MtkdError, match="no image store"):
+    with pytest.raises(MtkdError, match="not an image store"):
         ImageStore(tmp_path / "weights.safetensors")
 
 
@@ -192,9 +192,9 @@ def test_sums_of_a_store_made_in_several_goes_are_complete(tmp_path):
 
 def test_stores_of_the_version_without_sums_open_and_are_finished(tmp_path, monkeypatch):
     sizes = [image.shape[:2] for image in images()]
-    real = store._header
+    real = store.header_of
     with monkeypatch.context() as old:
-        old.setattr(store, "_header", lambda *given, sums: real(*given, sums=False))
+        old.setattr(store, "header_of", lambda *given, sums: real(*given, sums=False))
         store.write(tmp_path / "old", NAMES, images())
         begun = StoreWriter(tmp_path / "begun", NAMES, sizes)
         begun.put(0, images()[0])
@@ -209,7 +209,7 @@ def test_stores_of_the_version_without_sums_open_and_are_finished(tmp_path, monk
 
 def crafted(**changes):
     metadata = {
-        "format": store._FORMAT,
+        "format": store_format.FORMAT,
         "names": '["a"]',
         "sizes": "[[2, 2]]",
         "facts": "{}",
@@ -253,7 +253,7 @@ def crafted(**changes):
 )
 def test_a_crafted_header_is_one_paragraph(tmp_path, content):
     (tmp_path / "s").write_bytes(content)
-    with pytest.raises(MtkdError, match="s is no image store of mtkd, or a damaged one"):
+    with pytest.raises(MtkdError, match="s is not an image store of mtkd, or is damaged"):
         ImageStore(tmp_path / "s")
 
 
@@ -264,7 +264,7 @@ def test_the_header_that_the_crafted_ones_change_is_good(tmp_path):
     with pytest.raises(MtkdError, match="longer than it says, by 4 bytes"):
         ImageStore(tmp_path / "s")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(MtkdError, match="folder is no image store"):
+    with pytest.raises(MtkdError, match="folder is not an image store"):
         ImageStore(tmp_path / "folder")
 
 

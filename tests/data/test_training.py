@@ -6,13 +6,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import photo
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import open_training_set
 from mtkd.training.loop import train
+from tests.helpers import photo
 from tests.runs import make_images, run_options
 
 

@@ -173,7 +173,8 @@ def _pixels(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) -> 
     from PIL import Image, ImageOps, PngImagePlugin
 
     from mtkd.contracts import MtkdError
-    from mtkd.data.images import IMAGE_SUFFIXES, read_image, read_size
+    from mtkd.data.headers import read_size
+    from mtkd.data.images import IMAGE_SUFFIXES, read_image
 
     if Path(arguments[0]).suffix.lower() not in IMAGE_SUFFIXES:
         return ""  # passed over

@@ -230,7 +230,7 @@ def test_a_folder_goes_into_a_folder_and_a_pipe_is_not_read(tmp_path: Path) -> N
     assert len(said) == 1 and said[0].startswith("Left out") and said[0].endswith("such as moving.gif.")
     with pytest.raises(MtkdError, match="Nothing can be written into .*00.png: "):
         upscale(small_net(), tmp_path / "in/00.png", tmp_path / "in/00.png/out.png")
-    with pytest.raises(MtkdError, match="pipe.png is no file of an image"):
+    with pytest.raises(MtkdError, match="pipe.png is not an image file"):
         upscale(small_net(), tmp_path / "in/pipe.png", tmp_path / "out/pipe.png")
 
 

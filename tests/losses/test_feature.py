@@ -15,21 +15,17 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtkd.contracts import MtkdError
-from mtkd.losses import feature
-from mtkd.losses.feature import (
-    attention_loss,
+from mtkd.losses.features import affinity
+from mtkd.losses.features.affinity import (
     channel_affinity_loss,
-    hint_loss,
-    improvement_mask,
     instance_affinity_loss,
-    masked_distance_loss,
     pairwise_affinity_loss,
-    pkt_loss,
-    similarity_preserving_loss,
     spatial_affinity_loss,
-    statistics_loss,
-    vid_loss,
 )
+from mtkd.losses.features.elementwise import hint_loss, improvement_mask, masked_distance_loss
+from mtkd.losses.features.relation import pkt_loss
+from mtkd.losses.features.statistics import attention_loss, statistics_loss
+from mtkd.losses.features.vid import vid_loss
 
 
 def _wave(fn: Callable[[Tensor], Tensor], step: float, phase: float, shape: tuple[int, ...]) -> Tensor:
@@ -113,7 +109,7 @@ def _divergence(a: np.ndarray, b: np.ndarray) -> float:
             _over_images(lambda a, b: np.abs(_cosines(a.reshape(3, -1)) - _cosines(b.reshape(3, -1)))),
         ),
         (instance_affinity_loss, WIDER, {}, lambda a, b: np.abs(_gram(a) - _gram(b)).mean()),
-        (similarity_preserving_loss, ROWS, {}, lambda a, b: ((_gram(a) - _gram(b)) ** 2).mean()),
+        (instance_affinity_loss, ROWS, {}, lambda a, b: np.abs(_gram(a) - _gram(b)).mean()),
         (attention_loss, WIDER, {"form": "fakd"}, _over_images(lambda a, b: np.abs(_energy(a) - _energy(b)))),
         (attention_loss, WIDER, {"form": "at"}, _over_images(lambda a, b: (_energy(a) - _energy(b)) ** 2)),
         (statistics_loss, WIDER, {"norm": "l1"}, _over_images(lambda a, b: np.abs(a.mean(0) ** 2 - b.mean(0) ** 2))),
@@ -189,7 +185,6 @@ CASES = {
     "spatial_pooled": lambda a, b: spatial_affinity_loss(a, b, pool=2),
     "channel": channel_affinity_loss,
     "instance": instance_affinity_loss,
-    "similarity": similarity_preserving_loss,
     "attention_fakd": attention_loss,
     "attention_at": lambda a, b: attention_loss(a, b, form="at"),
     "mean": statistics_loss,
@@ -208,7 +203,7 @@ CASES = {
     "masked": _masked,
 }
 every_loss = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
-OVER_THE_BATCH = {instance_affinity_loss, similarity_preserving_loss}
+OVER_THE_BATCH = {instance_affinity_loss}
 
 
 @every_loss
@@ -332,7 +327,6 @@ def test_compiles_without_a_graph_break_to_the_same_value_and_gradient(name: str
         pairwise_affinity_loss,
         pkt_loss,
         instance_affinity_loss,
-        similarity_preserving_loss,
     ],
 )
 def test_widths_may_differ(loss: Callable[..., Tensor]) -> None:
@@ -359,7 +353,6 @@ def test_sizes_may_differ_where_the_formula_allows(loss: Callable[..., Tensor]) 
         (_vid, (2, 5, 4, 4), "channels"),
         (_masked, (2, 3, 4, 2), "width"),
         (instance_affinity_loss, (3, 3, 4, 4), "batch size"),
-        (similarity_preserving_loss, (3, 3, 4, 4), "batch size"),
         (pkt_loss, (3, 3, 4, 4), "batch size"),
     ],
 )
@@ -410,7 +403,7 @@ def _dense(student: Tensor, teacher: Tensor, power: int) -> Tensor:
 def test_blocks_are_the_dense_formula_in_value_and_gradient(
     monkeypatch: pytest.MonkeyPatch, block: int, power: int
 ) -> None:
-    monkeypatch.setattr(feature, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(affinity, "BLOCK_ELEMENTS", block)
     student, teacher = torch.randn(2, 5, 7, 9, dtype=torch.float64), torch.randn(2, 8, 7, 9, dtype=torch.float64)
     student.requires_grad_()
     loss = spatial_affinity_loss if power == 1 else lambda a, b: pairwise_affinity_loss(a, b, pool=None)
@@ -440,7 +433,7 @@ def test_no_tensor_grows_with_the_square_of_the_positions(
     monkeypatch: pytest.MonkeyPatch, loss: Callable[..., Tensor]
 ) -> None:
     batch, width, positions = 2, 3, 24 * 24
-    monkeypatch.setattr(feature, "BLOCK_ELEMENTS", 40_000)
+    monkeypatch.setattr(affinity, "BLOCK_ELEMENTS", 40_000)
     student, teacher = torch.randn(batch, width, 24, 24, requires_grad=True), torch.randn(batch, width, 24, 24)
     saved = []
     with (

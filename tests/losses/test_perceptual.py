@@ -224,7 +224,7 @@ def test_works_after_a_first_call_under_inference_mode_and_compiled() -> None:
         (lambda: VGG19Features("random", layers=("relu1_1",))(torch.rand(1, 1, 16, 16)), r"\(1, 1, 16, 16\)"),
         (
             lambda: PerceptualLoss(weights="random", layer_weights={"relu1_1": 1.0})(*(_images()[0], _images(8)[0])),
-            "one shape",
+            "same shape",
         ),
     ],
 )

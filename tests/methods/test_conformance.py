@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,13 @@ def optimizers_of(method: Method) -> dict[str, torch.optim.Optimizer]:
 
 def test_every_method_has_a_setup() -> None:
     assert set(SETUPS) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_has_a_section_of_its_own_in_the_docs(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert [heading for heading in headings if name in heading.split()], f"docs/methods.md lacks a section `## {name}`"
 
 
 @pytest.mark.parametrize("name", METHODS)

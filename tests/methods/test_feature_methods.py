@@ -14,15 +14,10 @@ from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.config import load_options
 from mtkd.contracts import MtkdError
-from mtkd.losses.feature import (
-    attention_loss,
-    channel_affinity_loss,
-    hint_loss,
-    instance_affinity_loss,
-    pkt_loss,
-    spatial_affinity_loss,
-    statistics_loss,
-)
+from mtkd.losses.features.affinity import channel_affinity_loss, instance_affinity_loss, spatial_affinity_loss
+from mtkd.losses.features.elementwise import hint_loss
+from mtkd.losses.features.relation import pkt_loss
+from mtkd.losses.features.statistics import attention_loss, statistics_loss
 from mtkd.methods.at import AT
 from mtkd.methods.base import Method, MethodConfig, tapped
 from mtkd.methods.fakd import FAKD, fakd_taps

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import MtkdError, Task
-from mtkd.losses.feature import improvement_mask, masked_distance_loss
+from mtkd.losses.features.elementwise import improvement_mask, masked_distance_loss
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.online_teacher import OnlineTeacher, TeacherBlock, feature_channels, with_twin
 from tests.methods.setups import SCALE, TASK, batch, edsr, fsrcnn, rcan, wake

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtkd.archs.critics import SelfAttention, SelfAttentionCritic
 from mtkd.contracts import MtkdError
-from mtkd.losses.feature import pairwise_affinity_loss
+from mtkd.losses.features.affinity import pairwise_affinity_loss
 from mtkd.methods.base import MethodConfig, tapped
 from mtkd.methods.structured import StructuredKD
 from tests.methods.setups import TASK, batch, edsr

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo.official import edsr_shapes, filled
 
 from mtkd.zoo import ENTRIES, Entry, Source, download
+from tests.zoo.official import edsr_shapes, filled
 
 
 @dataclass

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from torch import Tensor, nn
-from zoo.conftest import Host, sha256
-from zoo.official import run_edsr
 
 from mtkd import build
 from mtkd.cli import main
@@ -25,6 +23,8 @@ from mtkd.methods.supervised import Supervised
 from mtkd.metrics.psnr import psnr
 from mtkd.zoo import Entry, Source, resolve_inside
 from tests.runs import make_images, run_options
+from tests.zoo.conftest import Host, sha256
+from tests.zoo.official import run_edsr
 
 Publish = Callable[..., Entry]
 FILE = "edsr_tiny.pt"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from zoo.conftest import saved, sha256
-from zoo.test_download import FILE, record, zipped
 
 from mtkd.contracts import MtkdError
 from mtkd.zoo import Source, build, ensure, home, import_file, resolve, verify, write_safetensors
+from tests.zoo.conftest import saved, sha256
+from tests.zoo.test_download import FILE, record, zipped
 
 NOWHERE = "http://127.0.0.1:9/"
 

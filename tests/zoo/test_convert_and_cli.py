@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from zoo.conftest import sha256
-from zoo.official import filled, rcan_shapes, run_edsr, run_rcan
-from zoo.test_cache import NOWHERE
-from zoo.test_download import FILE
 
 from mtkd import catalog
 from mtkd.cli import main
 from mtkd.commands import zoo as cli
 from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
+from tests.zoo.conftest import sha256
+from tests.zoo.official import filled, rcan_shapes, run_edsr, run_rcan
+from tests.zoo.test_cache import NOWHERE
+from tests.zoo.test_download import FILE
 
 
 def zoo(*words: object) -> int:
@@ -100,7 +100,7 @@ def test_download_import_and_verify_from_the_command_line(
 def test_one_failure_among_several_does_not_stop_the_others(
     publish, host, capsys: pytest.CaptureFixture[str], weights_dir: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zoo.conftest import tiny_entry
+    from tests.zoo.conftest import tiny_entry
 
     monkeypatch.setitem(ENTRIES, "broken", tiny_entry(Source(f"{host.url}/none", "none.pt"), name="broken"))
     publish(Source(host.serve(FILE, body), FILE, sha256(body)))
@@ -220,11 +220,14 @@ def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: P
         (("--arch", "EDSR", "--arg", "num_feat=10000000"), "num_feat 8, your option says 10000000"),
         (("--arch", "EDSR", "--arg", "num_block=100000000"), "--arch describes a network of too many parts"),
         (("--arch", "EDSR", "--arg", "nonsense=1"), "--arch describes EDSR with arguments it does not take"),
-        (("--arch", "PrivilegedTeacher", "--arg", "decoder={'type': 'os:system', 'command': 'ls'}"), "is no network"),
+        (
+            ("--arch", "PrivilegedTeacher", "--arg", "decoder={'type': 'os:system', 'command': 'ls'}"),
+            "is not a network",
+        ),
         (("--like", "edsr_m_x2", "--arg", "num_feat=abc"), "--like edsr_m_x2 describes EDSR with arguments"),
-        (("--arch", ":"), "':' is no path of a class"),
-        (("--arch", ".x:y"), "'.x:y' is no path of a class"),
-        (("--arch", "builtins:dict"), "is no network, and was not called"),
+        (("--arch", ":"), "':' is not the path of a class"),
+        (("--arch", ".x:y"), "'.x:y' is not the path of a class"),
+        (("--arch", "builtins:dict"), "is not a network, and was not called"),
         (("--arch", "Nothing"), "No arch is called 'Nothing'"),
     ],
 )
@@ -242,11 +245,11 @@ def test_an_unknown_network_must_be_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(catalog, "_USER_MODULES", set())
     torch.save({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, tmp_path / "linear.pth")
     target = tmp_path / "linear.safetensors"
-    with pytest.raises(MtkdError, match="none of EDSR, RCAN, SwinIR.*--arch"):
+    with pytest.raises(MtkdError, match="not EDSR, RCAN or SwinIR.*--arch"):
         zoo("convert", tmp_path / "linear.pth", target, "--to", "safetensors")
     words = ("--arch", "torch.nn:Linear", "--arg", "in_features=2", "--arg", "out_features=3")
     zoo("convert", tmp_path / "linear.pth", target, "--to", "safetensors", *words)
-    with pytest.raises(MtkdError, match="A weights file is no program.*--import"):
+    with pytest.raises(MtkdError, match="For safety a weights file builds no other class.*--import"):
         build(target)
     catalog.import_modules(["torch.nn"])
     assert build(target)(torch.zeros(1, 2)).shape == (1, 3)

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from zoo.conftest import Host, saved, sha256
-from zoo.official import run_edsr
 
 from mtkd.contracts import MtkdError
 from mtkd.zoo import Entry, Source, build, download, ensure, keymaps, read_checkpoint, resolve, verify
+from tests.zoo.conftest import Host, saved, sha256
+from tests.zoo.official import run_edsr
 
 Publish = Callable[..., Entry]
 FILE = "edsr_tiny.pt"
@@ -244,7 +244,7 @@ def test_a_truncated_file_of_unknown_length_and_hash_is_set_aside_for_the_next_m
 
 
 def test_weights_of_another_network_are_set_aside(host: Host, publish: Publish, weights_dir: Path, body: bytes) -> None:
-    from zoo.official import edsr_shapes, filled
+    from tests.zoo.official import edsr_shapes, filled
 
     other = host.serve("other", saved(filled(edsr_shapes(8, 2, 2))))
     item = publish(Source(other, FILE, None))
@@ -507,7 +507,7 @@ def test_a_converted_file_without_its_record_is_refused(
     item = publish(Source(host.serve(FILE, body), FILE, sha256(body)))
     ensure(item, weights_dir=weights_dir)
     (weights_dir / "edsr_tiny_x2.json").unlink()
-    with pytest.raises(MtkdError, match="nothing vouches for it"):
+    with pytest.raises(MtkdError, match="it cannot be verified"):
         ensure(item, weights_dir=weights_dir)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
-from mtkd.zoo import build, convert, files, loading, read_checkpoint
+from mtkd.zoo import build, building, containers, convert, files, loading, read_checkpoint
 
 EDSR = {"num_feat": 8, "num_block": 1, "upscale": 2}
 SWIN = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4, "upscale": 2, "upsampler": "pixelshuffle"}
@@ -74,9 +74,11 @@ def test_a_file_that_names_anything_but_a_network_of_mtkd_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(catalog, "_USER_MODULES", set())
     path = write(tmp_path / "evil", {"arch": {"type": name, "args": args}, "scale": 2}, weights())
-    assert "A weights file is no program" in refusal(path, build)
+    assert "For safety a weights file builds no other class" in refusal(path, build)
     target = tmp_path / "out.safetensors"
-    assert "A weights file is no program" in refusal(path, lambda p: convert(p, target, to="safetensors"))
+    assert "For safety a weights file builds no other class" in refusal(
+        path, lambda p: convert(p, target, to="safetensors")
+    )
     assert not (tmp_path / "PWNED").exists() and not target.exists()
 
 
@@ -168,7 +170,7 @@ def test_another_threads_networks_are_not_counted(tmp_path: Path) -> None:
         except BaseException as error:  # noqa: BLE001
             errors.append(error)
 
-    with loading._at_most(3, "too many"):
+    with building._at_most(3, "too many"):
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
@@ -244,7 +246,7 @@ def test_members_that_overlap_do_not_multiply_the_file(tmp_path: Path) -> None:
 def test_every_flipped_bit_of_a_weight_is_found_and_the_member_named(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save({"params": weights()}, path)
-    assert files.verify(path) is None
+    assert containers.verify(path) is None
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         members = {i.filename: (i.header_offset, i.file_size) for i in archive.infolist() if i.file_size > 8}
@@ -254,21 +256,21 @@ def test_every_flipped_bit_of_a_weight_is_found_and_the_member_named(tmp_path: P
         broken = bytearray(content)
         broken[offset + 30 + sum(names) + size // 2] ^= 4
         path.write_bytes(broken)
-        assert files.verify(path) == name
+        assert containers.verify(path) == name
         assert f"{name} is not what was written" in refusal(path)
     path.write_bytes(content[:-30])
-    assert files.verify(path) == "its table of contents"
+    assert containers.verify(path) == "its table of contents"
     # This offset of the table of contents makes that of every member negative.
     content = zipped()
     path.write_bytes(content[:-6] + b"\xff\xff\xff\x7f" + content[-2:])
-    assert files.verify(path) == "its table of contents"
+    assert containers.verify(path) == "its table of contents"
     refusal(path)
 
 
 def test_files_without_checksums_are_not_judged(tmp_path: Path) -> None:
     files.write_safetensors(tmp_path / "a.safetensors", weights(), {})
     torch.save(weights(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert files.verify(tmp_path / "a.safetensors") is None and files.verify(tmp_path / "old.pth") is None
+    assert containers.verify(tmp_path / "a.safetensors") is None and containers.verify(tmp_path / "old.pth") is None
 
 
 STRANGE: list[tuple[str, Callable[[], Any], str]] = [
@@ -328,7 +330,7 @@ def test_shapes_that_no_network_has_are_told_not_stumbled_over(tmp_path: Path, n
 
 @pytest.mark.parametrize("shape", [(), (2,), (3, 3), (4, 3, 1, 1)], ids=str)
 def test_a_mean_shift_of_another_shape_is_told(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    from zoo.official import edsr_shapes, filled
+    from tests.zoo.official import edsr_shapes, filled
 
     for name in ("sub_mean.weight", "sub_mean.bias"):
         torch.save(filled(edsr_shapes(8, 1, 2)) | {name: torch.zeros(shape)}, tmp_path / "a.pt")

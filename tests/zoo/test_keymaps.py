@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from zoo.official import edsr_shapes, filled, rcan_shapes, run_edsr, run_rcan
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 from mtkd.zoo import ENTRIES, keymaps, load_into
+from tests.zoo.official import edsr_shapes, filled, rcan_shapes, run_edsr, run_rcan
 
 EDSR_SMALL = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 3, "res_scale": 0.1}
 RCAN_SMALL = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_group": 2, "num_block": 3, "squeeze_factor": 4}

@@ -7,11 +7,11 @@ import logging
 import pytest
 import torch
 from torch import nn
-from zoo.official import filled, rcan_shapes
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 from mtkd.zoo import load_into
+from tests.zoo.official import filled, rcan_shapes
 
 SMALL = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo.official import edsr_shapes, filled, run_edsr
 
 from mtkd.zoo import build, conversion, read_checkpoint
+from tests.zoo.official import edsr_shapes, filled, run_edsr
 
 pytestmark = pytest.mark.slow
 

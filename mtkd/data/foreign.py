@@ -23,12 +23,12 @@ from torch import Tensor
 from mtkd.contracts import Batch, MtkdError
 from mtkd.data.crops import PassOrder
 from mtkd.data.paired import PairedImage
-from mtkd.data.workers import made_ahead
+from mtkd.data.workers import prefetch_in_workers
 
 _PATHS = ("dataroot_gt", "dataroot_lq", "meta_info_file")
 
 
-class Items:
+class ForeignItems:
     """A data set from outside, its items checked.
 
     Args:
@@ -86,10 +86,13 @@ class Items:
         return dict(item)
 
 
-class ItemImages(Sequence[PairedImage]):
-    """`Items` as whole images for evaluation: rounded to 8 bits, gt cut to lq * scale. Named by gt_path or lq_path."""
+class ForeignImages(Sequence[PairedImage]):
+    """`ForeignItems` as whole images for evaluation: rounded to 8 bits, gt cut to lq * scale.
 
-    def __init__(self, items: Items) -> None:
+    An image is called as its gt_path or lq_path, else by its number.
+    """
+
+    def __init__(self, items: ForeignItems) -> None:
         self.items = items
 
     def __len__(self) -> int:
@@ -105,8 +108,8 @@ class ItemImages(Sequence[PairedImage]):
         return PairedImage(Path(path).stem if path else f"{i:05d}", lq, np.ascontiguousarray(gt[:height, :width]))
 
 
-class ItemSampler:
-    """Training batches of `Items`, with the interface of `CropSampler`.
+class ForeignSampler:
+    """Training batches of `ForeignItems`, with the interface of `CropSampler`.
 
     `batch(k)` is a pure function of (seed, k, rank, world_size, batch_size) as long as the class draws its random
     numbers from the global generators and keeps no state. Images are visited in the order of `PassOrder`.
@@ -120,7 +123,7 @@ class ItemSampler:
 
     def __init__(
         self,
-        items: Items,
+        items: ForeignItems,
         *,
         batch_size: int,
         workers: int = 0,
@@ -158,7 +161,7 @@ class ItemSampler:
             yield from map(self.batch, range(start, stop))
             return
         keys, pin_memory = map(self._positions, range(start, stop)), self.device.type == "cuda"
-        with closing(made_ahead(self._drawn, keys, workers=self.workers, pin_memory=pin_memory)) as made:
+        with closing(prefetch_in_workers(self._drawn, keys, workers=self.workers, pin_memory=pin_memory)) as made:
             yield from map(self._to_device, made)
 
     def _positions(self, k: int) -> list[int]:
@@ -173,7 +176,7 @@ class ItemSampler:
 class _Drawn:
     """Batches of items by their positions in the whole training."""
 
-    def __init__(self, items: Items) -> None:
+    def __init__(self, items: ForeignItems) -> None:
         self.items = items
         self.order = PassOrder(items.seed, len(items))
 
