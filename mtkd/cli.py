@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "train",
         "train the student of an option file",
-        "mtkd train -opt options/train/MTKD/stage2_edsr_m_x4.yml --auto_resume",
+        "mtkd train -opt options/train/MTKD/stage2.yml --scale 4 --auto_resume",
     )
     _option_file(train)
     train.add_argument("--auto_resume", action="store_true", help="continue from the run's newest training state")
@@ -84,10 +84,10 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "test",
         "measure networks on test sets: table, per-image CSV, JSON",
-        """mtkd test experiments/MTKD_EDSR_M_x4                   # a run: its network, its metrics, on Set5, Set14, ...
-  mtkd test experiments/MTKD_EDSR_M_x4 --with bicubic,teachers --data photos/
+        """mtkd test experiments/MTKD_edsr_m_x4                   # a run: its network, its metrics, on Set5, Set14, ...
+  mtkd test experiments/MTKD_edsr_m_x4 --with bicubic,teachers --data photos/
   mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
-  mtkd test -opt options/test/EDSR_M_x4.yml              # what an option file says
+  mtkd test -opt options/benchmark.yml --scale 4         # what an option file says
 
 Of a run folder net_g_latest.pth is measured, else its newest checkpoint, and the average (EMA) where there is one; the
 table says which. A weights file says itself what it holds when mtkd wrote it (`mtkd zoo convert --to safetensors` makes
@@ -162,7 +162,7 @@ never overwritten: NAME is that of the network, of several comparison_xSCALE."""
         commands,
         "upscale",
         "upscale an image or a folder of images",
-        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_EDSR_M_x4/models/net_g_latest.pth",
+        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_edsr_m_x4/models/net_g_latest.pth",
     )
     upscale.add_argument("input", type=given.path, metavar="IN", help="an image, or a folder of images")
     upscale.add_argument("output", type=given.path, metavar="OUT", help="the image to write, or the folder to fill")
