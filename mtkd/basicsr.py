@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
+from mtkd.runtime.pixels import to_image
 
 _REMOVED = "torchvision.transforms.functional_tensor"
 
@@ -138,7 +139,7 @@ def _metric(function: Callable[..., Any], *, tensors: bool) -> Callable[..., Ten
 
 
 def _to_bgr(image: Tensor) -> np.ndarray:
-    array = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    array = to_image(image.detach())
     return np.ascontiguousarray(array[..., ::-1])
 
 

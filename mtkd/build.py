@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from mtkd import catalog, zoo
@@ -18,54 +16,6 @@ from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
     from mtkd.config import FusionOptions, Options, TeacherOptions
-
-
-def set_backends(options: Options | None, *, sizes_vary: bool = False) -> None:
-    """Tell torch what `tf32` and `deterministic` say; every command that runs a network does so first.
-
-    Args:
-        options: None where there is no option file: what one has by default.
-        sizes_vary: images come in many sizes, on each of which cuDNN's benchmark would try all its algorithms.
-    """
-    tf32, deterministic = (True, False) if options is None else (options.tf32, options.deterministic)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not deterministic and not sizes_vary
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-
-
-def choose_device(options: Options, local_rank: int = 0) -> torch.device:
-    """The CUDA device of process `local_rank` on this machine; the CPU where there is none or `num_gpu` is 0."""
-    if not torch.cuda.is_available() or options.num_gpu == 0:
-        return torch.device("cpu")
-    # slurm may show each process its own device alone.
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
-def named_device(name: str | torch.device) -> torch.device:
-    """The device that a user names: "cpu", "cuda", "cuda:1", ...; a CUDA device has its index.
-
-    Raises:
-        MtkdError: it is no device, or not here.
-    """
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            torch.ones(1, device=device).cpu()  # a device of torch's need not be here, and `meta` holds no values
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise MtkdError(f"There is no device {name} here; name cpu, cuda, or one of several, cuda:1.") from error
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise MtkdError(f"There is no device {name}: torch sees {count} CUDA devices here.")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context for `precision` "fp32", "bf16" or "fp16" on `device`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
@@ -140,17 +90,59 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
     return {"fused": FusedTeacher(ensemble, fusion)}
 
 
-def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Module], task: Task) -> Method:
+def build_method(
+    options: Options,
+    student: nn.Module,
+    teachers: dict[str, nn.Module],
+    task: Task,
+    *,
+    teacher_precision: str | None = None,
+) -> Method:
     """The method `options.model_type`, with the terms that the option file leaves active.
 
     In training, `zoo:NAME` anywhere in the options of the method and its terms becomes a file, fetched when it is not
     there (`vgg: zoo:vgg19`). A test has no terms, so that nothing would be done with it.
+
+    Args:
+        teacher_precision: "fp32", "bf16" or "fp16" to run teachers under an autocast of their own; None for the
+            student's.
     """
     cls = catalog.get("method", options.model_type)
     if options.train is None:
         return cls(student, teachers, task, MethodConfig(terms={}, options=options.method))
     terms = {name: zoo.resolve_inside(term.args) for name, term in options.train.terms.items()}
-    return cls(student, teachers, task, MethodConfig(terms=terms, options=zoo.resolve_inside(options.method)))
+    own = zoo.resolve_inside(options.method)
+    return cls(student, teachers, task, MethodConfig(terms, own, teacher_precision=teacher_precision))
+
+
+def output_network(options: Options) -> nn.Module:
+    """The lq -> sr network an option file describes, with its weights, in eval mode; its `origin` says which they are.
+
+    Raises:
+        MtkdError: the file names no weights, or they do not fit; random weights are never used silently.
+    """
+    if not options.path.pretrain_network_g:
+        raise MtkdError(
+            "path.pretrain_network_g is not given: name the weights of network_g, a file or `zoo:NAME`. Random weights "
+            "are never used silently."
+        )
+    student = build_network(options.network_g, options.scale)
+    facts = load_weights(
+        student,
+        options.path.pretrain_network_g,
+        key=options.path.param_key_g,
+        strict=options.path.strict_load_g,
+    )
+    cls = catalog.get("method", options.model_type)
+    if cls.predictor is Method.predictor and cls.deployable is Method.deployable:
+        # The student is all there is to it: no teacher is needed to run it.
+        return student.eval()
+    task = Task(scale=options.scale, num_samples=1, total_steps=1)
+    method = build_method(options, student, build_teachers(options), task)
+    method.check_metadata(facts)
+    net = method.predictor(student).eval()
+    net.origin = student.origin  # pyright: ignore[reportAttributeAccessIssue]
+    return net
 
 
 def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> Items:

@@ -24,10 +24,10 @@ from mtkd.build import build_image_set
 from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
 from mtkd.inference.compare import Bicubic, Remembered
-from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate, write_results
-from mtkd.inference.report import free_folder
+from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
+from mtkd.inference.results import free_folder, write_results
+from mtkd.runtime.environment import environment
 from mtkd.targets.make import teach
-from mtkd.training.log import environment
 from mtkd.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,17 +23,18 @@ from mtkd.config import EvalSetOptions, Options, PathOptions, load_options
 from mtkd.contracts import MtkdError
 from mtkd.data.items import ItemImages
 from mtkd.data.paired import PairedImages
-from mtkd.data.residence import available_memory
 from mtkd.data.resize import imresize
-from mtkd.inference import report
+from mtkd.inference import results
 from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
-from mtkd.inference.report import Subject, describe
+from mtkd.inference.preflight import try_network
+from mtkd.inference.results import Subject, describe
 from mtkd.inference.tiling import check_tiles, tiled
 from mtkd.methods.base import Method
 from mtkd.runtime import given
+from mtkd.runtime.device import named_device, set_backends, usual_device
+from mtkd.runtime.memory import available_memory
 from mtkd.runtime.progress import Say, tracked
-from mtkd.training.checkpoint import LATEST, RunFolder
-from mtkd.training.preflight import try_network
+from mtkd.runtime.run_folder import LATEST, RunFolder
 
 BENCHMARK = Path("options/benchmark.yml")
 """The option file whose `datasets` are measured on where none are named; at every scale."""
@@ -78,7 +79,7 @@ def compare(
     """
     if tile_size is not None:
         check_tiles(tile_size, tile_pad)
-    where = build.named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = named_device(device) if device else usual_device()
     found = [_find(target) for target in _once(targets)]
     scale = _common_scale(found)
     if teachers and not any(target.options is not None and target.options.teachers for target in found):
@@ -89,7 +90,7 @@ def compare(
     images = folder_sets(data, scale) if data else _benchmark_sets(scale, say)
     protocol = _common_metrics(found, scale)
     metrics = build_metrics(protocol)
-    build.set_backends(None, sizes_vary=True)
+    set_backends(sizes_vary=True)
 
     baselines = [Subject("bicubic", Bicubic(scale), None, None, 0, None)] if bicubic else []
     subjects = _unique([*baselines, *_networks(found, teachers=teachers)])
@@ -99,7 +100,7 @@ def compare(
 
     rows: list[tuple[str, Evaluation]] = []
     name = _folder_name(found, scale)
-    with report.results_folder(results_root / name) as folder:
+    with results.results_folder(results_root / name) as folder:
         for dataset, image_set in images.items():
             for subject in subjects:
                 predict: Callable[[Tensor], Tensor] = subject.net
@@ -114,7 +115,7 @@ def compare(
             for module in (module for subject in subjects for module in subject.net.modules()):
                 if isinstance(module, Remembered):
                     module.forget()
-    report.print_table(subjects, rows, scale=scale)
+    results.print_table(subjects, rows, scale=scale)
     say(f"Metrics: {_told(protocol)}; fp32, {_tiles(tile_size, tile_pad)}.")
     facts = {
         "name": name,
@@ -127,7 +128,7 @@ def compare(
         "device": str(where),
         "command": command,
     }
-    report.write(folder, rows, facts)
+    results.write(folder, rows, facts)
     return rows
 
 
@@ -300,7 +301,7 @@ def _networks(found: Sequence[_Target], *, teachers: bool) -> list[Subject]:
     subjects = []
     for target in found:
         if target.options is not None:
-            net, weights = report.output_network(target.options), target.options.path.pretrain_network_g
+            net, weights = build.output_network(target.options), target.options.path.pretrain_network_g
         else:
             net, weights = target.net or zoo.build(target.spec), target.spec
         name = target.name if names.count(target.name) == 1 else target.spec

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,13 +15,13 @@ from torch import Tensor, distributed, nn
 
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
-from mtkd.data.images import write_bytes, write_image
+from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
-from mtkd.runtime import strict_json
 from mtkd.runtime.background import Behind, ahead, staged, to_host
 from mtkd.runtime.compiling import compile_networks
 from mtkd.runtime.given import errors_of
+from mtkd.runtime.pixels import to_pixels, to_tensor
 from mtkd.runtime.progress import Say
 
 if TYPE_CHECKING:
@@ -114,27 +112,6 @@ def compile_for_images(
             net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
 
     return compile_networks([part], trial, dynamic=True, say=say)
-
-
-def to_tensor(image: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (H, W, 3) array or host tensor -> float (1, 3, H, W) tensor in [0, 1] on `device`, lying as channels_last.
-
-    Floating point pixels are in [0, 1] already. From pinned memory (`overlap.staged`) it is copied without waiting.
-    """
-    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
-    image_on_device = pixels.to(device, non_blocking=True).permute(2, 0, 1)[None]
-    return image_on_device if pixels.is_floating_point() else image_on_device.float().div_(255)
-
-
-def to_pixels(image: Tensor) -> Tensor:
-    """Float (1, 3, H, W) or (3, H, W) tensor -> uint8 (H, W, 3) tensor, clamped and rounded as BasicSR does."""
-    image = image[0] if image.dim() == 4 else image
-    return image.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous()
-
-
-def to_image(image: Tensor) -> np.ndarray:
-    """`to_pixels` as an array."""
-    return to_pixels(image).cpu().numpy()
 
 
 @torch.no_grad()
@@ -295,30 +272,3 @@ def save_to(folder: Path, suffix: str) -> Callable[[str, np.ndarray], None]:
         write_image(folder / f"{name}_{suffix}.png", image)
 
     return save
-
-
-def write_results(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:
-    """Write `metrics.csv` (one line per network, set and image) and `metrics.json` (means, and `facts`).
-
-    Args:
-        rows: (network's name, its result) pairs.
-        facts: what the numbers must carry: weights, hardware, versions, commit, command. `entry` and `iteration` of
-            the weights stand in every line of the CSV too: those of the network in the list `networks`, found by its
-            `name`, else those of all.
-
-    Raises:
-        MtkdError: the disk refuses.
-    """
-    metrics = list(dict.fromkeys(name for _, result in rows for name in result.values))
-    about = {network: facts for network, _ in rows} | {one["name"]: one for one in facts.get("networks", ())}
-    origin = [key for key in ("entry", "iteration") if any(key in known for known in about.values())]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["network", *origin, "dataset", "image", *metrics])
-    for network, result in rows:
-        for position, image in enumerate(result.images):
-            cells = [result.values[name][position] if name in result.values else "" for name in metrics]
-            writer.writerow([network, *map(about[network].get, origin), result.dataset, image, *cells])
-    write_bytes(folder / "metrics.csv", text.getvalue().encode())
-    means = [{"network": network, "dataset": result.dataset, **result.means()} for network, result in rows]
-    write_bytes(folder / "metrics.json", (strict_json.dumps({**facts, "results": means}, indent=2) + "\n").encode())

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
-from mtkd.data.residence import available_memory
+from mtkd.runtime.memory import free_memory
 from mtkd.runtime.progress import Say
 
 SMALL_IMAGE = 256 * 256
@@ -222,14 +222,6 @@ def tile_size(
             f"free on {lq.device}. Free some, or cut the image."
         )
     return size
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still get on `device`; for a CPU, of main memory."""
-    if device.type != "cuda":
-        return available_memory()
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 _COSTS: WeakKeyDictionary[nn.Module, dict[Any, float]] = WeakKeyDictionary()

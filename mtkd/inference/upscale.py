@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtkd.build import autocast, named_device
 from mtkd.contracts import MtkdError
 from mtkd.data.images import IMAGE_SUFFIXES, list_images, try_writing
 from mtkd.data.paired import raise_problems
 from mtkd.data.photo import Photo, read_photo, write_photo
 from mtkd.data.resize import imresize
-from mtkd.inference.evaluate import compile_for_images, to_tensor
+from mtkd.inference.evaluate import compile_for_images
 from mtkd.inference.tiling import FittingTiles
 from mtkd.runtime.background import Behind, ahead, staged, to_host
+from mtkd.runtime.device import autocast, named_device, usual_device
+from mtkd.runtime.pixels import to_levels, to_tensor
 from mtkd.runtime.progress import Say, tracked
 
 _LARGE = 1 << 27
@@ -80,7 +81,7 @@ def upscale(
         say(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
     if not pairs:
         return 0
-    where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = named_device(device) if device else usual_device()
     net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, say=say)  # pyright: ignore[reportArgumentType]
     # It makes the folder: last of what can fail.
@@ -161,7 +162,7 @@ class _Levels:
         self._finite = finite if self._finite is None else self._finite & finite
         if self.grey:
             sr = sr.mean(1, keepdim=True)
-        return sr.clamp(0, 1).mul_(self.most).round_().to(self.dtype)
+        return to_levels(sr, self.most).to(self.dtype)
 
 
 @contextmanager

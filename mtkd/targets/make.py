@@ -22,10 +22,12 @@ from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import try_writing
 from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
-from mtkd.inference.evaluate import Predict, to_image, to_tensor
+from mtkd.inference.evaluate import Predict
 from mtkd.inference.tiling import FittingTiles, self_ensemble
 from mtkd.methods.base import Frozen
 from mtkd.runtime.background import Behind
+from mtkd.runtime.device import autocast, choose_device, named_device, set_backends
+from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.runtime.progress import Progress, Say, clock
 from mtkd.targets.shards import WHOLE, Shard
 from mtkd.targets.store_check import (
@@ -197,8 +199,8 @@ def dry_run(
 
 
 def _set_up(options: Options, device: str | torch.device | None) -> torch.device:
-    build.set_backends(options, sizes_vary=True)
-    found = build.choose_device(options) if device is None else build.named_device(device)
+    set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
+    found = choose_device(options.num_gpu) if device is None else named_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found
@@ -217,7 +219,7 @@ class _Teacher(nn.Module):
             raise MtkdError(
                 f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say with `fusion` how they become one."
             )
-        self.autocast = partial(build.autocast, precision, device)
+        self.autocast = partial(autocast, precision, device)
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         (net,) = teachers.values()
         self.net = Frozen(net).to(device).to(memory_format=self.memory_format)

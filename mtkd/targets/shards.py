@@ -6,17 +6,17 @@ The jobs need nothing of each other while they run, not even a common disk.
 from __future__ import annotations
 
 import glob
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mtkd import build
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.store import ImageStore, StoreWriter, missing_images
+from mtkd.runtime.device import choose_device
+from mtkd.runtime.launch import place_of
 from mtkd.runtime.progress import Progress, Say
 from mtkd.targets.store_check import (
     bytes_to_write,
@@ -75,13 +75,8 @@ def launched(launcher: str, options: Options) -> tuple[Shard, torch.device]:
     Raises:
         MtkdError: the launcher's environment variables are not there.
     """
-    keys = {"pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")}
-    absent = [key for key in keys[launcher] if key not in os.environ]
-    if absent:
-        starter = {"pytorch": "torchrun --nproc_per_node N -m mtkd teach ...", "slurm": "srun mtkd teach ..."}[launcher]
-        raise MtkdError(f"--launcher {launcher}: {absent[0]} is not set. Start the processes with `{starter}`.")
-    rank, world, local = (int(os.environ[key]) for key in keys[launcher])
-    return Shard(rank + 1, world), build.choose_device(options, local)
+    here = place_of(launcher, "teach")
+    return Shard(here.rank + 1, here.world_size), choose_device(options.num_gpu, here.local_rank)
 
 
 def merge(options: Options, path: Path, *, progress: Say = print) -> ImageStore:

@@ -7,7 +7,6 @@ scale and the images. Training from a store that does not match is an error.
 from __future__ import annotations
 
 import glob
-import hashlib
 import inspect
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from mtkd.data.images import expanded
 from mtkd.data.paired import PairedImages
 from mtkd.data.store import ImageStore, StoreDtype, missing_images
 from mtkd.data.training import TrainingSet, open_training_set
+from mtkd.runtime.files import sha256
 
 
 def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
@@ -190,12 +190,4 @@ def check_disk(path: Path, nbytes: int) -> None:
 def _weights(options: Any) -> dict[str, Any]:
     named = build.network_of(options)
     network = {"type": named.type, "args": build.plain(named.args)}
-    return {"network": network, "sha256": _file_hash(options.pretrain), "param_key": options.param_key}
-
-
-def _file_hash(source: str) -> str:
-    digest = hashlib.sha256()
-    with zoo.resolve(source).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"network": network, "sha256": sha256(zoo.resolve(options.pretrain)), "param_key": options.param_key}

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mtkd.contracts import MtkdError
-from mtkd.training.checkpoint import LOCK, RunFolder
+from mtkd.runtime.run_folder import LOCK, RunFolder
 from mtkd.training.log import logged_step
 
 PATIENCE = 10.0

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtkd.runtime import strict_json
+from mtkd.runtime.files import atomic
 
 
 class RunLog:
@@ -194,53 +190,5 @@ def trim_metrics(path: Path, step: int, *, losses_due: bool = False, validation_
         return row["step"] == step and (validation_due if "validation" in row else losses_due)
 
     kept = [line for line, row in metric_rows(path) if row["step"] <= step and not again(row)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
-
-
-def environment() -> dict[str, Any]:
-    """Hardware, versions and git commit: what a stored number must carry."""
-    import importlib.metadata
-
-    versions = {"python": platform.python_version()}
-    for package in ("mtkd", "torch", "torchvision", "numpy", "basicsr", "pytorch-wavelets", "lightning-fabric"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
-        "cpu_threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "commit": _commit(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Commit of the checkout the package runs from, with `-dirty` when it differs; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with atomic(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

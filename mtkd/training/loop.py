@@ -25,7 +25,7 @@ from mtkd.inference.evaluate import compile_for_images, evaluate_sharded, save_t
 from mtkd.methods.base import Method
 from mtkd.runtime import given
 from mtkd.runtime.compiling import compile_networks, uncompile
-from mtkd.training import checkpoint
+from mtkd.runtime.run_folder import LATEST
 from mtkd.training.ema import Ema
 from mtkd.training.loss_trace import NotFiniteError
 from mtkd.training.session import Session, amend, describe, prepare, save, save_alone, save_deployable, save_weights
@@ -77,7 +77,7 @@ def train(
             _loop(session, stop)
             if stop.asked and session.done < session.method.task.total_steps:
                 raise Stopped(stop.asked)
-        return session.folder.model(checkpoint.LATEST)
+        return session.folder.model(LATEST)
     except Exception as error:
         where = _rescue(session, error)
         if (mendable := _mendable(error, where)) is not None:
@@ -103,7 +103,7 @@ def _loop(session: Session, stop: StopRequest) -> None:
             amend(session, session.start)
     if session.start >= total_steps:
         log.say(f"{options.name} is finished: {session.start:,d} of {total_steps:,d} iterations.")
-        if not session.folder.model(checkpoint.LATEST).exists():
+        if not session.folder.model(LATEST).exists():
             # Killed between its last checkpoint and its end.
             _finish(session)
         return
@@ -248,9 +248,9 @@ def _compile(session: Session) -> None:
 def _finish(session: Session) -> None:
     deployable = save_deployable(session)
     # The last, because it says that the run is finished.
-    save_weights(session, checkpoint.LATEST)
+    save_weights(session, LATEST)
     session.log.say(
-        f"End of training. Weights: {session.folder.model(checkpoint.LATEST)}"
+        f"End of training. Weights: {session.folder.model(LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")
     )
 

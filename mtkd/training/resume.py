@@ -18,7 +18,8 @@ from mtkd.config.diff import flat
 from mtkd.contracts import MtkdError
 from mtkd.data.items import Items
 from mtkd.data.training import TrainingSet
-from mtkd.training.checkpoint import RunFolder, damage, is_dense, load_state
+from mtkd.runtime.run_folder import RunFolder
+from mtkd.training.checkpoint import damage, is_dense, load_state
 from mtkd.training.claim import refuse_to_begin_anew
 from mtkd.training.optim import checked_state
 

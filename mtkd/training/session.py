@@ -22,15 +22,18 @@ from mtkd.data.items import ItemImages, ItemSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.inference.evaluate import MetricFunction, build_metrics
+from mtkd.inference.preflight import raise_if_any, try_images, try_metrics, try_output
 from mtkd.methods.base import Frozen, Method
+from mtkd.runtime.device import set_backends
+from mtkd.runtime.environment import environment
 from mtkd.runtime.launch import launch, together
 from mtkd.runtime.progress import Progress
+from mtkd.runtime.run_folder import LATEST, RunFolder
 from mtkd.targets.store_check import open_targets, open_training_images
 from mtkd.training import checkpoint, preflight, resume
-from mtkd.training.checkpoint import RunFolder
 from mtkd.training.claim import Claim, claim
 from mtkd.training.ema import Ema
-from mtkd.training.log import RunLog, environment, trim_metrics
+from mtkd.training.log import RunLog, trim_metrics
 from mtkd.training.loss_trace import LossTrace
 from mtkd.training.optim import LearningRate, build_optimizer, learning_rate
 
@@ -122,8 +125,8 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     """
     if options.train is None or options.datasets.train is None:
         raise MtkdError("Training needs the sections `train` and `datasets.train` in the option file.")
-    preflight.raise_if_any([*preflight.try_packages(options), *preflight.try_optimizers(options)])
-    fabric = launch(options, launcher)
+    raise_if_any([*preflight.try_packages(options), *preflight.try_optimizers(options)])
+    fabric = launch(launcher, num_gpu=options.num_gpu, precision=options.precision)
     folder = RunFolder(Path(options.path.experiments_root) / options.name)
     held: Claim | None = None
     state_path: Path | None = None
@@ -189,7 +192,7 @@ def _built(
         from_weights: start from path.pretrain_network_g where it is given; False when a training state brings weights.
     """
     assert options.train is not None and options.datasets.train is not None
-    build.set_backends(options)
+    set_backends(tf32=options.tf32, deterministic=options.deterministic)
     train_set = options.datasets.train
     images = items = targets = None
     if isinstance(train_set, ItemTrainSetOptions):
@@ -207,9 +210,7 @@ def _built(
     teachers = {} if targets is not None else build.build_teachers(options)
     # Teachers draw initial weights before theirs are loaded; the student's and the method's must not depend on them.
     torch.manual_seed(seed + 1)
-    method = build.build_method(options, student, teachers, task)
-    for teacher in method.teachers.values():
-        teacher.precision = options.teacher_precision  # pyright: ignore[reportAttributeAccessIssue]
+    method = build.build_method(options, student, teachers, task, teacher_precision=options.teacher_precision)
     if not method.active:
         raise MtkdError(
             f"No loss is active for {options.model_type}: give at least one of "
@@ -264,12 +265,10 @@ def _built(
     }
     for name, teacher in method.teachers.items():
         assert isinstance(teacher, Frozen)
-        preflight.try_output(options, teacher.net, f"The teacher {name}")
-    preflight.try_output(options, method.predictor(student), options.network_g.type)
+        try_output(options, teacher.net, f"The teacher {name}")
+    try_output(options, method.predictor(student), options.network_g.type)
     if fabric.is_global_zero:
-        preflight.raise_if_any(
-            [*preflight.try_images(options, val_sets), *preflight.try_metrics(options, val_sets, device=device)]
-        )
+        raise_if_any([*try_images(options, val_sets), *try_metrics(options, val_sets, device=device)])
     return Session(
         options=options,
         fabric=fabric,
@@ -297,7 +296,7 @@ def save_weights(session: Session, step: int | str) -> None:
         return
     facts = build.network_facts(session.options) | build.plain(session.method.metadata())
     assert session.options.train is not None
-    facts["iteration"] = session.options.train.total_iter if step == checkpoint.LATEST else step
+    facts["iteration"] = session.options.train.total_iter if step == LATEST else step
     ema = session.ema.net if session.ema is not None else None
     checkpoint.save_weights(session.folder.model(step), session.method.student, ema, facts)
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given
+from mtkd.runtime.files import atomic
+from mtkd.runtime.files import sha256 as sha256_of
 from mtkd.zoo import download, files, keymaps, loading
 from mtkd.zoo.table import ENTRIES, Entry, Source, entry
 
@@ -116,7 +118,7 @@ def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> 
     """
     file = files.local_file(file)
     folder = home(weights_dir)
-    sha256 = files.sha256_of(file)
+    sha256 = sha256_of(file)
     source = _source_of(item, file, sha256)
     with _locked(folder, item.name):
         check = _check(item, source, sha256, folder)
@@ -154,7 +156,7 @@ def _check_converted(item: Entry, folder: Path) -> None:
             "the file, "
             f"or delete the file and run `mtkd zoo download {item.name}`."
         )
-    found = files.sha256_of(path)
+    found = sha256_of(path)
     if found != record["sha256"]:
         raise MtkdError(
             f"{path} has changed since it was converted: its sha256 is {found}, recorded is {record['sha256']}. "
@@ -187,7 +189,7 @@ def _obtain(item: Entry, folder: Path) -> None:
         try:
             with _locked(folder, f"downloads-{source.file}"):
                 file = _local(source, folder) or _fetch(item, source, folder)
-                sha256 = files.sha256_of(file)
+                sha256 = sha256_of(file)
                 try:
                     check = _check(item, source, sha256, folder)
                     state = _loaded(item, net, file, source, folder)
@@ -238,7 +240,7 @@ def _fetch(item: Entry, source: Source, folder: Path) -> Path:
     label = f"{item.name} ({source.file})"
     most = _most_bytes(source)
     download.fetch(source.url, part, label=label, resume_unmarked=source.sha256 is not None, most=most)
-    if resumed and source.sha256 and not files.sha256_of(part).startswith(source.sha256):
+    if resumed and source.sha256 and not sha256_of(part).startswith(source.sha256):
         logger.info("%s: the two halves of a resumed transfer do not belong together; fetching it whole.", label)
         part.unlink()
         download.fetch(source.url, part, label=label, resume_unmarked=False, most=most)
@@ -311,15 +313,12 @@ def _write(item: Entry, state: Mapping[str, Tensor], source: Source, sha256: str
     """Write the converted file and the record beside it."""
     origin = {"url": source.url, "file": source.file, "sha256": sha256, "check": check}
     target = folder / f"{item.name}.safetensors"
-    fresh = target.with_name(f".{item.name}.new.safetensors")
-    try:
+    with atomic(target) as fresh:
         files.write_safetensors(fresh, state, item.facts | {"source": origin})
-        record = {"name": item.name, "source": origin, "sha256": files.sha256_of(fresh)}
+        record = {"name": item.name, "source": origin, "sha256": sha256_of(fresh)}
         # The record first: a file without one is refused, a record without its file is only a pin.
-        (folder / f"{item.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)
+        with atomic(folder / f"{item.name}.json") as listed:
+            listed.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if check == "pinned":
         logger.warning(
             "No hash of %s was ever published. It fits %s exactly, and from now on its sha256 %s is expected.",

@@ -16,6 +16,7 @@ from mtkd.data.crops import Crops
 from mtkd.data.residence import choose_residence
 from mtkd.data.sampling import CropSampler
 from mtkd.data.workers import made_ahead
+from mtkd.runtime import memory
 
 SCALE, SIDE = 2, 12
 SIZES = [(12, 12), (20, 14), (14, 32), (26, 22), (16, 16)]
@@ -240,9 +241,9 @@ def test_available_memory_is_bounded_by_what_every_cgroup_around_the_process_sti
     (tmp_path / "memory/old/memory.usage_in_bytes").write_text("1000\n")
     listing = tmp_path / "cgroup"
     listing.write_text("7:cpu,memory:/old\n3:freezer:/old\n0::/job/step\n")
-    assert sorted(residence._cgroup_rooms(listing, tmp_path)) == [1400, 2000]
-    assert residence._cgroup_rooms(tmp_path / "none", tmp_path) == []
-    assert 2**20 < residence.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert sorted(memory._cgroup_rooms(listing, tmp_path)) == [1400, 2000]
+    assert memory._cgroup_rooms(tmp_path / "none", tmp_path) == []
+    assert 2**20 < memory.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -22,9 +22,9 @@ from mtkd.cli import main
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
 from mtkd.data.resize import imresize
-from mtkd.inference.evaluate import to_image, to_tensor
 from mtkd.inference.tiling import self_ensemble
 from mtkd.inference.upscale import upscale
+from mtkd.runtime.pixels import to_image, to_tensor
 from tests.helpers import photo
 
 

@@ -20,8 +20,9 @@ from mtkd.cli import main
 from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.store import ImageStore, write
-from mtkd.inference.evaluate import to_image, to_tensor
 from mtkd.inference.tiling import self_ensemble
+from mtkd.runtime.device import choose_device, named_device
+from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.targets.make import Recipe, dry_run, teach
 from mtkd.targets.shards import Shard, launched, merge
 from mtkd.targets.store_check import open_training_images
@@ -160,7 +161,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str) -> Non
 @pytest.mark.cuda
 def test_a_plain_cuda_is_a_device(tmp_path: Path) -> None:
     teach(one_teacher(tmp_path), tmp_path / "targets", device="cuda", progress=quiet)
-    assert build.named_device("cuda").index is not None
+    assert named_device("cuda").index is not None
 
 
 def test_half_precision_answers_are_averaged_and_rounded_in_full(tmp_path: Path) -> None:
@@ -471,11 +472,11 @@ def test_ranks_have_devices_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     options = one_teacher(tmp_path, num_gpu="auto")
-    assert [build.choose_device(options, local).index for local in (0, 3)] == [0, 3]
+    assert [choose_device(options.num_gpu, local).index for local in (0, 3)] == [0, 3]
     # slurm may show each process its own device alone.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert build.choose_device(options, 3) == torch.device("cuda:0")
-    assert build.choose_device(one_teacher(tmp_path, num_gpu=0), 3) == torch.device("cpu")
+    assert choose_device(options.num_gpu, 3) == torch.device("cuda:0")
+    assert choose_device(0, 3) == torch.device("cpu")
 
 
 def test_a_rank_that_does_not_know_it_is_one_is_stopped(

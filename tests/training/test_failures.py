@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.metrics.psnr import psnr
+from mtkd.runtime.run_folder import RunFolder
 from mtkd.training import claim as claim_module
 from mtkd.training import loop as train_module
-from mtkd.training.checkpoint import RunFolder
 from mtkd.training.claim import claim
 from mtkd.training.loop import train
 from tests.runs import make_images, run_options

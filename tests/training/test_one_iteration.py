@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd.build import set_backends
+from mtkd.runtime.device import set_backends
 from mtkd.training import log as log_module
 from mtkd.training import loop as train_module
 from mtkd.training.log import RunLog
@@ -153,5 +153,5 @@ def test_torch_is_told_tf32_and_deterministic(tmp_path: Path, tf32: bool, determ
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert torch.backends.cudnn.benchmark is not deterministic
     # Images of all sizes: trying every algorithm on each would take longer than it gains.
-    set_backends(options, sizes_vary=True)
+    set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
     assert torch.backends.cudnn.benchmark is False

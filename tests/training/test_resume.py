@@ -128,7 +128,7 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
 
 
 def test_a_state_without_its_weights_is_passed_over(tmp_path: Path, images: Path, ran: Path) -> None:
-    from mtkd.training.checkpoint import RunFolder
+    from mtkd.runtime.run_folder import RunFolder
     from mtkd.training.resume import state_to_resume
 
     (ran / "models/net_g_4.pth").unlink()

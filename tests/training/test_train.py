@@ -385,8 +385,8 @@ def test_resuming_an_older_state_never_overwrites_later_checkpoints(tmp_path: Pa
 
 
 def test_the_order_of_teachers_is_checked_wherever_a_fusion_network_is_loaded(tmp_path: Path) -> None:
+    from mtkd.build import output_network
     from mtkd.config import make_options
-    from mtkd.inference.report import output_network
 
     images = make_images(tmp_path / "images")
     teachers = make_teachers(tmp_path / "teachers")
@@ -413,8 +413,8 @@ def test_the_order_of_teachers_is_checked_wherever_a_fusion_network_is_loaded(tm
 
 
 def test_a_student_is_tested_under_its_methods_name_without_teachers(tmp_path: Path) -> None:
+    from mtkd.build import output_network
     from mtkd.config import make_options
-    from mtkd.inference.report import output_network
 
     images = make_images(tmp_path / "images")
     weights = train(run_options(tmp_path, images=images))

@@ -19,10 +19,11 @@ from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.images import read_image
 from mtkd.data.resize import bicubic_lq
-from mtkd.inference.evaluate import build_metrics, to_tensor
+from mtkd.inference.evaluate import build_metrics
 from mtkd.methods.base import MethodConfig, Term
 from mtkd.methods.supervised import Supervised
 from mtkd.metrics.psnr import psnr
+from mtkd.runtime.pixels import to_tensor
 from mtkd.zoo import Entry, Source, resolve_inside
 from tests.runs import make_images, run_options
 

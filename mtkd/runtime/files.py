@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LONG = 200
+"""Bytes of a name to which nothing can be added: file systems take 255."""
+
+
+@contextmanager
+def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """The path of a temporary file to write, which becomes `path` when the block ends, or is gone when it fails.
+
+    Whoever reads `path` sees the old file or the new one, never a part. Missing folders are made. The file gets the
+    rights that the umask gives, whoever made it. A process that is killed leaves the temporary file behind, which
+    `is_temporary` recognises.
+
+    Args:
+        durable: hold the order also when the machine stops: the content is on the disk before the name is.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(path)
+    try:
+        # Made here, because libraries make files for their owner alone: a shared folder would serve nobody else.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
+        if durable:
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    """The unfinished file of this process beside `path`; `is_temporary` recognises it."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONG:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return path.with_name(f".{name}.{os.getpid()}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is the unfinished file of a writer."""
+    return path.name.endswith(".tmp")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
