@@ -42,7 +42,7 @@ def plain_state(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save_weights(path: Path, student: nn.Module, ema: nn.Module | None, facts: dict[str, Any]) -> None:
+def write_weights(path: Path, student: nn.Module, ema: nn.Module | None, facts: dict[str, Any]) -> None:
     """Write `params` (and `params_ema`) plus `mtkd`, plain facts that make the file self-describing."""
     content: dict[str, Any] = {"params": plain_state(student)}
     if ema is not None:

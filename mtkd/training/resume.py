@@ -24,7 +24,9 @@ from mtkd.training.claim import refuse_to_begin_anew
 from mtkd.training.optim import checked_state
 
 if TYPE_CHECKING:
-    from mtkd.training.session import Session
+    from mtkd.training.run import Run
+
+    pass
 
 _KEPT = ("model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size")
 """Keys without which a run is another one."""
@@ -99,43 +101,41 @@ def record(options: Options, world_size: int, images: TrainingSet | None, items:
     return {"options": plain, "images": content, "world_size": world_size}
 
 
-def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
-    """Put weights, averages, moments and the rest of `state`, read from `path`, into `session`; returns lines that say
+def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
+    """Put weights, averages, moments and the rest of `state`, read from `path`, into `run`; returns lines that say
     what changed since.
 
     Raises:
         MtkdError: it belongs to another run, or holds values that do not fit, named by what and where they are.
     """
-    assert session.options.train is not None
-    done, method = int(state["iter"]), session.method
-    if done > session.options.train.total_iter:
+    assert run.options.train is not None
+    done, method = int(state["iter"]), run.method
+    if done > run.options.train.total_iter:
         raise MtkdError(
-            f"{path} is of iteration {done:,d}, and train.total_iter is {session.options.train.total_iter:,d}: there "
+            f"{path} is of iteration {done:,d}, and train.total_iter is {run.options.train.total_iter:,d}: there "
             "is nothing to go on with. Raise total_iter, or give this run another `name`."
         )
     weights = path.parent.parent / "models" / f"net_g_{done}.pth"
     method.check_metadata(build.load_weights(method.student, str(weights), key="params"))
-    if session.ema is not None:
-        _restore_average(session.ema.net, weights, session.options.train.ema_decay)
-    if state.get("seed", session.seed) != session.seed:
+    if run.ema is not None:
+        _restore_average(run.ema.net, weights, run.options.train.ema_decay)
+    if state.get("seed", run.seed) != run.seed:
         raise MtkdError(
-            f"{path} was trained with manual_seed {state['seed']}, and the option file says {session.seed}: the "
+            f"{path} was trained with manual_seed {state['seed']}, and the option file says {run.seed}: the "
             "batches would not go on where they stopped. Give the old seed, or start a new run from these weights with "
             "path.pretrain_network_g."
         )
-    lines = compare(state.get("run"), session.record, path)
-    _keep_later_weights(session.folder, state.get("run"), session.record, done)
-    _restore_own(method, state.get("method", {}), path, session.options.model_type)
-    if len(state["optimizers"]) != len(session.optimizers):
-        raise MtkdError(
-            f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(session.optimizers)}."
-        )
+    lines = compare(state.get("run"), run.record, path)
+    _keep_later_weights(run.folder, state.get("run"), run.record, done)
+    _restore_own(method, state.get("method", {}), path, run.options.model_type)
+    if len(state["optimizers"]) != len(run.optimizers):
+        raise MtkdError(f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(run.optimizers)}.")
     if "method" not in state:
         # Written by BasicSR, whose SRModel has one optimizer, over the network's parameters in their own order.
         state["optimizers"][0] = in_our_order(state["optimizers"][0], method.student, weights)
     names = {id(parameter): name for name, parameter in method.named_parameters()}
-    for (group, optimizer), saved in zip(session.optimizers.items(), state["optimizers"], strict=True):
-        given = session.options.train.optim_g if group == "main" else session.options.train.optim_d
+    for (group, optimizer), saved in zip(run.optimizers.items(), state["optimizers"], strict=True):
+        given = run.options.train.optim_g if group == "main" else run.options.train.optim_d
         assert given is not None
         inner = optimizer.optimizer
         own = [names[id(parameter)] for part in inner.param_groups for parameter in part["params"]]
@@ -148,14 +148,14 @@ def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
             ) from error
         inner.load_state_dict(fitting)
         for part in inner.param_groups:
-            part["lr"] = session.rates[group](max(done - 1, 0))
+            part["lr"] = run.rates[group](max(done - 1, 0))
         _lay_out_as_parameters(inner)
     if state.get("precision"):
-        session.fabric._precision.load_state_dict(state["precision"])
-    session.trace.take_up(state.get("losses", {}))
-    session.best = state.get("best", {})
-    session.start = session.done = done
-    session.validation_due = bool(state.get("validation_due")) and bool(session.val_sets)
+        run.fabric._precision.load_state_dict(state["precision"])
+    run.trace.take_up(state.get("losses", {}))
+    run.state.best = state.get("best", {})
+    run.state.start = run.state.done = done
+    run.state.validation_due = bool(state.get("validation_due")) and bool(run.val_sets)
     return lines
 
 

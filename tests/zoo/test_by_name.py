@@ -157,7 +157,7 @@ def test_weights_of_a_metric_are_fetched(published: Path) -> None:
 
 
 def test_metrics_of_a_training_run_are_fetched_before_its_first_iteration(host: Host, tmp_path: Path) -> None:
-    from mtkd.training.session import prepare
+    from mtkd.training.prepare import prepare
 
     lpips = {"type": "calculate_lpips", "weights": "zoo:edsr_tiny_x2"}
     options = run_options(tmp_path)
