@@ -1,21 +1,23 @@
-"""From an option file to networks: students, teachers, the fused teacher, the method."""
+"""From an option file to what it describes: networks with their weights, the method, the images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
-from mtkd.config import ItemSetOptions, NetworkOptions
+from mtkd.config import ItemSetOptions, ItemTrainSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.items import ItemImages, Items
 from mtkd.data.paired import PairedImages
+from mtkd.data.training import TrainingSet, open_training_set
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
-    from mtkd.config import FusionOptions, Options, TeacherOptions
+    from mtkd.config import FusionOptions, Options, TeacherOptions, TrainSetOptions
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
@@ -143,6 +145,32 @@ def output_network(options: Options) -> nn.Module:
     net = method.predictor(student).eval()
     net.origin = student.origin  # pyright: ignore[reportAttributeAccessIssue]
     return net
+
+
+def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
+    """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
+    return open_training_set(
+        _training_section(options).model_dump(),
+        scale=options.scale,
+        cache_dir=zoo.home().parent / "datasets",
+        progress=progress,
+    )
+
+
+def training_pairs(options: Options) -> PairedImages:
+    """The training images where they lie, nothing decoded."""
+    return PairedImages.of_section(_training_section(options).model_dump(), scale=options.scale)
+
+
+def _training_section(options: Options) -> TrainSetOptions:
+    if options.datasets.train is None:
+        raise MtkdError("The option file has no `datasets.train` section.")
+    if isinstance(options.datasets.train, ItemTrainSetOptions):
+        raise MtkdError(
+            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops; targets are made for "
+            "the whole images of a PairedImageDataset."
+        )
+    return options.datasets.train
 
 
 def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> Items:

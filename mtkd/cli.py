@@ -497,13 +497,14 @@ def _teach(args: argparse.Namespace) -> int:
     from mtkd.runtime.launch import started_by_torchrun
     from mtkd.targets import make as teach
     from mtkd.targets import shards
+    from mtkd.targets.merge import merge
 
     path = Path(options.target_store)
     file = shlex.join(["-opt", str(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())])
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
-        shards.merge(options, path)
+        merge(options, path)
         print(f"Targets are in {path}. Train with `mtkd train {file}`.")
         return 0
     shard, device = shards.Shard.parse(args.shard) if args.shard else shards.WHOLE, args.device

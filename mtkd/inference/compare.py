@@ -28,7 +28,7 @@ from mtkd.inference.results import Subject
 from mtkd.inference.tiling import check_tiles, tiled
 from mtkd.runtime import given
 from mtkd.runtime.device import named_device, set_backends, usual_device
-from mtkd.runtime.progress import Say, tracked
+from mtkd.runtime.progress import Log, tracked
 
 Metrics = Mapping[str, Mapping[str, Any]]
 Tiles = tuple[int, int]
@@ -46,7 +46,7 @@ def compare(
     device: str | torch.device | None = None,
     command: str | None = None,
     results_root: Path = Path("results"),
-    say: Say = print,
+    log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure trained networks, print one table, write `results/NAME`; return (network's name, its result on a set).
 
@@ -77,7 +77,7 @@ def compare(
             "--with teachers: nothing that is named declares teachers. Only a run folder does; name one whose option "
             "file has `teachers:`."
         )
-    images = folder_sets(data, scale) if data else benchmark_sets(scale, say)
+    images = folder_sets(data, scale) if data else benchmark_sets(scale, log)
     protocol = _common_metrics(found, scale)
     metrics = build_metrics(protocol)
     set_backends(sizes_vary=True)
@@ -91,9 +91,9 @@ def compare(
     tiles = None if tile_size is None else (tile_size, tile_pad)
     name = _folder_name(found, scale)
     with results.results_folder(results_root / name) as folder:
-        rows = _measure(subjects, images, metrics, scale, tiles, where, say)
+        rows = _measure(subjects, images, metrics, scale, tiles, where, log)
     results.print_table(subjects, rows, scale=scale)
-    say(f"Metrics: {_describe(protocol)}; fp32, {_describe_tiles(tiles)}.")
+    log(f"Metrics: {_describe(protocol)}; fp32, {_describe_tiles(tiles)}.")
     facts = {
         "name": name,
         "scale": scale,
@@ -116,9 +116,9 @@ def _measure(
     scale: int,
     tiles: Tiles | None,
     device: torch.device,
-    say: Say,
+    log: Log,
 ) -> list[tuple[str, Evaluation]]:
-    """(network's name, its result) of every network on every set; `say` is told each when there are several."""
+    """(network's name, its result) of every network on every set; `log` is told each when there are several."""
     rows: list[tuple[str, Evaluation]] = []
     for dataset, image_set in images.items():
         for subject in subjects:
@@ -130,7 +130,7 @@ def _measure(
             rows.append((subject.name, result))
             if len(subjects) * len(images) > 1:
                 means = ", ".join(f"{metric} {mean:.4f}" for metric, mean in result.means().items())
-                say(f"{dataset}, {subject.name}: {means}")
+                log(f"{dataset}, {subject.name}: {means}")
         for module in (module for subject in subjects for module in subject.net.modules()):
             if isinstance(module, Memoized):
                 module.forget()
@@ -158,8 +158,8 @@ def _common_metrics(found: Sequence[Target], scale: int) -> Metrics:
         if _bare(other) != _bare(metrics):
             raise MtkdError(
                 f"One table has one set of metrics, and these runs declare different ones (val.metrics): {first.spec} "
-                f"{_describe(metrics)}; {target.spec} {_describe(other)}. Measure each by itself, or name the weights files, "
-                "models/net_g_latest.pth: files alone are held to PSNR and SSIM on Y, crop_border = scale."
+                f"{_describe(metrics)}; {target.spec} {_describe(other)}. Measure each by itself, or name the weights "
+                "files, models/net_g_latest.pth: files alone are held to PSNR and SSIM on Y, crop_border = scale."
             )
     return metrics
 

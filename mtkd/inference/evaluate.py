@@ -18,11 +18,11 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
-from mtkd.runtime.background import Behind, ahead, staged, to_host
+from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
 from mtkd.runtime.compiling import compile_networks
 from mtkd.runtime.given import errors_of
 from mtkd.runtime.pixels import to_pixels, to_tensor
-from mtkd.runtime.progress import Say
+from mtkd.runtime.progress import Log
 
 if TYPE_CHECKING:
     from mtkd.config import Options
@@ -89,13 +89,13 @@ def compile_for_images(
     net: nn.Module,
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager[Any]],
-    say: Say,
+    log: Log,
     *,
     part: nn.Module | None = None,
 ) -> bool:
     """Compile `net` (lq -> sr, in eval mode, on `device`) in place for images of all sizes, once.
 
-    A network that cannot be compiled is left as it was, and `say` is told why.
+    A network that cannot be compiled is left as it was, and `log` is told why.
 
     Args:
         part: compile this module of `net` alone; it may outlive `net`.
@@ -111,7 +111,7 @@ def compile_for_images(
         with torch.no_grad(), autocast():
             net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
 
-    return compile_networks([part], trial, dynamic=True, say=say)
+    return compile_networks([part], trial, dynamic=True, log=log)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def evaluate(
     names: list[str] = []
     finite: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    with closing(_read(images, device)) as pairs, Behind(workers=1, waiting=4) as later:
+    with closing(_read(images, device)) as pairs, BackgroundCalls(workers=1, waiting=4) as calls:
         for _, (name, staged_lq, staged_gt) in zip(progress(range(len(images))), pairs, strict=True):
             lq, gt = to_tensor(staged_lq, device), to_tensor(staged_gt, device)
             with autocast(), _fitting(f"{dataset}/{name}"):
@@ -162,7 +162,7 @@ def evaluate(
                 with _naming(f"{dataset}/{name}"):
                     columns[metric].append(function(sr, gt).reshape(()))
             if save is not None:
-                later(_save, save, name, to_host(to_pixels(sr)))
+                calls.submit(_save, save, name, to_host(to_pixels(sr)))
     # Read once at the end: a value per image would make the device wait for each.
     values = {name: tuple(torch.stack(column).double().cpu().tolist()) for name, column in columns.items()}
     if finite and not torch.stack(finite).all():
@@ -183,7 +183,7 @@ def _read(images: ImageSet, device: torch.device | str) -> Generator[tuple[str, 
 
     source = images.images if isinstance(images, _Share) else images
     indices = range(len(images))
-    yield from ahead(read, indices) if isinstance(source, PairedImages) else map(read, indices)
+    yield from prefetch(read, indices) if isinstance(source, PairedImages) else map(read, indices)
 
 
 def _save(save: Callable[[str, np.ndarray], None], name: str, pixels: Callable[[], Tensor]) -> None:

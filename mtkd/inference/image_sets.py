@@ -10,7 +10,7 @@ from mtkd.config import EvalSetOptions, load_options
 from mtkd.contracts import MtkdError
 from mtkd.data.items import ItemImages
 from mtkd.data.paired import PairedImages
-from mtkd.runtime.progress import Say
+from mtkd.runtime.progress import Log
 
 ImageSets = dict[str, PairedImages | ItemImages]
 BENCHMARK = Path("options/benchmark.yml")
@@ -20,7 +20,9 @@ _GT, _HR, _LQ = "gt", "HR", "lq"
 
 
 def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
-    """A set of test images for each folder, called like it: the folder holds gt images, or `gt` (or `HR`) and perhaps `lq` beside `gt`.
+    """A set of test images for each folder, called like it.
+
+    A folder holds gt images, or `gt` (or `HR`) and perhaps `lq` beside `gt`; without lq it is made of gt.
 
     Raises:
         MtkdError: a folder is named twice, or its images cannot be used.
@@ -40,8 +42,8 @@ def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
     return sets
 
 
-def benchmark_sets(scale: int, say: Say) -> ImageSets:
-    """The sets of `options/benchmark.yml` that are here; `say` is told of the others.
+def benchmark_sets(scale: int, log: Log) -> ImageSets:
+    """The sets of `options/benchmark.yml` that are here; `log` is told of the others.
 
     Raises:
         MtkdError: there is no such file, or none of its sets is here.
@@ -57,7 +59,7 @@ def benchmark_sets(scale: int, say: Say) -> ImageSets:
     for key, section in options.datasets.evaluation.items():
         name = section.name or key
         if isinstance(section, EvalSetOptions) and not Path(section.dataroot_gt).is_dir():
-            say(f"Left out, as it is not here: {name} ({section.dataroot_gt}).")
+            log(f"Left out, as it is not here: {name} ({section.dataroot_gt}).")
         else:
             sets[name] = build.build_image_set(section, scale, phase="test")
     if not sets:

@@ -22,7 +22,7 @@ from mtkd.data.items import ItemImages
 from mtkd.data.paired import PairedImages
 from mtkd.inference.evaluate import build_metrics
 from mtkd.methods.base import Method
-from mtkd.runtime.background import ahead
+from mtkd.runtime.background import prefetch
 from mtkd.runtime.modes import evaluating
 from mtkd.runtime.pixels import to_tensor
 
@@ -135,7 +135,7 @@ def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]
 
         indices = range(len(images))
         if isinstance(images, PairedImages):
-            with closing(ahead(read, indices)) as results:
+            with closing(prefetch(read, indices)) as results:
                 broken += filter(None, results)
         else:
             broken += filter(None, map(read, indices))

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime.memory import free_memory
-from mtkd.runtime.progress import Say
+from mtkd.runtime.progress import Log
 
 SMALL_IMAGE = 256 * 256
 """lq pixels that are run at once without asking for memory, and that tiles are batched up to on a GPU."""
@@ -132,7 +132,7 @@ def self_ensemble(predict: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
 class FittingTiles:
     """`net` on whole images where they fit into the free memory of their device, and in the largest tiles that do else.
 
-    When a GPU still runs out of memory, tiles are halved, from then on; `say` is told.
+    When a GPU still runs out of memory, tiles are halved, from then on; `log` is told.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of the images to come.
@@ -152,11 +152,11 @@ class FittingTiles:
         tile_size: int | None = None,
         tile_pad: int = 32,
         x8: bool = False,
-        say: Say = print,
+        log: Log = print,
     ) -> None:
         check_tiles(1 if tile_size is None else tile_size, tile_pad)
         self._run, self._x8 = partial(self_ensemble, net) if x8 else net, x8
-        self.net, self.scale, self.tile_pad, self.say = net, scale, tile_pad, say
+        self.net, self.scale, self.tile_pad, self.log = net, scale, tile_pad, log
         self._given = tile_size
         self._most: int | None = None
 
@@ -181,7 +181,7 @@ class FittingTiles:
             size = self._most = (size or max(lq.shape[-2:])) // 2
             if size < SMALLEST_TILE:
                 raise MtkdError(f"Not even a tile of {2 * size} lq pixels fits into the device's memory: {reason}")
-            self.say(f"The device ran out of memory; going on in tiles of {size} lq pixels.")
+            self.log(f"The device ran out of memory; going on in tiles of {size} lq pixels.")
 
 
 @torch.no_grad()

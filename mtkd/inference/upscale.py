@@ -19,10 +19,10 @@ from mtkd.data.photo import Photo, read_photo, write_photo
 from mtkd.data.resize import imresize
 from mtkd.inference.evaluate import compile_for_images
 from mtkd.inference.tiling import FittingTiles
-from mtkd.runtime.background import Behind, ahead, staged, to_host
+from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
 from mtkd.runtime.device import autocast, named_device, usual_device
 from mtkd.runtime.pixels import to_levels, to_tensor
-from mtkd.runtime.progress import Say, tracked
+from mtkd.runtime.progress import Log, tracked
 
 _LARGE = 1 << 27
 """Values of a result, of which no two are to be in memory at once."""
@@ -41,12 +41,12 @@ def upscale(
     device: str | torch.device | None = None,
     overwrite: bool = False,
     skip_existing: bool = False,
-    say: Say = print,
+    log: Log = print,
 ) -> int:
     """Upscale the image `source`, or every image of the folder `source`, and return how many were written.
 
     A folder gives PNG files of the same names in the folder `destination`. Transparency is enlarged by bicubic
-    interpolation, and 16 bits, a colour profile and grey are kept; `say` is told what is not. The next images are
+    interpolation, and 16 bits, a colour profile and grey are kept; `log` is told what is not. The next images are
     decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. An
     image of a folder that cannot be read or upscaled does not keep the others from it.
 
@@ -59,7 +59,7 @@ def upscale(
         compile: `torch.compile` the network, or say why it cannot be.
         overwrite: replace images that exist.
         skip_existing: leave images that exist, and make the others.
-        say: takes lines about what is not as asked.
+        log: takes lines about what is not as asked.
 
     Raises:
         MtkdError: nothing to read, or a file to write exists and neither `overwrite` nor `skip_existing` is given;
@@ -71,25 +71,25 @@ def upscale(
     if skip_existing:
         pairs = [(image, out) for image, out in pairs if not out.exists()]
         if existing:
-            say(f"{len(existing)} {'image exists' if len(existing) == 1 else 'images exist'} in {destination}.")
+            log(f"{len(existing)} {'image exists' if len(existing) == 1 else 'images exist'} in {destination}.")
     elif existing and not overwrite:
         raise MtkdError(
             f"{existing[0]} exists ({len(existing)} such files); choose another folder, or add --overwrite, or "
             "--skip_existing to make only the others."
         )
     if source.is_dir() and (others := _others(source)):
-        say(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
+        log(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
     if not pairs:
         return 0
     where = named_device(device) if device else usual_device()
     net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, say=say)  # pyright: ignore[reportArgumentType]
+    predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)  # pyright: ignore[reportArgumentType]
     # It makes the folder: last of what can fail.
     try_writing(pairs[0][1].parent)
     if (origin := getattr(net, "origin", None)) is not None:
-        say(f"Weights: {origin}")
+        log(f"Weights: {origin}")
     if compile:
-        compile_for_images(net, where, partial(autocast, precision, where), say)
+        compile_for_images(net, where, partial(autocast, precision, where), log)
     failures: dict[Path, str] = {}
 
     def read(pair: tuple[Path, Path]) -> tuple[Photo, Tensor] | MtkdError:
@@ -110,16 +110,21 @@ def upscale(
         alpha = None if photo.alpha is None else imresize(photo.alpha, net.scale)  # pyright: ignore[reportArgumentType]
         lost = write_photo(out, replace(photo, pixels=pixels, alpha=alpha))
         for what in (*photo.lost, *lost):
-            say(f"{path}: not kept: {what}.")
+            log(f"{path}: not kept: {what}.")
 
-    with torch.no_grad(), autocast(precision, where), Behind() as later, closing(ahead(read, pairs)) as images:
+    with (
+        torch.no_grad(),
+        autocast(precision, where),
+        BackgroundCalls() as calls,
+        closing(prefetch(read, pairs)) as images,
+    ):
         for (path, out), found in zip(tracked(pairs, "upscaling"), images, strict=True):
             if isinstance(found, MtkdError):
                 failures[path] = str(found)
                 continue
             photo, image = found
             if image.numel() * net.scale**2 > _LARGE:  # pyright: ignore[reportOperatorIssue]
-                later.settle()
+                calls.settle()
             levels = _Levels(photo)
             try:
                 with _naming(path):
@@ -128,7 +133,7 @@ def upscale(
                 failures[path] = str(error)
                 continue
             # (1, C, H, W) -> (H, W, C), or (H, W) of a grey image
-            later(write, path, out, photo, to_host(sr[0].movedim(0, -1).squeeze(-1)), to_host(levels.finite))
+            calls.submit(write, path, out, photo, to_host(sr[0].movedim(0, -1).squeeze(-1)), to_host(levels.finite))
     if failures and not source.is_dir():
         raise MtkdError(next(iter(failures.values())))
     made = len(pairs) - len(failures)

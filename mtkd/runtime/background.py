@@ -21,7 +21,7 @@ WORKERS = min(4, os.cpu_count() or 1)
 """Threads that decode, and threads that encode, beside the network."""
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = WORKERS, waiting: int = WORKERS + 1
 ) -> Generator[Result, None, None]:
     """`function(item)` for every item, in order, computed by threads while the caller works on earlier ones.
@@ -41,8 +41,8 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-class Behind:
-    """Calls made by threads behind the caller: `with Behind() as later: later(function, *arguments)`.
+class BackgroundCalls:
+    """Calls made by threads behind the caller: `with BackgroundCalls() as calls: calls.submit(function, *arguments)`.
 
     A call waits while `waiting` earlier ones are unfinished. All have ended when the block is left, also when an error
     leaves it. What a call raised is raised by a later call or at the end, the earliest first: calls come before what
@@ -55,7 +55,7 @@ class Behind:
         self._calls: deque[Future[Any]] = deque()
         self._raised = False
 
-    def __call__(self, function: Callable[..., object], *arguments: Any) -> None:
+    def submit(self, function: Callable[..., object], *arguments: Any) -> None:
         """Have `function(*arguments)` called."""
         while len(self._calls) >= self._waiting or (self._calls and self._calls[0].done()):
             self._take()
@@ -66,7 +66,7 @@ class Behind:
         while self._calls:
             self._take()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundCalls:
         return self
 
     def __exit__(

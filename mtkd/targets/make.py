@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import __version__, build
+from mtkd.build import open_training_images, training_pairs
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import try_writing
@@ -25,10 +26,10 @@ from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
 from mtkd.inference.evaluate import Predict
 from mtkd.inference.tiling import FittingTiles, self_ensemble
 from mtkd.methods.base import Frozen
-from mtkd.runtime.background import Behind
+from mtkd.runtime.background import BackgroundCalls
 from mtkd.runtime.device import autocast, choose_device, named_device, set_backends
 from mtkd.runtime.pixels import to_image, to_tensor
-from mtkd.runtime.progress import Progress, Say, clock
+from mtkd.runtime.progress import Log, Progress, clock
 from mtkd.targets.shards import WHOLE, Shard
 from mtkd.targets.store_check import (
     bytes_to_write,
@@ -37,9 +38,7 @@ from mtkd.targets.store_check import (
     exists,
     fingerprint,
     free_bytes,
-    open_training_images,
     size_text,
-    training_pairs,
 )
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def teach(
     *,
     shard: Shard = WHOLE,
     device: str | torch.device | None = None,
-    progress: Say = print,
+    progress: Log = print,
 ) -> ImageStore:
     """Write the targets of `options` for all its training images, at gt size, to the store `path`, or to a shard of it.
 
@@ -134,10 +133,10 @@ def teach(
         if len(missing) < len(share):
             progress(f"{about}: going on with {len(missing)} of {len(share)} images")
         pixels = list(accumulate(sizes[i][0] * sizes[i][1] for i in missing))
-        with Progress(about, progress, bar=shard.count == 1) as made, Behind(workers=1, waiting=4) as later:
+        with Progress(about, progress, bar=shard.count == 1) as made, BackgroundCalls(workers=1, waiting=4) as calls:
             for done, position in enumerate(missing, start=1):
                 answer = predict(to_tensor(lq[share[position]], device))
-                later(writer.put, position, _stored(answer, recipe, names[position]))
+                calls.submit(writer.put, position, _stored(answer, recipe, names[position]))
                 made(done, len(missing), pixels[done - 1] / pixels[-1])
         return writer.finish()
     finally:
@@ -152,9 +151,9 @@ def dry_run(
     *,
     shard: Shard = WHOLE,
     device: str | torch.device | None = None,
-    progress: Say = print,
+    progress: Log = print,
 ) -> None:
-    """Say what `teach` with the same arguments would make, on what, and about how long it would take; write nothing.
+    """Log what `teach` with the same arguments would make, on what, and about how long it would take; write nothing.
 
     The time is that of the teachers on one crop of a training image, scaled by pixels; reading, rounding and writing
     are left out. On the CPU large images are slower by the pixel than small ones.
@@ -231,9 +230,9 @@ class _Teacher(nn.Module):
         return sr.float()
 
 
-def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, say: Say) -> Predict:
+def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, log: Log) -> Predict:
     """`teacher` for images of any size."""
-    whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, say=say)
+    whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, log=log)
     predict = partial(self_ensemble, whole) if recipe.x8 else whole
 
     def run(lq: Tensor) -> Tensor:

@@ -9,44 +9,17 @@ from __future__ import annotations
 import glob
 import inspect
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtkd import build, catalog, zoo
-from mtkd.config import ItemTrainSetOptions, Options, TrainSetOptions
+from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
-from mtkd.data.paired import PairedImages
 from mtkd.data.store import ImageStore, StoreDtype, missing_images
-from mtkd.data.training import TrainingSet, open_training_set
+from mtkd.data.training import TrainingSet
 from mtkd.runtime.files import sha256
-
-
-def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
-    """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
-    return open_training_set(
-        _training_section(options).model_dump(),
-        scale=options.scale,
-        cache_dir=zoo.home().parent / "datasets",
-        progress=progress,
-    )
-
-
-def training_pairs(options: Options) -> PairedImages:
-    """The training images where they lie, nothing decoded."""
-    return PairedImages.of_section(_training_section(options).model_dump(), scale=options.scale)
-
-
-def _training_section(options: Options) -> TrainSetOptions:
-    if options.datasets.train is None:
-        raise MtkdError("The option file has no `datasets.train` section.")
-    if isinstance(options.datasets.train, ItemTrainSetOptions):
-        raise MtkdError(
-            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops; targets are made for "
-            "the whole images of a PairedImageDataset."
-        )
-    return options.datasets.train
 
 
 def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def compile_run(run: Run) -> None:
         networks,
         trial,
         mode="default" if mode is True else mode,  # pyright: ignore[reportArgumentType]
-        say=run.log.say,
+        log=run.log.say,
     )
     if fabric.world_size > 1:
         failed = fabric.all_reduce(torch.tensor(float(not compiled), device=fabric.device), reduce_op="sum")

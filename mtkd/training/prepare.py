@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 from mtkd import build
+from mtkd.build import open_training_images
 from mtkd.config import ItemTrainSetOptions, Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.items import ItemImages, Items, ItemSampler
@@ -29,7 +30,7 @@ from mtkd.runtime.device import set_backends
 from mtkd.runtime.launch import launch, together
 from mtkd.runtime.progress import Progress
 from mtkd.runtime.run_folder import RunFolder
-from mtkd.targets.store_check import open_targets, open_training_images
+from mtkd.targets.store_check import open_targets
 from mtkd.training import checkpoint, preflight, resume
 from mtkd.training.claim import Claim, claim
 from mtkd.training.ema import Ema

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import build, zoo
+from mtkd.build import open_training_images
 from mtkd.cli import main
 from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
@@ -24,8 +25,8 @@ from mtkd.inference.tiling import self_ensemble
 from mtkd.runtime.device import choose_device, named_device
 from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.targets.make import Recipe, dry_run, teach
-from mtkd.targets.shards import Shard, launched, merge
-from mtkd.targets.store_check import open_training_images
+from mtkd.targets.merge import merge
+from mtkd.targets.shards import Shard, launched
 from mtkd.training.loop import train
 from tests.runs import make_images, make_teachers, run_options
 

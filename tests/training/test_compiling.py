@@ -117,7 +117,7 @@ def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, mode
 def test_many_networks_of_one_class_are_all_compiled(traced: list) -> None:
     for width in range(2, 12):
         net = EDSR(num_feat=width, num_block=1, upscale=2)
-        compile_networks([net], partial(net, torch.rand(1, 3, 8, 8)), say=lambda line: None)
+        compile_networks([net], partial(net, torch.rand(1, 3, 8, 8)), log=lambda line: None)
     assert len(traced) == 10
 
 
@@ -156,7 +156,7 @@ def test_every_method_trains_with_compiled_networks(name: str, traced: list) -> 
         method = build(name)
         if compiling:
             networks = [method.student, *(teacher.net for teacher in method.teachers.values())]
-            assert compile_networks(networks, lambda: None, say=lambda line: None)
+            assert compile_networks(networks, lambda: None, log=lambda line: None)
         torch.manual_seed(7)
         out = method(batch(), 0)
         total = sum(out.losses.values()) + sum(out.critic.values())
@@ -171,7 +171,7 @@ def test_compiled_networks_give_whatever_taps_are_asked_for(traced: list) -> Non
     net = EDSR(num_feat=4, num_block=3, upscale=2)
     lq = torch.rand(2, 3, 8, 8)
     wanted = {taps: tapped(net, taps, lq) for taps in (("body.0",), ("body.1", "conv_first"), ())}
-    assert compile_networks([net], lambda: net(lq), say=lambda line: None)
+    assert compile_networks([net], lambda: net(lq), log=lambda line: None)
     for _ in range(2):
         for taps, (sr, feats) in wanted.items():
             found, found_feats = tapped(net, taps, lq)
