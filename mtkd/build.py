@@ -49,7 +49,7 @@ def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", stric
     path = zoo.resolve(source)
     checkpoint = zoo.read_checkpoint(path, key=key)
     zoo.load_into(net, checkpoint.state, strict=strict, source=str(path))
-    net.origin = checkpoint.origin(source if source.startswith("zoo:") else path)  # pyright: ignore[reportAttributeAccessIssue]
+    net.origin = checkpoint.origin(source if source.startswith("zoo:") else path)  # pyright: ignore[reportArgumentType]
     return checkpoint.facts
 
 
@@ -143,7 +143,7 @@ def output_network(options: Options) -> nn.Module:
     method = build_method(options, student, build_teachers(options), task)
     method.check_metadata(facts)
     net = method.predictor(student).eval()
-    net.origin = student.origin  # pyright: ignore[reportAttributeAccessIssue]
+    net.origin = student.origin
     return net
 
 

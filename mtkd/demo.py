@@ -114,6 +114,7 @@ def measure(
     images = build_image_set(options.datasets.evaluation["val"], options.scale)
     metrics = build_metrics(options.val.metrics)
     (fused,) = build.build_teachers(options).values()
+    assert isinstance(fused, FusedTeacher)
     members = {name: Memoized(net, room=1 << 30) for name, net in fused.ensemble.members.items()}
     ensemble = Ensemble(members)
     networks: dict[str, nn.Module] = {"bicubic": Bicubic(options.scale)}

@@ -27,7 +27,7 @@ from mtkd.inference.preflight import try_network
 from mtkd.inference.results import Subject
 from mtkd.inference.tiling import check_tiles, tiled
 from mtkd.runtime import given
-from mtkd.runtime.device import named_device, set_backends, usual_device
+from mtkd.runtime.device import move, named_device, set_backends, usual_device
 from mtkd.runtime.progress import Log, tracked
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -85,7 +85,7 @@ def compare(
     baselines = [Subject("bicubic", Bicubic(scale), None, None, 0, None)] if bicubic else []
     subjects = unique([*baselines, *networks_of(found, teachers=teachers)])
     for subject in subjects:
-        subject.net.to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        move(subject.net, where, torch.channels_last)
         try_network(subject.net, subject.name, scale=scale)
 
     tiles = None if tile_size is None else (tile_size, tile_pad)

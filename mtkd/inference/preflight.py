@@ -233,8 +233,8 @@ def _smallest(images: PairedImages | ItemImages, device: torch.device | str) -> 
     cannot be decoded is left out.
     """
     if isinstance(images, PairedImages):
-        order = range(len(images))
-        chosen = {min(order, key=lambda i: images.sizes[i][side]) for side in (0, 1)} if len(images) else set()
+        order, sizes = range(len(images)), images.sizes
+        chosen = {min(order, key=lambda i: sizes[i][side]) for side in (0, 1)} if sizes else set()
     else:
         chosen = {0}
     found = []

@@ -28,7 +28,7 @@ from mtkd.inference.evaluate import (
 )
 from mtkd.inference.results import describe, print_table, results_folder, write
 from mtkd.inference.tiling import check_tiles
-from mtkd.runtime.device import autocast, choose_device, set_backends
+from mtkd.runtime.device import autocast, choose_device, move, set_backends
 from mtkd.runtime.progress import tracked
 
 
@@ -59,7 +59,7 @@ def run_test(
     net = build.output_network(options)
     subject = describe(options.name, net, weights=options.path.pretrain_network_g)
     device = torch.device(device) if device else choose_device(options.num_gpu)
-    net.to(device, memory_format=torch.channels_last if options.channels_last else torch.preserve_format)
+    move(net, device, torch.channels_last if options.channels_last else torch.preserve_format)
     if options.val.compile:
         compile_for_images(net, device, partial(autocast, options.precision, device), print)
     metrics = build_metrics(options.val.metrics)

@@ -20,7 +20,7 @@ from mtkd.data.resize import imresize
 from mtkd.inference.evaluate import compile_for_images
 from mtkd.inference.tiling import FittingTiles
 from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
-from mtkd.runtime.device import autocast, named_device, usual_device
+from mtkd.runtime.device import autocast, move, named_device, usual_device
 from mtkd.runtime.pixels import to_levels, to_tensor
 from mtkd.runtime.progress import Log, tracked
 
@@ -82,8 +82,9 @@ def upscale(
     if not pairs:
         return 0
     where = named_device(device) if device else usual_device()
-    net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)  # pyright: ignore[reportArgumentType]
+    net = move(net.eval(), where, torch.channels_last)
+    scale: int = net.scale  # pyright: ignore[reportAssignmentType]
+    predict = FittingTiles(net, scale=scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)
     # It makes the folder: last of what can fail.
     try_writing(pairs[0][1].parent)
     if (origin := getattr(net, "origin", None)) is not None:
@@ -107,7 +108,7 @@ def upscale(
             )
             return
         pixels = np.ascontiguousarray(levels().numpy(), dtype=photo.pixels.dtype)
-        alpha = None if photo.alpha is None else imresize(photo.alpha, net.scale)  # pyright: ignore[reportArgumentType]
+        alpha = None if photo.alpha is None else imresize(photo.alpha, scale)
         lost = write_photo(out, replace(photo, pixels=pixels, alpha=alpha))
         for what in (*photo.lost, *lost):
             log(f"{path}: not kept: {what}.")
@@ -123,7 +124,7 @@ def upscale(
                 failures[path] = str(found)
                 continue
             photo, image = found
-            if image.numel() * net.scale**2 > _LARGE:  # pyright: ignore[reportOperatorIssue]
+            if image.numel() * scale**2 > _LARGE:
                 calls.settle()
             levels = _Levels(photo)
             try:

@@ -201,6 +201,8 @@ class Frozen(nn.Module):
         precision: "fp32", "bf16" or "fp16" to run it under an autocast of its own; None for the student's.
     """
 
+    net: nn.Module
+
     def __init__(self, net: nn.Module, *, precision: str | None = None) -> None:
         super().__init__()
         self.precision = precision

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from mtkd.contracts import MtkdError
+
+Net = TypeVar("Net", bound=nn.Module)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Reduced precisions by the names of option files; "fp32" is none of them."""
@@ -57,6 +60,11 @@ def named_device(name: str | torch.device) -> torch.device:
 def usual_device() -> torch.device:
     """The device of a command that was given none: CUDA where there is any, else the CPU."""
     return named_device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def move(net: Net, device: torch.device, memory_format: torch.memory_format) -> Net:
+    """`net`, moved in place to `device`, its 4-D parameters and buffers laid out as `memory_format` says."""
+    return net.to(device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -59,8 +59,6 @@ def is_temporary(path: Path) -> bool:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)

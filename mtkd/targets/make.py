@@ -27,7 +27,7 @@ from mtkd.inference.evaluate import Predict
 from mtkd.inference.tiling import FittingTiles, self_ensemble
 from mtkd.methods.base import Frozen
 from mtkd.runtime.background import BackgroundCalls
-from mtkd.runtime.device import autocast, choose_device, named_device, set_backends
+from mtkd.runtime.device import autocast, choose_device, move, named_device, set_backends
 from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.runtime.progress import Log, Progress, clock
 from mtkd.targets.shards import WHOLE, Shard
@@ -221,7 +221,7 @@ class _Teacher(nn.Module):
         self.autocast = partial(autocast, precision, device)
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         (net,) = teachers.values()
-        self.net = Frozen(net).to(device).to(memory_format=self.memory_format)
+        self.net = move(Frozen(net), device, self.memory_format)
 
     def forward(self, lq: Tensor) -> Tensor:
         with self.autocast():

@@ -76,9 +76,10 @@ class RunLog:
         if not self.active:
             return
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        (self._progress.console.print if self._progress else print)(
-            text, **({"markup": False, "highlight": False} if self._progress else {"flush": True})
-        )
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
         if self._file:
             self._file.write(f"{stamp} INFO: {text}\n")
             self._file.flush()

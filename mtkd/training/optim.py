@@ -68,7 +68,8 @@ def checked_state(
     expected: dict[tuple[Any, ...], dict[str, Any]] = {}
     state: dict[int, dict[str, Any]] = {}
     for position, found in saved["state"].items():
-        parameter, name = parameters[position], names[position]
+        parameter = parameters[position]
+        name = names[int(position)]
         kind = (tuple(parameter.shape), parameter.dtype)
         if kind not in expected:
             expected[kind] = fresh_state(parameter, options)

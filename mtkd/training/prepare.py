@@ -26,7 +26,7 @@ from mtkd.data.training import TrainingSet
 from mtkd.inference.evaluate import build_metrics
 from mtkd.inference.preflight import raise_if_any, try_images, try_metrics, try_output
 from mtkd.methods.base import Frozen, Method
-from mtkd.runtime.device import set_backends
+from mtkd.runtime.device import move, set_backends
 from mtkd.runtime.launch import launch, together
 from mtkd.runtime.progress import Progress
 from mtkd.runtime.run_folder import RunFolder
@@ -207,7 +207,7 @@ def _memory_format(options: Options) -> torch.memory_format:
 
 
 def _move(method: Method, device: torch.device, memory_format: torch.memory_format) -> None:
-    method.to(device).to(memory_format=memory_format)
+    move(method, device, memory_format)
     for buffer in method.buffers():
         # DDP's broadcast refuses a lone (1, C, 1, 1) buffer with the strides of channels_last.
         buffer.data = buffer.detach().clone(memory_format=torch.contiguous_format)

@@ -22,6 +22,7 @@ from mtkd.runtime.run_folder import RunFolder
 from mtkd.training.checkpoint import damage, is_dense, load_state
 from mtkd.training.claim import refuse_to_begin_anew
 from mtkd.training.optim import checked_state
+from mtkd.zoo import files
 
 if TYPE_CHECKING:
     from mtkd.training.run import Run
@@ -75,7 +76,7 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
         try:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
-            if not zoo.files.has_checksums(weights):
+            if not files.has_checksums(weights):
                 # Without checksums reading tells.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)

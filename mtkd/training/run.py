@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mtkd.contracts import Batch
+from mtkd.data.sampling import CropSampler
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mtkd.config import Options
     from mtkd.data.items import ItemImages, ItemSampler
     from mtkd.data.paired import PairedImages
-    from mtkd.data.sampling import CropSampler
     from mtkd.inference.evaluate import MetricFunction
     from mtkd.methods.base import Method
     from mtkd.runtime.run_folder import RunFolder
@@ -100,8 +100,12 @@ class Run:
         """Training batches from iteration `state.start` on, `train.accumulate` for each iteration."""
         assert self.options.train is not None
         every, curriculum = self.options.train.accumulate, self.options.train.curriculum
-        gt_size = (lambda k: curriculum.gt_size_at(k // every)) if curriculum else None
-        return self.sampler.batches(self.state.start * every, self.options.train.total_iter * every, gt_size)
+        start, stop = self.state.start * every, self.options.train.total_iter * every
+        if curriculum is None:
+            return self.sampler.batches(start, stop)
+        # Classes from outside make their own crops, and an option file with both is refused.
+        assert isinstance(self.sampler, CropSampler)
+        return self.sampler.batches(start, stop, lambda k: curriculum.gt_size_at(k // every))
 
     def label(self, key: str) -> str:
         """What the screen calls the validation set `key`: its `name`, with the key where several have that name."""
