@@ -30,9 +30,9 @@ def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Modul
         return catalog.build_network(options.type, options.args, scale=scale)
     except MtkdError:
         raise
-    except Exception as error:  # a class from anywhere may raise anything
-        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise MtkdError(f"{options.type} cannot be built with {plain(options.args)}: {told}") from error
+    except Exception as error:  # a class from outside may raise anything
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise MtkdError(f"{options.type} cannot be built with {plain(options.args)}: {reason}") from error
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
     """The network of a teacher or of the fusion, as the option file says, or as its weights do.
 
     Raises:
-        MtkdError: the weights are to say it, and are missing or do not.
+        MtkdError: the weights must say it, and are missing or do not.
     """
     if section.network is not None:
         return section.network
@@ -137,7 +137,7 @@ def output_network(options: Options) -> nn.Module:
     )
     cls = catalog.get("method", options.model_type)
     if cls.predictor is Method.predictor and cls.deployable is Method.deployable:
-        # The student is all there is to it: no teacher is needed to run it.
+        # The student runs alone, without its teachers.
         return student.eval()
     task = Task(scale=options.scale, num_samples=1, total_steps=1)
     method = build_method(options, student, build_teachers(options), task)

@@ -84,7 +84,7 @@ class Teachers:
             yield subject if alone else replace(subject, net=self._memoized[name])
         if len(self.members) > 1:
             mean = MeanFusion(len(self.members))
-            # The cost is that of the bare networks.
+            # Count the cost of the bare networks, not of the memoized ones.
             subject = describe(f"mean of the teachers{of}", FusedTeacher(Ensemble(self.members), mean))
             yield replace(subject, net=self.behind(mean))
         for fusion, run in self._fusions.values():

@@ -65,7 +65,7 @@ def compare(
 
     Raises:
         MtkdError: something named is not there or cannot be measured, scales or metrics differ, or there are no images.
-            Nothing was measured then. Or an image cannot be measured; what was, has been said.
+            Nothing was measured then. Or an image cannot be measured; `log` already has the means before it.
     """
     if tile_size is not None:
         check_tiles(tile_size, tile_pad)
@@ -118,7 +118,7 @@ def _measure(
     device: torch.device,
     log: Log,
 ) -> list[tuple[str, Evaluation]]:
-    """(network's name, its result) of every network on every set; `log` is told each when there are several."""
+    """(network's name, its result) of every network on every set; `log` gets each mean when there are several."""
     rows: list[tuple[str, Evaluation]] = []
     for dataset, image_set in images.items():
         for subject in subjects:

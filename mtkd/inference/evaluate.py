@@ -95,7 +95,7 @@ def compile_for_images(
 ) -> bool:
     """Compile `net` (lq -> sr, in eval mode, on `device`) in place for images of all sizes, once.
 
-    A network that cannot be compiled is left as it was, and `log` is told why.
+    A network that cannot be compiled stays as it was, and `log` gets the reason.
 
     Args:
         part: compile this module of `net` alone; it may outlive `net`.
@@ -156,14 +156,14 @@ def evaluate(
                     f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
                 )
             names.append(name)
-            # Infinite pixels would pass for white or black in the metrics, which clamp.
+            # Metrics clamp, so that infinite pixels would pass for white or black.
             finite.append(sr.isfinite().all())
             for metric, function in metrics.items():
                 with _naming(f"{dataset}/{name}"):
                     columns[metric].append(function(sr, gt).reshape(()))
             if save is not None:
                 calls.submit(_save, save, name, to_host(to_pixels(sr)))
-    # Read once at the end: a value per image would make the device wait for each.
+    # Read all values once at the end: reading one per image would make the device wait every time.
     values = {name: tuple(torch.stack(column).double().cpu().tolist()) for name, column in columns.items()}
     if finite and not torch.stack(finite).all():
         broken = [name for name, good in zip(names, torch.stack(finite).tolist(), strict=True) if not good]
@@ -233,7 +233,7 @@ def evaluate_sharded(
         keep = None if save is None else lambda name, image: kept.append((name, image))
         try:
             part = evaluate(predict, share, metrics, save=keep, **settings)
-        except Exception as error:  # noqa: BLE001  raised below, when the others know
+        except Exception as error:  # noqa: BLE001  raised below, after the others know
             part, failure = None, error
     parts: list[Any] = [None] * world
     distributed.all_gather_object(parts, part)

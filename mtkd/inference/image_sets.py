@@ -43,7 +43,7 @@ def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
 
 
 def benchmark_sets(scale: int, log: Log) -> ImageSets:
-    """The sets of `options/benchmark.yml` that are here; `log` is told of the others.
+    """The sets of `options/benchmark.yml` that are here; `log` gets a line for each of the others.
 
     Raises:
         MtkdError: there is no such file, or none of its sets is here.

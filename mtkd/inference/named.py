@@ -1,4 +1,4 @@
-"""What a user names for `mtkd test`, a run folder, a weights file or a zoo entry, and the network that it means."""
+"""The run folders, weights files and zoo entries that a user names for `mtkd test`, and their networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from mtkd.runtime.run_folder import LATEST, RunFolder
 
 @dataclass(frozen=True)
 class Target:
-    """What the user named: a run, with its options as a test of its weights; a file, read; a zoo entry, not fetched."""
+    """What a user named: a run (its options, as a test of its weights), a file (its network), or a zoo entry (only its
+    name and scale; it is not fetched yet).
+    """
 
     spec: str
     name: str
@@ -44,7 +46,7 @@ def find_target(spec: str) -> Target:
     """What `spec` names. A file is read and its network built; a zoo entry is not fetched yet.
 
     Raises:
-        MtkdError: there is nothing of that name, or it says not enough to be measured.
+        MtkdError: nothing has that name, or it does not say enough to be measured.
     """
     if spec.startswith("zoo:"):
         entry = zoo.entry(spec)
@@ -76,7 +78,7 @@ def _run(spec: str, path: Path) -> Target:
     if not folder.model(LATEST).is_file() and not steps:
         raise MtkdError(f"{path} holds no weights yet: there is no models/net_g_latest.pth, and no checkpoint.")
     weights = folder.model(LATEST) if folder.model(LATEST).is_file() else folder.model(steps[0])
-    # The entries and the strictness that the file names are those of the weights it started from.
+    # param_key_g and strict_load_g of the file describe the weights that the run started from, not its own.
     own = PathOptions(pretrain_network_g=str(weights))
     tested = options.model_copy(update={"train": None, "path": own})
     total = options.train.total_iter if options.train else None

@@ -47,8 +47,8 @@ def try_networks(options: Options) -> list[Problem]:
     def tried(key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         try:
             return make()
-        except Exception as error:  # noqa: BLE001  a class from anywhere may raise anything
-            problems.append(options._origin.problem(key, _told(error)))
+        except Exception as error:  # noqa: BLE001  a class from outside may raise anything
+            problems.append(options._origin.problem(key, _reason(error)))
         return None
 
     sections = {("teachers", name): teacher for name, teacher in options.teachers.items()}
@@ -74,7 +74,7 @@ def try_networks(options: Options) -> list[Problem]:
         tried(("teachers", name), lambda: try_output(options, teacher, f"The teacher {name}"))  # noqa: B023
     if problems or not _fetched(inside):
         return problems
-    # What a method keeps of the images (CRD's queue) is made for their number, which opening them would tell.
+    # num_samples only sizes what a method keeps of the images (CRD's queue). Counting them would mean opening them.
     task = Task(options.scale, num_samples=1, total_steps=options.train.total_iter if options.train else 1)
     method = tried(("model_type",), lambda: build.build_method(options, student, teachers, task))
     if method is not None and cls.predictor is not Method.predictor:
@@ -104,7 +104,7 @@ def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> 
         raise
     except Exception as error:
         raise MtkdError(
-            f"{what} cannot run on an image of 3 channels, {side}x{side} pixels: {_told(error)}. Images are RGB, so "
+            f"{what} cannot run on an image of 3 channels, {side}x{side} pixels: {_reason(error)}. Images are RGB, so "
             f"networks take and make 3 channels{_channels(net)}."
         ) from error
     wanted = (1, 3, side * scale, side * scale)
@@ -167,8 +167,8 @@ def try_metrics(
         key = ("val", "metrics", metric)
         try:
             (function,) = build_metrics({metric: given}).values()
-        except Exception as error:  # noqa: BLE001  a metric from anywhere may raise anything
-            problems.append(options._origin.problem(key, _told(error)))
+        except Exception as error:  # noqa: BLE001  a metric from outside may raise anything
+            problems.append(options._origin.problem(key, _reason(error)))
             continue
         for section, name, gt in smallest:
             try:
@@ -178,8 +178,8 @@ def try_metrics(
             except Exception as error:  # noqa: BLE001
                 height, width = gt.shape[-2:]
                 where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
-                told = _told(error).removeprefix(f"val.metrics.{metric}: ")
-                problems.append(options._origin.problem(key, where + told))
+                reason = _reason(error).removeprefix(f"val.metrics.{metric}: ")
+                problems.append(options._origin.problem(key, where + reason))
                 break
     return problems
 
@@ -247,7 +247,7 @@ def _smallest(images: PairedImages | ItemImages, device: torch.device | str) -> 
     return found
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error).strip() or "no message"
     if isinstance(error, MtkdError):
         return text

@@ -110,7 +110,7 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
                 *(" / ".join(f"{mean[metric]:.4f}" for metric in metrics) for mean in means),
             )
     console = Console(width=None if sys.stdout.isatty() else 120)
-    # A number is never cut, in however narrow a window.
+    # Never cut a number, however narrow the window is.
     console.width = max(console.width, Console(width=10_000).measure(table).maximum)
     console.print(table)
     for subject in subjects:

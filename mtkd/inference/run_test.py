@@ -67,7 +67,7 @@ def run_test(
         rows = [_measure(options, name, image_set, net, metrics, device, folder) for name, image_set in images.items()]
     named = [(options.name, row) for row in rows]
     facts = {**subject.facts(), "command": command}
-    # Before the files: a disk that fills up in the meantime costs no numbers.
+    # Print before writing: a disk that has filled up meanwhile must not cost the numbers.
     print_table([subject], named, scale=options.scale)
     write(folder, named, facts)
     return rows

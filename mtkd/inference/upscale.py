@@ -46,9 +46,9 @@ def upscale(
     """Upscale the image `source`, or every image of the folder `source`, and return how many were written.
 
     A folder gives PNG files of the same names in the folder `destination`. Transparency is enlarged by bicubic
-    interpolation, and 16 bits, a colour profile and grey are kept; `log` is told what is not. The next images are
-    decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. An
-    image of a folder that cannot be read or upscaled does not keep the others from it.
+    interpolation, and 16 bits, a colour profile and grey are kept; `log` gets what is not. The next images are
+    decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. One
+    image of a folder that cannot be read or upscaled does not stop the others.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), with its `scale`; it is moved to `device`.
@@ -56,10 +56,10 @@ def upscale(
             tiles that do.
         tile_pad: lq pixels of context on each side of a tile.
         x8: average over the eight flips and rotations.
-        compile: `torch.compile` the network, or say why it cannot be.
+        compile: run `torch.compile` on the network; if that fails, `log` gets the reason.
         overwrite: replace images that exist.
         skip_existing: leave images that exist, and make the others.
-        log: takes lines about what is not as asked.
+        log: gets a line about whatever is not as asked.
 
     Raises:
         MtkdError: nothing to read, or a file to write exists and neither `overwrite` nor `skip_existing` is given;
@@ -85,7 +85,7 @@ def upscale(
     net = move(net.eval(), where, torch.channels_last)
     scale: int = net.scale  # pyright: ignore[reportAssignmentType]
     predict = FittingTiles(net, scale=scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)
-    # It makes the folder: last of what can fail.
+    # The last check, because it makes the folder.
     try_writing(pairs[0][1].parent)
     if (origin := getattr(net, "origin", None)) is not None:
         log(f"Weights: {origin}")
@@ -152,7 +152,7 @@ class _Levels:
 
     def __init__(self, photo: Photo) -> None:
         deep = photo.pixels.dtype == np.uint16
-        # Few operations know torch's uint16.
+        # Few operations of torch support uint16.
         self.dtype, self.most, self.nbytes = (torch.int32, 65535, 4) if deep else (torch.uint8, 255, 1)
         self.grey = photo.grey
         self._finite: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Threads that read ahead of the device and write behind it, with few images in memory at a time."""
+"""Threads that read ahead of the device and write behind it, with few images in memory at once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def prefetch(
 ) -> Generator[Result, None, None]:
     """`function(item)` for every item, in order, computed by threads while the caller works on earlier ones.
 
-    At most `waiting` results are ready or in the making. What `function` raises is raised in the item's turn. Close the
-    iterator (`contextlib.closing`) when it may be left early.
+    At most `waiting` results are ready or being made. An error of `function` is raised when its item is due. Close the
+    iterator (`contextlib.closing`) if the loop over it may end early.
     """
     left = iter(items)
     pool = ThreadPoolExecutor(workers)
@@ -44,9 +44,9 @@ def prefetch(
 class BackgroundCalls:
     """Calls made by threads behind the caller: `with BackgroundCalls() as calls: calls.submit(function, *arguments)`.
 
-    A call waits while `waiting` earlier ones are unfinished. All have ended when the block is left, also when an error
-    leaves it. What a call raised is raised by a later call or at the end, the earliest first: calls come before what
-    the block itself raised after them.
+    `submit` waits while `waiting` earlier calls are unfinished. All calls have ended when the block is left, also by an
+    error. An error of a call is raised by a later `submit` or at the end, the earliest first, and before an error that
+    the block itself raised after that call.
     """
 
     def __init__(self, *, workers: int = WORKERS, waiting: int = WORKERS + 1) -> None:
@@ -56,7 +56,7 @@ class BackgroundCalls:
         self._raised = False
 
     def submit(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have `function(*arguments)` called."""
+        """Call `function(*arguments)` on a thread."""
         while len(self._calls) >= self._waiting or (self._calls and self._calls[0].done()):
             self._take()
         self._calls.append(self._pool.submit(function, *arguments))

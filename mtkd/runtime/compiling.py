@@ -26,10 +26,10 @@ def compile_networks(
     dynamic: bool | None = None,
     log: Log,
 ) -> bool:
-    """Compile `networks` in place and run `trial` with them; if it fails, they run uncompiled and `log` is told why.
+    """Compile `networks` in place and run `trial` with them. If it fails, they run uncompiled, and `log` says why.
 
     Args:
-        trial: calls the networks as they will be called later, so that nothing is left to compile.
+        trial: calls the networks as training or inference will, so that nothing is left to compile.
         dynamic: as in `torch.compile`; True for images of all sizes, None for shapes that rarely change.
         log: takes one line.
 
@@ -38,10 +38,10 @@ def compile_networks(
     """
     from torch._dynamo import config
 
-    # Taps are hooks that come and go; without this guard a graph made with other taps would be run.
+    # Taps are hooks that come and go. Without this guard torch would run a graph that was made with other taps.
     config.skip_nnmodule_hook_guards = False
-    # All networks of one class share the limit, beyond which they would run uncompiled: student, teachers, and the one
-    # that is validated, each with its taps and sizes.
+    # All networks of one class share this limit: student, teachers and the validated copy, each with its taps and
+    # sizes. Beyond it they would run uncompiled.
     config.recompile_limit = max(config.recompile_limit, 64)
     networks = list(networks)
     names = ", ".join(dict.fromkeys(type(net).__name__ for net in networks))

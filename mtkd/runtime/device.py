@@ -33,7 +33,7 @@ def choose_device(num_gpu: int | Literal["auto"], local_rank: int = 0) -> torch.
     """The CUDA device of process `local_rank` on this machine; the CPU where there is none or `num_gpu` is 0."""
     if not torch.cuda.is_available() or num_gpu == 0:
         return torch.device("cpu")
-    # slurm may show each process its own device alone.
+    # slurm may show each process only its own device.
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
@@ -41,14 +41,15 @@ def named_device(name: str | torch.device) -> torch.device:
     """The device that a user names: "cpu", "cuda", "cuda:1", ...; a CUDA device has its index.
 
     Raises:
-        MtkdError: it is no device, or not here.
+        MtkdError: torch knows no such device, or this machine has none.
     """
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            torch.ones(1, device=device).cpu()  # a device of torch's need not be here, and `meta` holds no values
+            # torch knows devices that this machine lacks, and `meta` holds no values.
+            torch.ones(1, device=device).cpu()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise MtkdError(f"There is no device {name} here; name cpu, cuda, or one of several, cuda:1.") from error
+        raise MtkdError(f"There is no device {name} here. Use cpu, cuda or cuda:N.") from error
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()

@@ -14,14 +14,13 @@ _LONG = 200
 
 @contextmanager
 def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """The path of a temporary file to write, which becomes `path` when the block ends, or is gone when it fails.
+    """Give a temporary path to write to; it becomes `path` when the block ends, and is removed when the block fails.
 
-    Whoever reads `path` sees the old file or the new one, never a part. Missing folders are made. The file gets the
-    rights that the umask gives, whoever made it. A process that is killed leaves the temporary file behind, which
-    `is_temporary` recognises.
+    A reader of `path` sees the old file or the new one, never a part of it. Missing folders are made. The file gets the
+    rights of the umask. A killed process leaves its temporary file behind; `is_temporary` recognises it.
 
     Args:
-        durable: hold the order also when the machine stops: the content is on the disk before the name is.
+        durable: flush the content to the disk before it gets its name, so that this also holds when the machine stops.
 
     Raises:
         OSError: the disk refuses.
@@ -29,7 +28,7 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
-        # Made here, because libraries make files for their owner alone: a shared folder would serve nobody else.
+        # Some libraries make files for their owner alone, useless in a shared folder: note the umask's rights first.
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary

@@ -1,4 +1,4 @@
-"""The processes of a run: how they meet, and that none waits for one that failed."""
+"""The processes of a run: how they find each other, and how none waits for one that failed."""
 
 from __future__ import annotations
 
@@ -87,13 +87,14 @@ def started_by_torchrun() -> bool:
 
 @contextmanager
 def together(fabric: Fabric) -> Generator[None]:
-    """What the block raises on one process ends the others too, at the end of their block, where else they would wait
-    for it. The block itself must not wait for other processes.
+    """Let a failure of the block on one process end the others too, at the end of their blocks.
+
+    Without it they would wait for the failed one. The block itself must not wait for other processes.
     """
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001  raised below, when the others know
+    except Exception as error:  # noqa: BLE001  raised below, after the others know
         failure = error
     if fabric.world_size > 1:
         failed = fabric.all_reduce(torch.tensor(float(failure is not None), device=fabric.device), reduce_op="sum")
@@ -117,8 +118,8 @@ def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fa
     if launcher == "none":
         if started_by_torchrun():
             raise MtkdError(
-                "torchrun started several processes, and this one was not told: add `--launcher pytorch`, or every "
-                "process would train by itself and write the same files."
+                "torchrun started several processes, but --launcher pytorch is missing: each would train by itself and "
+                "write the same files. Add `--launcher pytorch`."
             )
         if num_gpu != "auto" and gpus > 1:
             raise MtkdError(
@@ -138,8 +139,8 @@ def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fa
 
 
 class _Autocast(MixedPrecision):
-    """Fabric's mixed precision without its rounding of what enters: gt and targets are not the network's to round,
-    and autocast narrows what it should by itself.
+    """Fabric's mixed precision, which does not round the batch: gt and targets must stay float32, and autocast casts
+    what it should by itself.
     """
 
     def convert_input(self, data: Any) -> Any:

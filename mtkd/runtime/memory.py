@@ -38,7 +38,7 @@ def _cgroup_rooms(listing: Path = Path("/proc/self/cgroup"), mount: Path = Path(
             root = mount / "memory" if controllers else mount
             names = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
             folder = root / path.strip("/")
-            # Inside a container the path may be the host's, and only the mount itself is there.
+            # Inside a container the path may be the host's; then only the mount itself exists.
             for place in {root, folder, *folder.parents}:
                 with suppress(OSError, ValueError):
                     limit, used = (int((place / f"memory.{name}").read_text(encoding="ascii")) for name in names)
@@ -50,6 +50,6 @@ def _droppable(cgroup: Path) -> int:
     """Bytes of files in the cache of `cgroup` that the system may drop, which count as used."""
     with suppress(OSError):
         lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
-        # Version 1 has the cgroup's own and the sum with those inside.
+        # Version 1 lists the cgroup's own bytes and the sum with its children; the sum is the larger.
         return max((int(line.split()[1]) for line in lines if "inactive_file" in line), default=0)
     return 0

@@ -1,4 +1,4 @@
-"""How far a long job is, with the time that is left."""
+"""Progress of long jobs: images done, speed and the time that is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """How far a long job is: a bar on a terminal, else a line after the first image, now and then, and at the end."""
+    """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds."""
 
     def __init__(self, about: str, log: Log, *, bar: bool = True) -> None:
         self.about, self.log = about, log
@@ -57,7 +57,7 @@ class Progress:
 
 
 def tracked(items: Iterable[T], about: str) -> Iterable[T]:
-    """`items`, with a bar on a terminal that is gone when they are through."""
+    """`items`, with a bar on a terminal that disappears at the end."""
     if not sys.stdout.isatty():
         return items
     from rich.markup import escape

@@ -120,7 +120,7 @@ def teach(
     lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
     if predict is None:
-        # An upgrade of mtkd is no reason to make a whole store anew; shards are merged with others.
+        # A newer mtkd is no reason to make a whole store again. Shards must agree, because they are merged.
         version = {"mtkd": ImageStore(out).facts.get("mtkd")} if out == path else {}
         store = complete_already(out, facts | version)
         progress(f"{about}: {out} is complete already")
@@ -216,7 +216,8 @@ class _Teacher(nn.Module):
         teachers = build.build_teachers(options)
         if len(teachers) != 1:
             raise MtkdError(
-                f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say with `fusion` how they become one."
+                f"{len(teachers)} teachers are declared ({', '.join(teachers)}), and a store holds one image of each "
+                "lq. Set `fusion` to say how they become one."
             )
         self.autocast = partial(autocast, precision, device)
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -226,7 +227,7 @@ class _Teacher(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         with self.autocast():
             sr = self.net(lq.contiguous(memory_format=self.memory_format))
-        # Before tiles are joined or flips averaged, which would round once more.
+        # To float32 before tiles are joined or flips averaged: both would round once more.
         return sr.float()
 
 
@@ -236,7 +237,7 @@ def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, log: Log) 
     predict = partial(self_ensemble, whole) if recipe.x8 else whole
 
     def run(lq: Tensor) -> Tensor:
-        # Here too, because the memory of a run is estimated from what is set outside the network.
+        # Autocast here too: the estimate of a run's memory reads the setting outside the network.
         with teacher.autocast():
             return predict(lq)
 

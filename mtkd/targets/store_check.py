@@ -57,8 +57,8 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
         raise MtkdError(
-            f"target_store {path} was made by another run, of which this differs: {_told(differing)}. Make a new one "
-            "with `mtkd teach -opt FILE`."
+            f"target_store {path} does not match this option file, it was made by another run: {_describe(differing)}. "
+            "Make a new one with `mtkd teach -opt FILE`."
         )
     store.verify()
     return store
@@ -88,7 +88,7 @@ def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
     """Raise an error that names what differs, and the remedy, unless `store` was made as `facts` say."""
     differing = _differences(store.facts, facts)
     if differing:
-        raise MtkdError(f"{store.path} was made otherwise: {_told(differing)}. {remedy}")
+        raise MtkdError(f"{store.path} was made otherwise: {_describe(differing)}. {remedy}")
 
 
 def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -126,7 +126,7 @@ def _are_members(teachers: Any) -> bool:
     )
 
 
-def _told(differing: Sequence[tuple[str, Any, Any]]) -> str:
+def _describe(differing: Sequence[tuple[str, Any, Any]]) -> str:
     more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
     return "; ".join(f"{where} was {stored}, here it is {here}" for where, stored, here in differing[:3]) + more
 

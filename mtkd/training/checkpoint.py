@@ -1,8 +1,8 @@
-"""Run folders, atomic files, and how to know whether a file is whole.
+"""Files of a checkpoint: how they are written, and how to know whether one is whole.
 
-Layout and file formats are BasicSR's: `models/net_g_ITER.pth` with `params` and `params_ema`, which BasicSR loads, and
-`training_states/ITER.state`. A state is written after its model file, both by write-and-rename, so a run killed at any
-moment leaves only complete checkpoints behind.
+Formats are BasicSR's: `models/net_g_ITER.pth` with `params` and `params_ema`, which BasicSR loads, and
+`training_states/ITER.state`. A state is written after its model file, both atomically, so a run killed at any moment
+leaves only complete checkpoints behind.
 """
 
 from __future__ import annotations

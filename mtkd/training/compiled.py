@@ -15,13 +15,13 @@ def compile_run(run: Run) -> None:
     method, fabric, mode = run.method.train(), run.fabric, run.options.compile
     networks = [method.student, *(teacher.net for teacher in method.teachers.values())]
     kept = {name: value.clone() for name, value in method.state_dict().items()}
-    # Not in the trial, which would blame the compiler for what is wrong with the data.
+    # Read the batch outside the trial, which would blame the compiler for errors of the data.
     batch = next(run.batches())
 
     def trial() -> None:
         assert run.options.train is not None
         torch.compiler.cudagraph_mark_step_begin()
-        # Not through the wrapper that lets ranks meet: one that failed inside it would be a meeting behind.
+        # Call the method, not its DDP wrapper: a rank that fails inside DDP would miss an all-reduce and block others.
         with fabric.autocast():
             out = method(batch, run.state.start)
         fabric.backward(weighted_total(out, run.options.train.terms, run.state.start))

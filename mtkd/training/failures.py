@@ -1,4 +1,4 @@
-"""What becomes of an error in training: the work before it is saved, and its text says what to do."""
+"""Errors in training: save the work done before them, and say what to do."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from mtkd.training.saving import save_alone
 def rescue(run: Run, error: Exception) -> str:
     """Save what was trained before `error`, as far as it is good, and say in a sentence where it is.
 
-    Other processes are not waited for: they may be waiting for this one. So only rank 0 saves, and only what it has
-    itself.
+    It waits for no other process, which may be waiting for this one. So rank 0 alone saves, and only what it has.
     """
     if not run.fabric.is_global_zero or isinstance(error, NotFiniteError):
         return ""
     unsaved = run.state.done > max(run.state.saved, run.state.start)
     if unsaved and not run.state.stepping:
-        # An error of the device, or a disk that is full, ends this attempt too; the error that began it is told.
+        # A broken device or a full disk ends this attempt too. Report the first error, not this one.
         with suppress(Exception):
             finite = all(bool(parameter.detach().isfinite().all()) for parameter in run.method.parameters())
             if finite and run.trace.is_finite():
@@ -40,7 +39,7 @@ def rescue(run: Run, error: Exception) -> str:
 
 
 def mendable(error: Exception, where: str = "") -> MtkdError | None:
-    """`error` as one that a user can mend, with `where` at its end; None for what may be a fault of mtkd."""
+    """`error` as an MtkdError that ends with `where`, if a user can mend it; None if it may be a fault of mtkd."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, MtkdError):

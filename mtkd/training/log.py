@@ -1,4 +1,4 @@
-"""What a run says: BasicSR's log line on screen and in a file, `metrics.jsonl`, TensorBoard, wandb, a progress bar."""
+"""The log of a run: BasicSR's log line on screen and in a file, `metrics.jsonl`, TensorBoard, wandb, a progress bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunLog:
         folder: run folder for `train_NAME_TIME.log` and `metrics.jsonl`; None to print only.
         name: the run's name.
         total_steps: iterations of the whole run, for the progress bar and the ETA.
-        start: iteration it goes on from; TensorBoard forgets what it was told after it.
+        start: iteration it goes on from; TensorBoard drops what was written after it.
         rank: global rank.
         tensorboard: folder for TensorBoard events, or None.
         wandb: BasicSR's `logger.wandb` mapping (`project`, `resume_id`), or None.

@@ -1,8 +1,8 @@
 """Train a student: `train` prepares everything that can fail, then runs the loop.
 
-The loop knows no method by name. It asks a method for raw terms, weighs them by their schedules, makes one backward
-pass, and steps every optimizer. Nothing in an iteration makes the device wait for the host: losses are read, and
-checked for NaN, every `print_freq` iterations and before every checkpoint.
+The loop knows no method by name. A method returns raw terms; the loop weighs them by their schedules, makes one
+backward pass and steps every optimizer. Nothing in an iteration makes the host wait for the device: losses are read,
+and checked for NaN, every `print_freq` iterations and before every checkpoint.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from mtkd.training.validate import validate
 
 
 class Stopped(SystemExit):
-    """A run ended before its last iteration because it was asked to; everything is saved.
+    """A signal ended the run before its last iteration; everything is saved.
 
-    As an exception of Python that nobody catches it ends the process with `code`, which is 128 + the signal's number as
-    shells have it: 130 after Ctrl-C, 143 after SIGTERM.
+    If nobody catches it, the process exits with `code`, 128 + the signal's number as in shells: 130 after Ctrl-C, 143
+    after SIGTERM.
     """
 
     def __init__(self, signum: int) -> None:
@@ -62,14 +62,14 @@ def train(
             first iteration, and a start that fails leaves nothing behind.
         Stopped: Ctrl-C or SIGTERM ended the run before its last iteration.
         Exception: an error of mtkd, or of a network from outside. Like every error in training it is raised when the
-            iterations before it are saved; the log, or the text of a MtkdError, says where.
+            iterations before it are saved; the log, or the text of an MtkdError, says where.
     """
     try:
         run = prepare(options, auto_resume=auto_resume, launcher=launcher)
     except Exception as error:
-        if (told := mendable(error)) is None:
+        if (mended := mendable(error)) is None:
             raise
-        raise told from error
+        raise mended from error
     try:
         describe(run, option_text, command)
         with stop_requests() as stop:
@@ -79,8 +79,8 @@ def train(
         return run.folder.model(LATEST)
     except Exception as error:
         where = rescue(run, error)
-        if (told := mendable(error, where)) is not None:
-            raise told from error
+        if (mended := mendable(error, where)) is not None:
+            raise mended from error
         with suppress(OSError):
             run.log.say(where)
         raise
@@ -93,17 +93,17 @@ def _loop(run: Run, stop: StopRequest) -> None:
     assert options.train is not None and options.datasets.train is not None
     logger, total_steps = options.logger, options.train.total_iter
     if run.losses_due:
-        # Failed between an iteration and its line.
+        # The run failed after an iteration and before its log line.
         _log_losses(run, run.state.start, seconds=float("nan"))
     if run.state.validation_due:
-        # Killed, or failed, between a checkpoint and its validation.
+        # The run was killed, or failed, between a checkpoint and its validation.
         validate(run, run.state.start)
         if run.state.saved == run.state.start:
             amend(run, run.state.start)
     if run.state.start >= total_steps:
         log.say(f"{options.name} is finished: {run.state.start:,d} of {total_steps:,d} iterations.")
         if not run.folder.model(LATEST).exists():
-            # Killed between its last checkpoint and its end.
+            # The run was killed between its last checkpoint and its end.
             _finish(run)
         return
     if options.compile:
@@ -121,9 +121,9 @@ def _loop(run: Run, stop: StopRequest) -> None:
         stopping = stop.agreed()
         last = done == total_steps or stopping
         if done % logger.print_freq == 0 or last:
-            # Where a run was stopped is no place of its own in the curves: the losses go on waiting there.
+            # A stop adds no point to the curves: its losses wait for the next regular line.
             passing = done % logger.print_freq != 0 and done != total_steps
-            # Waits for the device, so that the time is that of iterations.
+            # Waits for the device, so that the clock measures finished iterations.
             trace.check(done)
             now = time.perf_counter()
             _log_losses(run, done, seconds=(now - printed_at) / (done - printed_step), keep=not passing)
@@ -133,7 +133,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
             began = time.perf_counter()
             trace.check(done)
             trace.check_weights(done, run.method.parameters())
-            # Saved first: a validation can fail, and takes the time in which a run is killed.
+            # Save first: a validation takes long, may fail, and the run may be killed in it.
             if saving:
                 save(run, done)
             if run.state.validation_due:
@@ -142,7 +142,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
                 if saving:
                     amend(run, done)
                 run.state.validation_due = False
-            # The pause is no iteration's time.
+            # Do not count validation and saving as training time.
             printed_at += time.perf_counter() - began
         if stopping and done < total_steps:
             log.say(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
@@ -160,7 +160,7 @@ def _log_losses(run: Run, done: int, *, seconds: float, keep: bool = True) -> No
 
 def _finish(run: Run) -> None:
     deployable = save_deployable(run)
-    # The last, because it says that the run is finished.
+    # The last file, because its presence means that the run is finished.
     save_weights(run, LATEST)
     run.log.say(
         f"End of training. Weights: {run.folder.model(LATEST)}"

@@ -103,7 +103,7 @@ def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]
 
 def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
     if isinstance(like, Tensor) and like.dim() == 0 or isinstance(like, int | float):
-        # The count of steps was a plain number in older torch.
+        # Older versions of torch kept the count of steps as a plain number.
         value = found.item() if is_dense(found) and found.numel() == 1 else found
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise MtkdError(f"{key} of {name} is no finite number")
@@ -175,7 +175,7 @@ def _cosine(
     ends = [sum(periods[: i + 1]) for i in range(len(periods))]
 
     def rate(step: int) -> float:
-        # Past the last period BasicSR raises; holding the end of the last period is kinder to a run made longer.
+        # BasicSR raises after the last period. Hold its last rate instead, so that a run can be made longer.
         position = min(bisect.bisect_left(ends, step), len(ends) - 1)
         start = ends[position] - periods[position]
         progress = min(step - start, periods[position]) / periods[position]

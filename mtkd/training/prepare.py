@@ -90,7 +90,7 @@ def _prepared(
         if state_path is not None:
             notices = [*notices, *resume.restore(run, saved, state_path)]
             run.state.saved = run.state.start if state_path.parent == folder.states else 0
-        # The log opens last: its files must not tell of iterations that are made again.
+        # Open the log last: only now is it known from which iteration on its rows are repeated.
         run = replace(run, log=_open_log(run), notices=tuple(notices))
     return run
 
@@ -99,7 +99,7 @@ def _seed(options: Options, saved: dict[str, Any]) -> int:
     """The file's seed, else that of the run being resumed, else one drawn from BasicSR's range."""
     if options.manual_seed is not None:
         return options.manual_seed
-    # Not torch's generator, which is seeded alike in every new process.
+    # Not torch's generator, which every new process seeds alike.
     return saved.get("seed", random.SystemRandom().randint(1, 10000))
 
 
@@ -177,7 +177,7 @@ def _build_method(options: Options, data: _Data, seed: int) -> Method:
     torch.manual_seed(seed)
     student = build.build_network(options.network_g, options.scale)
     teachers = {} if data.targets is not None else build.build_teachers(options)
-    # Teachers draw initial weights before theirs are loaded; the student's and the method's must not depend on them.
+    # Teachers draw initial weights before theirs are loaded. Seed again, so that the method's do not depend on them.
     torch.manual_seed(seed + 1)
     return build.build_method(options, student, teachers, task, teacher_precision=options.teacher_precision)
 
@@ -209,7 +209,7 @@ def _memory_format(options: Options) -> torch.memory_format:
 def _move(method: Method, device: torch.device, memory_format: torch.memory_format) -> None:
     move(method, device, memory_format)
     for buffer in method.buffers():
-        # DDP's broadcast refuses a lone (1, C, 1, 1) buffer with the strides of channels_last.
+        # DDP's broadcast refuses a (1, C, 1, 1) buffer with the strides of channels_last.
         buffer.data = buffer.detach().clone(memory_format=torch.contiguous_format)
 
 

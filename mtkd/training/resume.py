@@ -77,7 +77,7 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
             if not files.has_checksums(weights):
-                # Without checksums reading tells.
+                # No checksums: only reading shows whether it is whole.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)
         except MtkdError as error:
@@ -129,10 +129,24 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
     lines = compare(state.get("run"), run.record, path)
     _keep_later_weights(run.folder, state.get("run"), run.record, done)
     _restore_own(method, state.get("method", {}), path, run.options.model_type)
+    _restore_optimizers(run, state, path, weights)
+    if state.get("precision"):
+        run.fabric._precision.load_state_dict(state["precision"])
+    run.trace.take_up(state.get("losses", {}))
+    run.state.best = state.get("best", {})
+    run.state.start = run.state.done = done
+    run.state.validation_due = bool(state.get("validation_due")) and bool(run.val_sets)
+    return lines
+
+
+def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Path) -> None:
+    """Give the moments of `state` to the optimizers of `run`; everything else of them comes from the option file."""
+    assert run.options.train is not None
+    done, method = int(state["iter"]), run.method
     if len(state["optimizers"]) != len(run.optimizers):
         raise MtkdError(f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(run.optimizers)}.")
     if "method" not in state:
-        # Written by BasicSR, whose SRModel has one optimizer, over the network's parameters in their own order.
+        # BasicSR wrote it. Its SRModel has one optimizer, over the parameters in the order of the network's modules.
         state["optimizers"][0] = in_our_order(state["optimizers"][0], method.student, weights)
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     for (group, optimizer), saved in zip(run.optimizers.items(), state["optimizers"], strict=True):
@@ -151,18 +165,11 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
         for part in inner.param_groups:
             part["lr"] = run.rates[group](max(done - 1, 0))
         _lay_out_as_parameters(inner)
-    if state.get("precision"):
-        run.fabric._precision.load_state_dict(state["precision"])
-    run.trace.take_up(state.get("losses", {}))
-    run.state.best = state.get("best", {})
-    run.state.start = run.state.done = done
-    run.state.validation_due = bool(state.get("validation_due")) and bool(run.val_sets)
-    return lines
 
 
 def _restore_average(net: nn.Module, weights: Path, decay: float) -> None:
     build.load_weights(net, str(weights), key="params_ema")
-    # A missing average is read as the weights themselves, from which it would start anew.
+    # Without params_ema the weights themselves are read, and the average would silently start again from them.
     if net.origin.entry != "params_ema":  # pyright: ignore[reportAttributeAccessIssue]
         raise MtkdError(
             f"train.ema_decay is {decay:g}, and {weights} holds no average (params_ema): the run was trained without. "
@@ -180,9 +187,9 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
     for key, like in expected.items():
         found = own[key]
         if not is_dense(found) or found.shape != like.shape or found.dtype != like.dtype:
-            told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            held = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             raise MtkdError(
-                f"{path}: {key} of {model_type} is {told}, and here {tuple(like.shape)} {like.dtype}: options of the "
+                f"{path}: {key} of {model_type} is {held}, and here {tuple(like.shape)} {like.dtype}: options of the "
                 f"section `method` or of a term changed. Give the old values back, {_NEW_RUN}."
             )
     method.load_state_dict(own, strict=False)
@@ -199,14 +206,16 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
     differing: list[str] = []
     before, after = dict(then.get("options", {})), dict(now["options"])
 
-    def told(key: str, old: Any, new: Any) -> str:
+    def changed_line(key: str, old: Any, new: Any) -> str:
         return f"{key} was {_text(old)}, here it is {_text(new)}"
 
     def differ(key: str) -> bool:
         return before.get(key) != after.get(key)
 
     keys = list(dict.fromkeys([*before, *after]))
-    differing += [told(key, before.get(key), after.get(key)) for key in keys if _is_under(key, _KEPT) and differ(key)]
+    differing += [
+        changed_line(key, before.get(key), after.get(key)) for key in keys if _is_under(key, _KEPT) and differ(key)
+    ]
     if then.get("images") != now["images"]:
         old, new = then.get("images", {}), now["images"]
         here = "others" if old.get("count") == new["count"] else str(new["count"])
@@ -221,10 +230,12 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
             f"values back, {_NEW_RUN}."
         )
     changed = [
-        told(key, before.get(key), after.get(key)) for key in keys if not _is_under(key, _ELSEWHERE) and differ(key)
+        changed_line(key, before.get(key), after.get(key))
+        for key in keys
+        if not _is_under(key, _ELSEWHERE) and differ(key)
     ]
     if then.get("world_size") != now["world_size"]:
-        changed.append(told("the number of processes", then.get("world_size"), now["world_size"]))
+        changed.append(changed_line("the number of processes", then.get("world_size"), now["world_size"]))
     return [f"Changed since the checkpoint: {_few(changed)}."] if changed else []
 
 
@@ -252,7 +263,7 @@ def _batch(run: Mapping[str, Any]) -> Any:
     size = run.get("world_size")
     for key in _BATCH:
         factor = run.get("options", {}).get(key)
-        # A class from outside may make its own batches.
+        # A class from outside may have no fixed batch size.
         size = size * factor if isinstance(size, int) and isinstance(factor, int) else size
     return size
 

@@ -12,10 +12,10 @@ from torch import distributed
 
 
 class StopRequest:
-    """Whether someone asked the run to stop; asking one rank asks all, and they agree on the iteration.
+    """A request to stop the run. A request to one rank stops all, after the same iteration.
 
     Attributes:
-        asked: number of the signal that asked, 0 for none.
+        asked: number of the signal that was received, 0 for none.
     """
 
     def __init__(self) -> None:
@@ -23,9 +23,9 @@ class StopRequest:
         self._group = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
 
     def agreed(self) -> bool:
-        """Whether any rank was asked, the same answer on all; every rank calls it once per iteration."""
+        """Whether any rank received a signal: the same answer on all. Every rank calls it once per iteration."""
         if self._group is not None:
-            # On the CPU, so that the device need not be waited for.
+            # A group on the CPU, so that this does not wait for the device.
             flag = torch.tensor([self.asked])
             distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
             self.asked = int(flag.item())
@@ -46,7 +46,7 @@ def stop_requests() -> Iterator[StopRequest]:
         for signum in (signal.SIGINT, signal.SIGTERM):
             previous[signum] = signal.signal(signum, ask)
     except ValueError:
-        # Not the main thread: signals go elsewhere.
+        # Only the main thread receives signals.
         pass
     try:
         yield request

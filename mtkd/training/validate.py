@@ -18,7 +18,7 @@ from mtkd.training.run import Run
 def validate(run: Run, done: int) -> None:
     """Measure every validation set, each rank a share of its images; all ranks know the results."""
     options, fabric = run.options, run.fabric
-    # Images come in many sizes, and a network compiled for training patches would be compiled anew for each.
+    # A network compiled for training patches would be compiled again for every size of image.
     stance = "force_eager" if options.compile and not options.val.compile else "default"
     student = _student_to_validate(run)
     net = run.method.predictor(student).eval()
@@ -59,7 +59,7 @@ def _student_to_validate(run: Run) -> nn.Module:
         return run.ema.net
     if not run.options.val.compile:
         return run.method.student
-    # A copy, because modules are compiled in place: the student would go on training in what was compiled for images.
+    # A copy, because modules are compiled in place: the student must not train in code compiled for images.
     if run.state.validation_copy is None:
         run.state.validation_copy = Ema(run.method.student, decay=0.0)
     run.state.validation_copy.update()
@@ -67,6 +67,6 @@ def _student_to_validate(run: Run) -> nn.Module:
 
 
 def _save_visualization(run: Run, key: str, done: int, image: str, sr: np.ndarray) -> None:
-    # Images of several sets may have one name.
+    # Images of different sets may share a name.
     folder = run.folder.visualization / (key if len(run.val_sets) > 1 else "")
     save_to(folder / image, str(done))(image, sr)
