@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         OSError: the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(path)
+    temporary = _temporary_of(path)
     try:
         # Some libraries make files for their owner alone, useless in a shared folder: note the umask's rights first.
         temporary.touch()
@@ -42,12 +43,11 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def temporary_of(path: Path) -> Path:
-    """The unfinished file of this process beside `path`; `is_temporary` recognises it."""
-    name = path.name
-    if len(os.fsencode(name)) > _LONG:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return path.with_name(f".{name}.{os.getpid()}.tmp")
+def _temporary_of(path: Path) -> Path:
+    """A new name beside `path` that `is_temporary` recognises."""
+    name = path.name if len(os.fsencode(path.name)) <= _LONG else "long"
+    # Processes in containers on one network disk may have one number.
+    return path.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def is_temporary(path: Path) -> bool:

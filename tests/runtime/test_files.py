@@ -55,3 +55,12 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path: Path) -> None:
     content = os.urandom(3 << 20)
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic(tmp_path / "file") as one, atomic(tmp_path / "file") as two:
+        assert one != two
+        one.write_bytes(b"one")
+        two.write_bytes(b"two")
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert len(list(tmp_path.iterdir())) == 1
