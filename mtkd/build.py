@@ -167,8 +167,8 @@ def _training_section(options: Options) -> TrainSetOptions:
         raise MtkdError("The option file has no `datasets.train` section.")
     if isinstance(options.datasets.train, ItemTrainSetOptions):
         raise MtkdError(
-            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops; targets are made for "
-            "the whole images of a PairedImageDataset."
+            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops. Targets need the "
+            "whole images of a PairedImageDataset."
         )
     return options.datasets.train
 

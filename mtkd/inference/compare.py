@@ -74,8 +74,8 @@ def compare(
     scale = _common_scale(found)
     if teachers and not any(target.options is not None and target.options.teachers for target in found):
         raise MtkdError(
-            "--with teachers: nothing that is named declares teachers. Only a run folder does; name one whose option "
-            "file has `teachers:`."
+            "--with teachers: nothing that is named declares teachers. Name a run folder whose option file has "
+            "`teachers:`."
         )
     images = folder_sets(data, scale) if data else benchmark_sets(scale, log)
     protocol = _common_metrics(found, scale)

@@ -37,7 +37,7 @@ def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
         gt = next((folder / inner for inner in (_GT, _HR) if (folder / inner).is_dir()), folder)
         lq = folder / _LQ if (folder / _LQ).is_dir() else None
         if lq is not None and gt != folder / _GT:
-            raise MtkdError(f"{folder} holds `{_LQ}`, and no `{_GT}` beside it: put the images to compare with there.")
+            raise MtkdError(f"{folder} holds `{_LQ}` without `{_GT}` beside it. Put the images to compare with there.")
         sets[name] = PairedImages(dataroot_gt=gt, dataroot_lq=lq, scale=scale)
     return sets
 
@@ -59,9 +59,9 @@ def benchmark_sets(scale: int, log: Log) -> ImageSets:
     for key, section in options.datasets.evaluation.items():
         name = section.name or key
         if isinstance(section, EvalSetOptions) and not Path(section.dataroot_gt).is_dir():
-            log(f"Left out, as it is not here: {name} ({section.dataroot_gt}).")
+            log(f"Left out, because it is not here: {name} ({section.dataroot_gt}).")
         else:
             sets[name] = build.build_image_set(section, scale, phase="test")
     if not sets:
-        raise MtkdError(f"There are no images to measure on: of the sets of {BENCHMARK} none is here. {ways}")
+        raise MtkdError(f"There are no images to measure on: none of the sets of {BENCHMARK} is here. {ways}")
     return sets

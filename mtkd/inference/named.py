@@ -38,7 +38,7 @@ def check_once(targets: Sequence[str]) -> Sequence[str]:
     """`targets`, unless one is named twice, which is an MtkdError."""
     for number, spec in enumerate(targets):
         if spec in targets[:number]:
-            raise MtkdError(f"{spec} is named twice, and one table has it once.")
+            raise MtkdError(f"{spec} is named twice. Name it once.")
     return targets
 
 
@@ -57,7 +57,7 @@ def find_target(spec: str) -> Target:
     if path.is_dir():
         return _run(spec, path)
     if path.suffix.lower() in (".yml", ".yaml"):
-        raise MtkdError(f"{spec} is called like an option file: `mtkd test -opt {spec}` measures what it describes.")
+        raise MtkdError(f"{spec} is named like an option file. Measure what it describes: `mtkd test -opt {spec}`.")
     if not path.exists():
         also = f" The zoo's weights of that name are zoo:{spec}." if spec in zoo.ENTRIES else ""
         raise MtkdError(f"There is no run folder or weights file {spec}.{also}")
@@ -98,7 +98,7 @@ def _file(spec: str, path: Path) -> Target:
     net = zoo.build(path)
     scale = getattr(net, "scale", None)
     if not isinstance(scale, int):
-        raise MtkdError(f"{path} holds a {type(net).__name__}, whose scale nobody says: describe it in an option file.")
+        raise MtkdError(f"{path} holds a {type(net).__name__}, whose scale is unknown. Describe it in an option file.")
     short = (
         f"{path.absolute().parent.parent.name} {path.stem}" if path.absolute().parent.name == "models" else path.stem
     )

@@ -78,7 +78,7 @@ def upscale(
             "--skip_existing to make only the others."
         )
     if source.is_dir() and (others := _others(source)):
-        log(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
+        log(f"Left out {len(others)} of {source} whose names are not those of images, such as {others[0]}.")
     if not pairs:
         return 0
     where = named_device(device) if device else usual_device()
@@ -195,7 +195,7 @@ def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if destination.suffix.lower() in IMAGE_SUFFIXES and not destination.is_dir():
             raise MtkdError(
-                f"{source} is a folder and {destination} the name of an image; give the name of a folder to fill."
+                f"{source} is a folder, and {destination} is the name of an image. Give the name of a folder to fill."
             )
         if destination.exists() and not destination.is_dir():
             raise MtkdError(f"{destination} is a file; give the name of a folder to fill.")

@@ -59,7 +59,7 @@ def merge(options: Options, path: Path, *, progress: Log = print) -> ImageStore:
     for shard, store in zip(shards, stores, strict=True):
         check_facts(store, facts, f"Delete it and make it again: `{command} --shard {shard}`, like the others.")
         if store.names != [names[i] for i in shard.indices(total)]:
-            raise MtkdError(f"{store.path} holds the images of another shard than its name says; was it renamed?")
+            raise MtkdError(f"{store.path} does not hold the images of the shard in its name. Was it renamed?")
         store.verify()
     dtype = stores[0].dtype
     check_disk(path, bytes_to_write(path, images.gt.sizes, dtype))

@@ -33,7 +33,7 @@ class Shard:
         """Shard from "3/16"."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
-            raise MtkdError(f"--shard {text} is no share: write its number and their count, such as --shard 3/16.")
+            raise MtkdError(f"--shard {text} is not a shard. Write its number and their count, such as --shard 3/16.")
         if len(text) > 18:
             raise MtkdError(f"--shard {text[:18]}...: there are not so many shards.")
         return cls(int(found[1]), int(found[2]))

@@ -53,7 +53,7 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     store = ImageStore(path)
     stored, wanted = store.facts.get("fingerprint"), fingerprint(options, images)
     if not isinstance(stored, dict):
-        raise MtkdError(f"{path} is no store of targets: it does not say what made it. Make one with `mtkd teach`.")
+        raise MtkdError(f"{path} is not a store of targets: it does not say what made it. Make one with `mtkd teach`.")
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
         raise MtkdError(
@@ -88,7 +88,7 @@ def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
     """Raise an error that names what differs, and the remedy, unless `store` was made as `facts` say."""
     differing = _differences(store.facts, facts)
     if differing:
-        raise MtkdError(f"{store.path} was made otherwise: {_describe(differing)}. {remedy}")
+        raise MtkdError(f"{store.path} was made differently: {_describe(differing)}. {remedy}")
 
 
 def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any, Any]]:

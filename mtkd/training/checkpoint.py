@@ -77,9 +77,9 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  broken files raise whatever the bytes happen to trigger
         broken = f"{type(error).__name__} when read as tensors and plain values"
     if broken:
-        raise MtkdError(f"{path} is damaged, or no training state: {broken}.")
+        raise MtkdError(f"{path} is damaged, or not a training state: {broken}.")
     if wrong := _wrong_form(state):
-        raise MtkdError(f"{path} is no training state: {wrong}.")
+        raise MtkdError(f"{path} is not a training state: {wrong}.")
     assert isinstance(state, dict)
     return state
 
@@ -88,9 +88,9 @@ def _wrong_form(state: Any) -> str | None:
     if not isinstance(state, dict) or "iter" not in state or "optimizers" not in state:
         return "it has no `iter` and `optimizers`"
     if not _is_count(state["iter"]):
-        return "its `iter` is no whole number"
+        return "its `iter` is not a whole number"
     if not isinstance(state["optimizers"], list):
-        return "its `optimizers` are no list"
+        return "its `optimizers` are not a list"
     for saved in state["optimizers"]:
         groups = saved.get("param_groups") if isinstance(saved, dict) else None
         if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
@@ -101,13 +101,13 @@ def _wrong_form(state: Any) -> str | None:
             return "a group of parameters has no numbers of them"
     for key in ("method", "precision", "best", "run", "losses"):
         if not isinstance(state.get(key, {}), dict):
-            return f"its `{key}` is no mapping"
+            return f"its `{key}` is not a mapping"
     if not _is_record(state.get("run", {})):
         return "its `run` does not describe one"
     if state.get("losses") and not _is_table(state["losses"]):
-        return "its `losses` are no table of numbers"
+        return "its `losses` are not a table of numbers"
     if "seed" in state and not (_is_count(state["seed"]) and state["seed"] < 2**63):
-        return "its `seed` is no whole number that seeds"
+        return "its `seed` is not a whole number that can seed"
     scaler = state.get("precision", {}).values()
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in scaler):
         return "its `precision` holds more than finite numbers"

@@ -106,14 +106,14 @@ def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
         # Older versions of torch kept the count of steps as a plain number.
         value = found.item() if is_dense(found) and found.numel() == 1 else found
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise MtkdError(f"{key} of {name} is no finite number")
+            raise MtkdError(f"{key} of {name} is not a finite number")
         return torch.tensor(float(value), dtype=like.dtype) if isinstance(like, Tensor) else value
     if like is None and found is None:
         return None
     if not isinstance(like, Tensor):
-        raise MtkdError(f"{key} of {name} cannot be taken up")
+        raise MtkdError(f"{key} of {name} cannot be restored")
     if not is_dense(found):
-        raise MtkdError(f"{key} of {name} is no tensor of values")
+        raise MtkdError(f"{key} of {name} is not a tensor of values")
     if found.shape != like.shape or found.dtype != like.dtype:
         raise MtkdError(
             f"{key} of {name} is {tuple(found.shape)} {found.dtype}, and must be {tuple(like.shape)} {like.dtype}"

@@ -159,7 +159,7 @@ def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Pa
         except MtkdError as error:
             raise MtkdError(
                 f"{path} does not fit this run's {given.type} ({group}): {error}. Is it of another optimizer, or was "
-                f"the file changed? Take up another state, {_NEW_RUN}."
+                f"the file changed? Use another state, {_NEW_RUN}."
             ) from error
         inner.load_state_dict(fitting)
         for part in inner.param_groups:
@@ -226,7 +226,7 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
         differing.append(f"{parts} was {old_batch}, here it is {new_batch}")
     if differing:
         raise MtkdError(
-            f"{path} was trained otherwise: {_few(differing)}. The run would be neither of the two. Give the old "
+            f"{path} was trained with other settings: {_few(differing)}. Going on would mix two runs. Give the old "
             f"values back, {_NEW_RUN}."
         )
     changed = [

@@ -171,14 +171,14 @@ def test_a_file_is_held_to_the_usual_metrics_and_sets_that_are_here(
         compare([str(file)])
     Path("options").mkdir()
     shutil.copy(Path(__file__).parents[2] / "options/benchmark.yml", "options")
-    with pytest.raises(MtkdError, match="of the sets of options/benchmark.yml none is here.*--data FOLDER"):
+    with pytest.raises(MtkdError, match="none of the sets of options/benchmark.yml is here.*--data FOLDER"):
         compare([str(file)])
     shutil.copytree(ground.images, "datasets/Set14/HR")
     capsys.readouterr()
     rows = compare([str(file)])
     said = capsys.readouterr().out
     assert [(name, row.dataset) for name, row in rows] == [("student net_g_latest", "Set14")]
-    assert "Left out, as it is not here: Set5 (datasets/Set5/HR)" in said and "Set14 (" not in said
+    assert "Left out, because it is not here: Set5 (datasets/Set5/HR)" in said and "Set14 (" not in said
     assert "crop_border: 2, test_y_channel: True" in said and "whole images" in said
     images = PairedImages(dataroot_gt=ground.images, scale=2)
     direct = evaluate(zoo.build(file), images, build_metrics(DEFAULT), dataset="").means()
@@ -206,7 +206,7 @@ def test_folders_of_images(tmp_path: Path) -> None:
     assert list(folder_sets([own, tmp_path / "other/own"], 2)) == [f"{tmp_path.name}/own", "other/own"]
     for folders, words in (
         ([own, own], "two folders are called"),
-        ([tmp_path / "lonely"], "holds `lq`, and no `gt`"),
+        ([tmp_path / "lonely"], "holds `lq` without `gt`"),
         ([tmp_path / "nowhere"], "nowhere"),
     ):
         with pytest.raises(MtkdError, match=words):

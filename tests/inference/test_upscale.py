@@ -220,9 +220,9 @@ def test_a_folder_goes_into_a_folder_and_a_pipe_is_not_read(tmp_path: Path) -> N
     write_photos(tmp_path / "in", 1)
     (tmp_path / "in/d.png").mkdir()
     os.mkfifo(tmp_path / "in/pipe.png")
-    with pytest.raises(MtkdError, match="in is a folder and .*out.png the name of an image"):
+    with pytest.raises(MtkdError, match="in is a folder, and .*out.png is the name of an image"):
         upscale(small_net(), tmp_path / "in", tmp_path / "out.png")
-    with pytest.raises(MtkdError, match="00.png is a file; give the name of a folder|the name of an image"):
+    with pytest.raises(MtkdError, match="00.png is a file; give the name of a folder|is the name of an image"):
         upscale(small_net(), tmp_path / "in", tmp_path / "in/00.png")
     (tmp_path / "in/moving.gif").touch()
     said: list[str] = []
