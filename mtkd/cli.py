@@ -337,8 +337,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _test(args: argparse.Namespace) -> int:
     from mtkd.config import load_options
+    from mtkd.runtime.launch import environment_rank
 
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":
+    if environment_rank() > 0 and args.launcher != "none":
         # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
         return 0
     beside = [word.strip() for word in args.beside.split(",") if word.strip()]
@@ -371,12 +372,12 @@ def _test(args: argparse.Namespace) -> int:
             "and --with, or -opt."
         )
     options = load_options(args.opt, force=args.force_yml, kind="test")
-    from mtkd.build import named_device
-    from mtkd.inference.report import in_tiles, test
+    from mtkd.inference.run_test import in_tiles, run_test
+    from mtkd.runtime.device import named_device
 
     if args.tile is not None:
         options = in_tiles(options, args.tile, args.tile_pad)
-    test(options, device=named_device(args.device) if args.device else None, command=_command_line())
+    run_test(options, device=named_device(args.device) if args.device else None, command=_command_line())
     return 0
 
 
@@ -452,18 +453,18 @@ def _upscale(args: argparse.Namespace) -> int:
     from mtkd.inference.upscale import upscale
 
     if args.opt:
-        from mtkd.build import set_backends
+        from mtkd.build import output_network
         from mtkd.config import load_options
-        from mtkd.inference.report import output_network
+        from mtkd.runtime.device import set_backends
 
         options = load_options(args.opt, force=args.force_yml, kind="test")
-        set_backends(options, sizes_vary=True)
+        set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
         net = output_network(options)
     else:
         from mtkd import zoo
-        from mtkd.build import set_backends
+        from mtkd.runtime.device import set_backends
 
-        set_backends(None, sizes_vary=True)
+        set_backends(sizes_vary=True)
         net = zoo.build(args.weights)
     began = time.perf_counter()
     count = upscale(
@@ -493,15 +494,17 @@ def _teach(args: argparse.Namespace) -> int:
     options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
+    from mtkd.runtime.launch import started_by_torchrun
     from mtkd.targets import make as teach
     from mtkd.targets import shards
+    from mtkd.targets.merge import merge
 
     path = Path(options.target_store)
     file = shlex.join(["-opt", str(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())])
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
-        shards.merge(options, path)
+        merge(options, path)
         print(f"Targets are in {path}. Train with `mtkd train {file}`.")
         return 0
     shard, device = shards.Shard.parse(args.shard) if args.shard else shards.WHOLE, args.device
@@ -509,7 +512,7 @@ def _teach(args: argparse.Namespace) -> int:
         if args.shard or args.device:
             raise MtkdError("With --launcher each process takes its rank's shard and device; leave out those options.")
         shard, device = shards.launched(args.launcher, options)
-    elif "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    elif started_by_torchrun():
         raise MtkdError("torchrun started several processes, and this one was not told: add `--launcher pytorch`.")
     recipe = teach.Recipe(
         x8=args.x8, tile_size=args.tile, tile_pad=args.tile_pad, precision=args.precision, dtype=args.dtype
