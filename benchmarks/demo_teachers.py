@@ -25,7 +25,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images
 from mtkd.data.paired import PairedImages
 from mtkd.inference.evaluate import build_metrics, evaluate
-from mtkd.training.log import environment
+from mtkd.runtime.environment import environment
 from mtkd.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -155,7 +155,7 @@ class Lease:
         if code not in (0, 1):
             error = "stopped by the clock" if code is None else f"pytest ended with exit code {code}"
             self.failed("check", error, log.read_text(errors="replace"))
-        from mtkd.training.log import environment
+        from mtkd.runtime.environment import environment
 
         with outcomes.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"environment": {**environment(), **self.commit()}, **self.facts}) + "\n")
@@ -198,7 +198,7 @@ class Lease:
         """The grid: stores, runs side by side, a table, and a state to go on from."""
         from measures import cells
 
-        from mtkd.training.log import environment
+        from mtkd.runtime.environment import environment
 
         state, data = self.work / "state", (self.args.data or DATA).resolve()
         os.environ["MTKD_HOME"] = str(state / "home")

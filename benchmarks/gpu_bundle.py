@@ -44,7 +44,7 @@ MISSING = (
 """Packages that it lacks, with what they need and it lacks too."""
 IMPORTS = (
     "basicsr, pytorch_wavelets, pywt, lpips, pydantic, lightning_fabric, pooch, lmdb, spandrel, torch_dct, "
-    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.report, speed, measures.cells, "
+    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.run_test, speed, measures.cells, "
     "measures.stage2, "
     "measures.training, measures.attention, measures.inference, measures.wavelet, measures.scaling, measures.graphs"
 )

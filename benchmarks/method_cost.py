@@ -37,7 +37,7 @@ from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import Batch, Task
 from mtkd.methods.base import Method, MethodConfig
-from mtkd.training.log import environment
+from mtkd.runtime.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"

@@ -26,8 +26,9 @@ from mtkd import zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
 from mtkd.inference.evaluate import build_metrics, evaluate
-from mtkd.training.log import environment
-from mtkd.zoo import building, conversion, files
+from mtkd.runtime.environment import environment
+from mtkd.runtime.files import sha256 as sha256_of
+from mtkd.zoo import building, conversion
 from mtkd.zoo.docs import Y
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,7 +105,7 @@ def reference(file: Path) -> Reference | None:
     for published in item.published if item else ():
         if published.protocol == Y:
             return Reference(published.by, published.scores)
-    return OUTSIDE_THE_ZOO.get(files.sha256_of(file))
+    return OUTSIDE_THE_ZOO.get(sha256_of(file))
 
 
 def measured(file: Path, sets: list[str], images: Path, device: str) -> list[dict]:
@@ -129,7 +130,7 @@ def measured(file: Path, sets: list[str], images: Path, device: str) -> list[dic
         rows.append(
             {
                 "file": file.name,
-                "sha256": files.sha256_of(file),
+                "sha256": sha256_of(file),
                 "network": described,
                 "scale": scale,
                 "dataset": name,

@@ -28,7 +28,7 @@ import torch
 from measures import report
 from measures.timing import FULL, QUICK, Effort
 
-from mtkd.training.log import environment
+from mtkd.runtime.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"

@@ -1,71 +1,23 @@
-"""From an option file to networks: students, teachers, the fused teacher, the method."""
+"""From an option file to what it describes: networks with their weights, the method, the images."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
-from mtkd.config import ItemSetOptions, NetworkOptions
+from mtkd.config import ItemSetOptions, ItemTrainSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.foreign import ForeignImages, ForeignItems
 from mtkd.data.paired import PairedImages
+from mtkd.data.training import TrainingSet, open_training_set
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
-    from mtkd.config import FusionOptions, Options, TeacherOptions
-
-
-def set_backends(options: Options | None, *, sizes_vary: bool = False) -> None:
-    """Tell torch what `tf32` and `deterministic` say; every command that runs a network does so first.
-
-    Args:
-        options: None where there is no option file: what one has by default.
-        sizes_vary: images come in many sizes, on each of which cuDNN's benchmark would try all its algorithms.
-    """
-    tf32, deterministic = (True, False) if options is None else (options.tf32, options.deterministic)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not deterministic and not sizes_vary
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-
-
-def choose_device(options: Options, local_rank: int = 0) -> torch.device:
-    """The CUDA device of process `local_rank` on this machine; the CPU where there is none or `num_gpu` is 0."""
-    if not torch.cuda.is_available() or options.num_gpu == 0:
-        return torch.device("cpu")
-    # slurm may show each process its own device alone.
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
-def named_device(name: str | torch.device) -> torch.device:
-    """The device that a user names: "cpu", "cuda", "cuda:1", ...; a CUDA device has its index.
-
-    Raises:
-        MtkdError: it is no device, or not here.
-    """
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            torch.ones(1, device=device).cpu()  # a device of torch's need not be here, and `meta` holds no values
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise MtkdError(f"There is no device {name} here; name cpu, cuda, or one of several, cuda:1.") from error
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise MtkdError(f"There is no device {name}: torch sees {count} CUDA devices here.")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context for `precision` "fp32", "bf16" or "fp16" on `device`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    from mtkd.config import FusionOptions, Options, TeacherOptions, TrainSetOptions
 
 
 def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Module:
@@ -78,9 +30,9 @@ def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Modul
         return catalog.make_network(options.type, options.args, scale=scale)
     except MtkdError:
         raise
-    except Exception as error:  # a class from anywhere may raise anything
-        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise MtkdError(f"{options.type} cannot be built with {plain(options.args)}: {told}") from error
+    except Exception as error:  # a class from outside may raise anything
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise MtkdError(f"{options.type} cannot be built with {plain(options.args)}: {reason}") from error
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
@@ -97,7 +49,7 @@ def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", stric
     path = zoo.resolve(source)
     checkpoint = zoo.read_checkpoint(path, key=key)
     zoo.load_into(net, checkpoint.state, strict=strict, source=str(path))
-    net.origin = checkpoint.origin(source if source.startswith("zoo:") else path)  # pyright: ignore[reportAttributeAccessIssue]
+    net.origin = checkpoint.origin(source if source.startswith("zoo:") else path)  # pyright: ignore[reportArgumentType]
     return checkpoint.facts
 
 
@@ -105,7 +57,7 @@ def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
     """The network of a teacher or of the fusion, as the option file says, or as its weights do.
 
     Raises:
-        MtkdError: the weights are to say it, and are missing or do not.
+        MtkdError: the weights must say it, and are missing or do not.
     """
     if section.network is not None:
         return section.network
@@ -140,17 +92,85 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
     return {"fused": FusedTeacher(ensemble, fusion)}
 
 
-def build_method(options: Options, student: nn.Module, teachers: dict[str, nn.Module], task: Task) -> Method:
+def build_method(
+    options: Options,
+    student: nn.Module,
+    teachers: dict[str, nn.Module],
+    task: Task,
+    *,
+    teacher_precision: str | None = None,
+) -> Method:
     """The method `options.model_type`, with the terms that the option file leaves active.
 
     In training, `zoo:NAME` anywhere in the options of the method and its terms becomes a file, fetched when it is not
     there (`vgg: zoo:vgg19`). A test has no terms, so that nothing would be done with it.
+
+    Args:
+        teacher_precision: "fp32", "bf16" or "fp16" to run teachers under an autocast of their own; None for the
+            student's.
     """
     cls = catalog.get("method", options.model_type)
     if options.train is None:
         return cls(student, teachers, task, MethodConfig(terms={}, options=options.method))
     terms = {name: zoo.resolve_inside(term.args) for name, term in options.train.terms.items()}
-    return cls(student, teachers, task, MethodConfig(terms=terms, options=zoo.resolve_inside(options.method)))
+    own = zoo.resolve_inside(options.method)
+    return cls(student, teachers, task, MethodConfig(terms, own, teacher_precision=teacher_precision))
+
+
+def output_network(options: Options) -> nn.Module:
+    """The lq -> sr network an option file describes, with its weights, in eval mode; its `origin` says which they are.
+
+    Raises:
+        MtkdError: the file names no weights, or they do not fit; random weights are never used silently.
+    """
+    if not options.path.pretrain_network_g:
+        raise MtkdError(
+            "path.pretrain_network_g is not given: name the weights of network_g, a file or `zoo:NAME`. Random weights "
+            "are never used silently."
+        )
+    student = build_network(options.network_g, options.scale)
+    facts = load_weights(
+        student,
+        options.path.pretrain_network_g,
+        key=options.path.param_key_g,
+        strict=options.path.strict_load_g,
+    )
+    cls = catalog.get("method", options.model_type)
+    if cls.predictor is Method.predictor and cls.deployable is Method.deployable:
+        # The student runs alone, without its teachers.
+        return student.eval()
+    task = Task(scale=options.scale, num_samples=1, total_steps=1)
+    method = build_method(options, student, build_teachers(options), task)
+    method.check_metadata(facts)
+    net = method.predictor(student).eval()
+    net.origin = student.origin
+    return net
+
+
+def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
+    """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
+    return open_training_set(
+        _training_section(options).model_dump(),
+        scale=options.scale,
+        cache_dir=zoo.home().parent / "datasets",
+        progress=progress,
+    )
+
+
+def training_pairs(options: Options) -> PairedImages:
+    """The training images where they lie, nothing decoded."""
+    return PairedImages.of_section(_training_section(options).model_dump(), scale=options.scale)
+
+
+def _training_section(options: Options) -> TrainSetOptions:
+    if options.datasets.train is None:
+        raise MtkdError("The option file has no `datasets.train` section.")
+    if isinstance(options.datasets.train, ItemTrainSetOptions):
+        raise MtkdError(
+            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops. Targets need the "
+            "whole images of a PairedImageDataset."
+        )
+    return options.datasets.train
 
 
 def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> ForeignItems:

@@ -23,12 +23,12 @@ from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.build import build_image_set
 from mtkd.config import Options, load_options
 from mtkd.contracts import MtkdError
-from mtkd.inference.compare import Bicubic, Remembered
-from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate, write_results
-from mtkd.inference.report import free_folder
+from mtkd.inference.baselines import Bicubic, Memoized
+from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
+from mtkd.inference.results import free_folder, write_results
 from mtkd.runtime import shipped
+from mtkd.runtime.environment import environment
 from mtkd.targets.make import teach
-from mtkd.training.log import environment
 from mtkd.training.loop import train
 
 STUDENTS = {
@@ -112,7 +112,8 @@ def measure(
     images = build_image_set(options.datasets.evaluation["val"], options.scale)
     metrics = build_metrics(options.val.metrics)
     (fused,) = build.build_teachers(options).values()
-    members = {name: Remembered(net, room=1 << 30) for name, net in fused.ensemble.members.items()}
+    assert isinstance(fused, FusedTeacher)
+    members = {name: Memoized(net, room=1 << 30) for name, net in fused.ensemble.members.items()}
     ensemble = Ensemble(members)
     networks: dict[str, nn.Module] = {"bicubic": Bicubic(options.scale)}
     networks |= {f"teacher {name}": net for name, net in members.items()}

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mtkd.build import open_training_images
 from mtkd.config import Options, load_options, make_options, resolved_yaml, yaml_loader
 from mtkd.data import store
 from mtkd.data.images import read_image
 from mtkd.targets.make import teach
-from mtkd.targets.store_check import fingerprint, open_training_images
+from mtkd.targets.store_check import fingerprint
 
 PART_BYTES, PARTS = 15 * 2**20, 3
 """A state is packed into at most so many files of at most so many bytes."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from measures import runs
 from measures.timing import Effort, Section, ratios, side_by_side, spread
-from mtkd.training.loop import _compile
+from mtkd.training.compiled import compile_run
 
 ALONE, STORE = "student only", "from store"
 
@@ -34,7 +34,7 @@ def measure(device: str, effort: Effort) -> Iterator[Section]:
             ):
                 graphs, eager = runs.Steps(options), runs.Steps(options.model_copy(update={"compile": False}))
                 began = time.perf_counter()
-                _compile(graphs.session)
+                compile_run(graphs.run)
                 taken = time.perf_counter() - began
                 times = side_by_side(
                     {"eager": eager, "graphs": graphs},

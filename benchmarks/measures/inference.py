@@ -14,6 +14,7 @@ from measures import basicsr_world, memory, runs
 from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread
 from mtkd import build
 from mtkd.config import NetworkOptions
+from mtkd.runtime.device import set_backends
 
 BASE = "BasicSR, fp32"
 LQ_SIZES = [(180, 320), (270, 480)]
@@ -30,7 +31,7 @@ def measure(device: str, effort: Effort) -> Iterator[Section]:
         shown = f"{size[1] * runs.SCALE}x{size[0] * runs.SCALE}"
         with runs.workplace() as folder:
             options = runs.student_only(runs.recipe(student, folder, device, small=quick))
-            build.set_backends(options)
+            set_backends(tf32=options.tf32, deterministic=options.deterministic)
         compiling = effort.full and (device == "cuda" or student != "RCAN_lw")
         cases, failed = variants(options.network_g, size, device, compiling=compiling)
         notes += [f"{student}: {failure}" for failure in failed]

@@ -20,8 +20,9 @@ from mtkd import build, zoo
 from mtkd.config import NetworkOptions, Options, load_options, make_options, resolved_yaml, yaml_loader
 from mtkd.contracts import Batch
 from mtkd.targets.make import teach
-from mtkd.training.loop import _iterate
-from mtkd.training.session import Session, prepare
+from mtkd.training.loop import train_step
+from mtkd.training.prepare import prepare
+from mtkd.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENTS = {"EDSR_M": "edsr_m", "RCAN_lw": "rcan_lw", "SwinIR_S": "swinir_s"}
@@ -138,12 +139,12 @@ class Steps:
         root = Path(options.path.experiments_root)
         options.path.experiments_root = str(root / str(len(list(root.iterdir())) if root.exists() else 0))
         Path(options.path.experiments_root).mkdir(parents=True)
-        self.session: Session = prepare(options)
-        self.session.method.train()
-        self.batch: Batch = self.session.sampler.batch(0)
+        self.run: Run = prepare(options)
+        self.run.method.train()
+        self.batch: Batch = self.run.sampler.batch(0)
         self.number = 0
 
     def __call__(self) -> dict[str, Tensor]:
-        values = _iterate(self.session, self.number, repeat(self.batch))
+        values = train_step(self.run, self.number, repeat(self.batch))
         self.number += 1
         return values

@@ -19,8 +19,8 @@ from measures.timing import Aim, Effort, Section, ratios, side_by_side, spread, 
 from mtkd import build
 from mtkd.config import Options
 from mtkd.contracts import Batch
-from mtkd.data.residence import available_memory
 from mtkd.metrics.complexity import complexity
+from mtkd.runtime.memory import available_memory
 
 ALONE, STORE, ON_LINE, PUBLISHED = "student only", "from store", "on-line teachers", "published scheme"
 STORE_AIM, PUBLISHED_AIM = {"cpu": 1.05, "cuda": 1.03}, {"cpu": 20.0, "cuda": 30.0}

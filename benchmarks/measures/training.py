@@ -17,8 +17,8 @@ import torch
 from measures import basicsr_world, memory, photos, runs
 from measures.timing import Aim, Effort, Section, spread, wait
 from mtkd.config import make_options
-from mtkd.training.loop import _iterate
-from mtkd.training.session import prepare
+from mtkd.training.loop import train_step
+from mtkd.training.prepare import prepare
 
 SCALE, GT_SIZE = 4, 128
 WHOLE, CUT = (1356, 2040), (480, 480)
@@ -234,10 +234,10 @@ def of_mtkd(case: Case, images: Path, place: Path, device: str, precision: str) 
             },
         }
     )
-    session = prepare(options)
-    session.method.train()
-    batches, count = session.batches(), iter(range(options.train.total_iter))  # pyright: ignore
-    return lambda: _iterate(session, next(count), batches)
+    run = prepare(options)
+    run.method.train()
+    batches, count = run.batches(), iter(range(options.train.total_iter))  # pyright: ignore
+    return lambda: train_step(run, next(count), batches)
 
 
 def of_basicsr(case: Case, images: Path, place: Path, device: str, precision: str) -> Callable[[], object]:

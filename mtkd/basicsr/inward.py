@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtkd.basicsr.shim import RegistryKind, registered
 from mtkd.contracts import MtkdError
+from mtkd.runtime.pixels import to_image
 
 
 def adapted(kind: RegistryKind, name: str) -> Any | None:
@@ -75,5 +76,5 @@ def _metric(function: Callable[..., Any], *, tensors: bool) -> Callable[..., Ten
 
 
 def _to_bgr(image: Tensor) -> np.ndarray:
-    array = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    array = to_image(image.detach())
     return np.ascontiguousarray(array[..., ::-1])

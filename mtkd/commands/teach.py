@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 
@@ -58,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
     options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
+    from mtkd.runtime.launch import started_by_torchrun
     from mtkd.targets import make as teach
     from mtkd.targets import shards
+    from mtkd.targets.merge import merge
 
     path = Path(options.target_store)
     file = shlex.join(
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.merge:
         if args.shard or args.dry_run or args.launcher != "none":
             raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
-        shards.merge(options, path)
+        merge(options, path)
         print(f"Targets are in {path}. Train with `mtkd train {file}`.")
         return 0
     shard, device = shards.Shard.parse(args.shard) if args.shard else shards.WHOLE, args.device
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         if args.shard or args.device:
             raise MtkdError("With --launcher each process takes its rank's shard and device; leave out those options.")
         shard, device = shards.launched(args.launcher, options)
-    elif "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    elif started_by_torchrun():
         raise MtkdError("torchrun started several processes, and this one was not told: add `--launcher pytorch`.")
     recipe = teach.Recipe(
         x8=args.x8, tile_size=args.tile, tile_pad=args.tile_pad, precision=args.precision, dtype=args.dtype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from mtkd.commands import arguments
 from mtkd.contracts import MtkdError
@@ -66,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
         MtkdError: nothing is named, or too much, or it cannot be measured.
     """
     from mtkd.config import load_options
+    from mtkd.runtime.launch import environment_rank
 
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":
+    if environment_rank() > 0 and args.launcher != "none":
         # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
         return 0
     beside = [word.strip() for word in args.beside.split(",") if word.strip()]
@@ -100,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
             "and --with, or -opt."
         )
     options = load_options(args.opt, force=args.force_yml, kind="test")
-    from mtkd.build import named_device
-    from mtkd.inference.report import in_tiles, test
+    from mtkd.inference.run_test import in_tiles, run_test
+    from mtkd.runtime.device import named_device
 
     if args.tile is not None:
         options = in_tiles(options, args.tile, args.tile_pad)
-    test(options, device=named_device(args.device) if args.device else None, command=arguments.command_line())
+    run_test(options, device=named_device(args.device) if args.device else None, command=arguments.command_line())
     return 0

@@ -50,18 +50,18 @@ def run(args: argparse.Namespace) -> int:
     from mtkd.inference.upscale import upscale
 
     if args.opt:
-        from mtkd.build import set_backends
+        from mtkd.build import output_network
         from mtkd.config import load_options
-        from mtkd.inference.report import output_network
+        from mtkd.runtime.device import set_backends
 
         options = load_options(args.opt, force=args.force_yml, kind="test")
-        set_backends(options, sizes_vary=True)
+        set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
         net = output_network(options)
     else:
         from mtkd import zoo
-        from mtkd.build import set_backends
+        from mtkd.runtime.device import set_backends
 
-        set_backends(None, sizes_vary=True)
+        set_backends(sizes_vary=True)
         net = zoo.build(args.weights)
     began = time.perf_counter()
     count = upscale(

@@ -24,6 +24,7 @@ from mtkd.contracts import Batch, MtkdError
 from mtkd.data.crops import PassOrder
 from mtkd.data.paired import PairedImage
 from mtkd.data.workers import prefetch_in_workers
+from mtkd.runtime.pixels import to_image
 
 _PATHS = ("dataroot_gt", "dataroot_lq", "meta_info_file")
 
@@ -103,7 +104,7 @@ class ForeignImages(Sequence[PairedImage]):
             raise IndexError(i)
         item = self.items.draw(i, i)
         path = item.get("gt_path") or item.get("lq_path")
-        lq, gt = _to_array(item["lq"]), _to_array(item["gt"])
+        lq, gt = to_image(item["lq"]), to_image(item["gt"])
         height, width = (side * self.items.scale for side in lq.shape[:2])
         return PairedImage(Path(path).stem if path else f"{i:05d}", lq, np.ascontiguousarray(gt[:height, :width]))
 
@@ -219,7 +220,3 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
-
-
-def _to_array(image: Tensor) -> np.ndarray:
-    return image.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()

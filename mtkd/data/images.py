@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import tempfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from mtkd.contracts import MtkdError
 from mtkd.data.headers import any_number_of_pixels, read_header
+from mtkd.runtime.files import atomic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -242,17 +242,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         MtkdError: the disk refuses.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            # mkstemp makes a file that only its owner can read; give it the rights of a file made by open().
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
     except (OSError, ValueError) as error:
         raise MtkdError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -305,9 +296,3 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 def expanded(path: str | os.PathLike[str]) -> Path:
     """`path` with `~` and `~NAME` as home folders; that of an unknown user stays as it is and is found missing."""
     return Path(os.path.expanduser(path))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

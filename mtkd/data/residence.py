@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 import torch
+
+from mtkd.runtime.memory import available_memory
 
 Residence = Literal["device", "ram", "disk"]
 
@@ -20,41 +19,3 @@ def choose_residence(nbytes: int, device: torch.device | str) -> Residence:
     if device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
         return "device"
     return "ram" if nbytes <= available_memory() * 3 // 4 else "disk"
-
-
-def available_memory() -> int:
-    """Bytes of memory that are free or hold what can be read again, at most what the process's cgroups allow it."""
-    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_rooms()]
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                bounds.append(int(line.split()[1]) * 1024)
-    return min(bounds)
-
-
-def _cgroup_rooms(listing: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What the process's memory cgroup and those around it, of version 2 and version 1, still allow."""
-    found = []
-    with suppress(OSError):
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            root = mount / "memory" if controllers else mount
-            names = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
-            folder = root / path.strip("/")
-            # Inside a container the path may be the host's, and only the mount itself is there.
-            for place in {root, folder, *folder.parents}:
-                with suppress(OSError, ValueError):
-                    limit, used = (int((place / f"memory.{name}").read_text(encoding="ascii")) for name in names)
-                    found.append(max(limit - used + _droppable(place), 0))
-    return found
-
-
-def _droppable(cgroup: Path) -> int:
-    """Bytes of files in the cache of `cgroup` that the system may drop, which count as used."""
-    with suppress(OSError):
-        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
-        # Version 1 has the cgroup's own and the sum with those inside.
-        return max((int(line.split()[1]) for line in lines if "inactive_file" in line), default=0)
-    return 0

@@ -34,6 +34,7 @@ from mtkd.data.store_format import (
     header_of,
     offsets_of,
 )
+from mtkd.runtime.files import atomic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -261,11 +262,9 @@ class StoreWriter:
     def _create(self, header: bytes, size: int) -> None:
         # Marks of an older attempt would say that images are there.
         self._done_path.unlink(missing_ok=True)
-        temporary = self._partial.with_name(f".{self._partial.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic(self._partial) as temporary, open(temporary, "wb") as file:
             file.write(header)
             file.truncate(size)
-        os.replace(temporary, self._partial)
 
 
 def write(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,14 +15,14 @@ from torch import Tensor, distributed, nn
 
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
-from mtkd.data.images import write_bytes, write_image
+from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
-from mtkd.runtime import strict_json
-from mtkd.runtime.background import Behind, ahead, staged, to_host
+from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
 from mtkd.runtime.compiling import compile_networks
 from mtkd.runtime.given import errors_of
-from mtkd.runtime.progress import Say
+from mtkd.runtime.pixels import to_pixels, to_tensor
+from mtkd.runtime.progress import Log
 
 if TYPE_CHECKING:
     from mtkd.config import Options
@@ -37,7 +35,7 @@ class ImageSet(Protocol):
     """What `evaluate` needs of a data set: `mtkd.data.paired.PairedImages` has it."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,13 @@ def compile_for_images(
     net: nn.Module,
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager[Any]],
-    say: Say,
+    log: Log,
     *,
     part: nn.Module | None = None,
 ) -> bool:
     """Compile `net` (lq -> sr, in eval mode, on `device`) in place for images of all sizes, once.
 
-    A network that cannot be compiled is left as it was, and `say` is told why.
+    A network that cannot be compiled stays as it was, and `log` gets the reason.
 
     Args:
         part: compile this module of `net` alone; it may outlive `net`.
@@ -113,28 +111,7 @@ def compile_for_images(
         with torch.no_grad(), autocast():
             net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
 
-    return compile_networks([part], trial, dynamic=True, say=say)
-
-
-def to_tensor(image: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (H, W, 3) array or host tensor -> float (1, 3, H, W) tensor in [0, 1] on `device`, lying as channels_last.
-
-    Floating point pixels are in [0, 1] already. From pinned memory (`overlap.staged`) it is copied without waiting.
-    """
-    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
-    image_on_device = pixels.to(device, non_blocking=True).permute(2, 0, 1)[None]
-    return image_on_device if pixels.is_floating_point() else image_on_device.float().div_(255)
-
-
-def to_pixels(image: Tensor) -> Tensor:
-    """Float (1, 3, H, W) or (3, H, W) tensor -> uint8 (H, W, 3) tensor, clamped and rounded as BasicSR does."""
-    image = image[0] if image.dim() == 4 else image
-    return image.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous()
-
-
-def to_image(image: Tensor) -> np.ndarray:
-    """`to_pixels` as an array."""
-    return to_pixels(image).cpu().numpy()
+    return compile_networks([part], trial, dynamic=True, log=log)
 
 
 @torch.no_grad()
@@ -167,7 +144,7 @@ def evaluate(
     names: list[str] = []
     finite: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    with closing(_read(images, device)) as pairs, Behind(workers=1, waiting=4) as later:
+    with closing(_read(images, device)) as pairs, BackgroundCalls(workers=1, waiting=4) as calls:
         for _, (name, staged_lq, staged_gt) in zip(progress(range(len(images))), pairs, strict=True):
             lq, gt = to_tensor(staged_lq, device), to_tensor(staged_gt, device)
             with autocast(), _fitting(f"{dataset}/{name}"):
@@ -179,14 +156,14 @@ def evaluate(
                     f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
                 )
             names.append(name)
-            # Infinite pixels would pass for white or black in the metrics, which clamp.
+            # Metrics clamp, so that infinite pixels would pass for white or black.
             finite.append(sr.isfinite().all())
             for metric, function in metrics.items():
                 with _naming(f"{dataset}/{name}"):
                     columns[metric].append(function(sr, gt).reshape(()))
             if save is not None:
-                later(_save, save, name, to_host(to_pixels(sr)))
-    # Read once at the end: a value per image would make the device wait for each.
+                calls.submit(_save, save, name, to_host(to_pixels(sr)))
+    # Read all values once at the end: reading one per image would make the device wait every time.
     values = {name: tuple(torch.stack(column).double().cpu().tolist()) for name, column in columns.items()}
     if finite and not torch.stack(finite).all():
         broken = [name for name, good in zip(names, torch.stack(finite).tolist(), strict=True) if not good]
@@ -206,7 +183,7 @@ def _read(images: ImageSet, device: torch.device | str) -> Generator[tuple[str, 
 
     source = images.images if isinstance(images, _Share) else images
     indices = range(len(images))
-    yield from ahead(read, indices) if isinstance(source, PairedImages) else map(read, indices)
+    yield from prefetch(read, indices) if isinstance(source, PairedImages) else map(read, indices)
 
 
 def _save(save: Callable[[str, np.ndarray], None], name: str, pixels: Callable[[], Tensor]) -> None:
@@ -256,7 +233,7 @@ def evaluate_sharded(
         keep = None if save is None else lambda name, image: kept.append((name, image))
         try:
             part = evaluate(predict, share, metrics, save=keep, **settings)
-        except Exception as error:  # noqa: BLE001  raised below, when the others know
+        except Exception as error:  # noqa: BLE001  raised below, after the others know
             part, failure = None, error
     parts: list[Any] = [None] * world
     distributed.all_gather_object(parts, part)
@@ -295,30 +272,3 @@ def save_to(folder: Path, suffix: str) -> Callable[[str, np.ndarray], None]:
         write_image(folder / f"{name}_{suffix}.png", image)
 
     return save
-
-
-def write_results(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:
-    """Write `metrics.csv` (one line per network, set and image) and `metrics.json` (means, and `facts`).
-
-    Args:
-        rows: (network's name, its result) pairs.
-        facts: what the numbers must carry: weights, hardware, versions, commit, command. `entry` and `iteration` of
-            the weights stand in every line of the CSV too: those of the network in the list `networks`, found by its
-            `name`, else those of all.
-
-    Raises:
-        MtkdError: the disk refuses.
-    """
-    metrics = list(dict.fromkeys(name for _, result in rows for name in result.values))
-    about = {network: facts for network, _ in rows} | {one["name"]: one for one in facts.get("networks", ())}
-    origin = [key for key in ("entry", "iteration") if any(key in known for known in about.values())]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["network", *origin, "dataset", "image", *metrics])
-    for network, result in rows:
-        for position, image in enumerate(result.images):
-            cells = [result.values[name][position] if name in result.values else "" for name in metrics]
-            writer.writerow([network, *map(about[network].get, origin), result.dataset, image, *cells])
-    write_bytes(folder / "metrics.csv", text.getvalue().encode())
-    means = [{"network": network, "dataset": result.dataset, **result.means()} for network, result in rows]
-    write_bytes(folder / "metrics.json", (strict_json.dumps({**facts, "results": means}, indent=2) + "\n").encode())

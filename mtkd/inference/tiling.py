@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
-from mtkd.data.residence import available_memory
-from mtkd.runtime.progress import Say
+from mtkd.runtime.memory import free_memory
+from mtkd.runtime.progress import Log
 
 SMALL_IMAGE = 256 * 256
 """lq pixels that are run at once without asking for memory, and that tiles are batched up to on a GPU."""
@@ -70,7 +70,7 @@ def tiled(
         pieces = predict(torch.cat([lq[..., top : top + h, left : left + w] for top, left in batch]))
         if sr is None:
             sample = finish(pieces[:1, :, :1, :1])
-            # As image files have it: what is made of the result need not be laid out anew.
+            # The layout of image files, so that writers need not copy the result.
             sr = torch.empty(
                 (number, sample.shape[1], height * scale, width * scale),
                 dtype=sample.dtype,
@@ -132,7 +132,7 @@ def self_ensemble(predict: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
 class FittingTiles:
     """`net` on whole images where they fit into the free memory of their device, and in the largest tiles that do else.
 
-    When a GPU still runs out of memory, tiles are halved, from then on; `say` is told.
+    When a GPU still runs out of memory, tiles are halved from then on, and `log` gets a line.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of the images to come.
@@ -152,11 +152,11 @@ class FittingTiles:
         tile_size: int | None = None,
         tile_pad: int = 32,
         x8: bool = False,
-        say: Say = print,
+        log: Log = print,
     ) -> None:
         check_tiles(1 if tile_size is None else tile_size, tile_pad)
         self._run, self._x8 = partial(self_ensemble, net) if x8 else net, x8
-        self.net, self.scale, self.tile_pad, self.say = net, scale, tile_pad, say
+        self.net, self.scale, self.tile_pad, self.log = net, scale, tile_pad, log
         self._given = tile_size
         self._most: int | None = None
 
@@ -176,12 +176,12 @@ class FittingTiles:
                 return tiled(self._run, lq, scale=self.scale, tile_size=size, tile_pad=self.tile_pad, finish=finish)
             except torch.OutOfMemoryError as error:
                 reason = str(error).splitlines()[0]
-            # Outside the handler, where the tensors of the failed call are no longer held by its traceback.
+            # Outside the handler: inside, the traceback still holds the tensors of the failed call.
             torch.cuda.empty_cache()
             size = self._most = (size or max(lq.shape[-2:])) // 2
             if size < SMALLEST_TILE:
                 raise MtkdError(f"Not even a tile of {2 * size} lq pixels fits into the device's memory: {reason}")
-            self.say(f"The device ran out of memory; going on in tiles of {size} lq pixels.")
+            self.log(f"The device ran out of memory; going on in tiles of {size} lq pixels.")
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ def tile_size(
     free = free_memory(lq.device)
     if height * width * per_pixel <= min(FREE_SHARE[kind] * free, LARGEST_RUN[kind]):
         return None
-    # The tiles are put together beside the run.
+    # The result lies in memory beside the run of a tile.
     free = max(free - number * channels * height * width * scale**2 * value_bytes, 0)
     size = math.isqrt(int(min(FREE_SHARE[kind] * free, LARGEST_RUN[kind]) / per_pixel)) - 2 * tile_pad
     if size < SMALLEST_TILE:
@@ -222,14 +222,6 @@ def tile_size(
             f"free on {lq.device}. Free some, or cut the image."
         )
     return size
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still get on `device`; for a CPU, of main memory."""
-    if device.type != "cuda":
-        return available_memory()
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 _COSTS: WeakKeyDictionary[nn.Module, dict[Any, float]] = WeakKeyDictionary()
@@ -243,13 +235,13 @@ def _bytes_per_pixel(net: nn.Module, lq: Tensor) -> float:
         on_gpu = lq.device.type == "cuda"
         side = 128 if on_gpu else 32
         probe = torch.rand((1, lq.shape[1], side, side), device=lq.device, dtype=lq.dtype)
-        # Not net(): what was compiled cannot be watched, and takes no more.
+        # Not net(): a compiled network cannot be watched, and takes no more memory.
         known[setting] = (_peak_on_gpu if on_gpu else _peak_on_cpu)(net.forward, probe) / side**2
     return known[setting]
 
 
 def _peak_on_gpu(run: Callable[[Tensor], Tensor], probe: Tensor) -> int:
-    run(probe)  # what libraries allocate once
+    run(probe)  # allocates what libraries keep
     before = torch.cuda.memory_allocated(probe.device)
     torch.cuda.reset_peak_memory_stats(probe.device)
     run(probe)

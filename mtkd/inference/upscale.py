@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtkd.build import autocast, named_device
 from mtkd.contracts import MtkdError
 from mtkd.data.images import IMAGE_SUFFIXES, list_images, try_writing
 from mtkd.data.paired import raise_problems
 from mtkd.data.photo import Photo, read_photo, write_photo
 from mtkd.data.resize import imresize
-from mtkd.inference.evaluate import compile_for_images, to_tensor
+from mtkd.inference.evaluate import compile_for_images
 from mtkd.inference.tiling import FittingTiles
-from mtkd.runtime.background import Behind, ahead, staged, to_host
-from mtkd.runtime.progress import Say, tracked
+from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
+from mtkd.runtime.device import autocast, move, named_device, usual_device
+from mtkd.runtime.pixels import to_levels, to_tensor
+from mtkd.runtime.progress import Log, tracked
 
 _LARGE = 1 << 27
 """Values of a result, of which no two are to be in memory at once."""
@@ -40,14 +41,14 @@ def upscale(
     device: str | torch.device | None = None,
     overwrite: bool = False,
     skip_existing: bool = False,
-    say: Say = print,
+    log: Log = print,
 ) -> int:
     """Upscale the image `source`, or every image of the folder `source`, and return how many were written.
 
     A folder gives PNG files of the same names in the folder `destination`. Transparency is enlarged by bicubic
-    interpolation, and 16 bits, a colour profile and grey are kept; `say` is told what is not. The next images are
-    decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. An
-    image of a folder that cannot be read or upscaled does not keep the others from it.
+    interpolation, and 16 bits, a colour profile and grey are kept; `log` gets what is not. The next images are
+    decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. One
+    image of a folder that cannot be read or upscaled does not stop the others.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), with its `scale`; it is moved to `device`.
@@ -55,10 +56,10 @@ def upscale(
             tiles that do.
         tile_pad: lq pixels of context on each side of a tile.
         x8: average over the eight flips and rotations.
-        compile: `torch.compile` the network, or say why it cannot be.
+        compile: run `torch.compile` on the network; if that fails, `log` gets the reason.
         overwrite: replace images that exist.
         skip_existing: leave images that exist, and make the others.
-        say: takes lines about what is not as asked.
+        log: gets a line about whatever is not as asked.
 
     Raises:
         MtkdError: nothing to read, or a file to write exists and neither `overwrite` nor `skip_existing` is given;
@@ -70,25 +71,26 @@ def upscale(
     if skip_existing:
         pairs = [(image, out) for image, out in pairs if not out.exists()]
         if existing:
-            say(f"{len(existing)} {'image exists' if len(existing) == 1 else 'images exist'} in {destination}.")
+            log(f"{len(existing)} {'image exists' if len(existing) == 1 else 'images exist'} in {destination}.")
     elif existing and not overwrite:
         raise MtkdError(
             f"{existing[0]} exists ({len(existing)} such files); choose another folder, or add --overwrite, or "
             "--skip_existing to make only the others."
         )
     if source.is_dir() and (others := _others(source)):
-        say(f"Left out, as no image by its name: {len(others)} of {source}, such as {others[0]}.")
+        log(f"Left out {len(others)} of {source} whose names are not those of images, such as {others[0]}.")
     if not pairs:
         return 0
-    where = named_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net = net.eval().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    predict = FittingTiles(net, scale=net.scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, say=say)  # pyright: ignore[reportArgumentType]
-    # It makes the folder: last of what can fail.
+    where = named_device(device) if device else usual_device()
+    net = move(net.eval(), where, torch.channels_last)
+    scale: int = net.scale  # pyright: ignore[reportAssignmentType]
+    predict = FittingTiles(net, scale=scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)
+    # The last check, because it makes the folder.
     try_writing(pairs[0][1].parent)
     if (origin := getattr(net, "origin", None)) is not None:
-        say(f"Weights: {origin}")
+        log(f"Weights: {origin}")
     if compile:
-        compile_for_images(net, where, partial(autocast, precision, where), say)
+        compile_for_images(net, where, partial(autocast, precision, where), log)
     failures: dict[Path, str] = {}
 
     def read(pair: tuple[Path, Path]) -> tuple[Photo, Tensor] | MtkdError:
@@ -106,19 +108,24 @@ def upscale(
             )
             return
         pixels = np.ascontiguousarray(levels().numpy(), dtype=photo.pixels.dtype)
-        alpha = None if photo.alpha is None else imresize(photo.alpha, net.scale)  # pyright: ignore[reportArgumentType]
+        alpha = None if photo.alpha is None else imresize(photo.alpha, scale)
         lost = write_photo(out, replace(photo, pixels=pixels, alpha=alpha))
         for what in (*photo.lost, *lost):
-            say(f"{path}: not kept: {what}.")
+            log(f"{path}: not kept: {what}.")
 
-    with torch.no_grad(), autocast(precision, where), Behind() as later, closing(ahead(read, pairs)) as images:
+    with (
+        torch.no_grad(),
+        autocast(precision, where),
+        BackgroundCalls() as calls,
+        closing(prefetch(read, pairs)) as images,
+    ):
         for (path, out), found in zip(tracked(pairs, "upscaling"), images, strict=True):
             if isinstance(found, MtkdError):
                 failures[path] = str(found)
                 continue
             photo, image = found
-            if image.numel() * net.scale**2 > _LARGE:  # pyright: ignore[reportOperatorIssue]
-                later.settle()
+            if image.numel() * scale**2 > _LARGE:
+                calls.settle()
             levels = _Levels(photo)
             try:
                 with _naming(path):
@@ -127,7 +134,7 @@ def upscale(
                 failures[path] = str(error)
                 continue
             # (1, C, H, W) -> (H, W, C), or (H, W) of a grey image
-            later(write, path, out, photo, to_host(sr[0].movedim(0, -1).squeeze(-1)), to_host(levels.finite))
+            calls.submit(write, path, out, photo, to_host(sr[0].movedim(0, -1).squeeze(-1)), to_host(levels.finite))
     if failures and not source.is_dir():
         raise MtkdError(next(iter(failures.values())))
     made = len(pairs) - len(failures)
@@ -145,7 +152,7 @@ class _Levels:
 
     def __init__(self, photo: Photo) -> None:
         deep = photo.pixels.dtype == np.uint16
-        # Few operations know torch's uint16.
+        # Few operations of torch support uint16.
         self.dtype, self.most, self.nbytes = (torch.int32, 65535, 4) if deep else (torch.uint8, 255, 1)
         self.grey = photo.grey
         self._finite: Tensor | None = None
@@ -161,7 +168,7 @@ class _Levels:
         self._finite = finite if self._finite is None else self._finite & finite
         if self.grey:
             sr = sr.mean(1, keepdim=True)
-        return sr.clamp(0, 1).mul_(self.most).round_().to(self.dtype)
+        return to_levels(sr, self.most).to(self.dtype)
 
 
 @contextmanager
@@ -188,7 +195,7 @@ def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if destination.suffix.lower() in IMAGE_SUFFIXES and not destination.is_dir():
             raise MtkdError(
-                f"{source} is a folder and {destination} the name of an image; give the name of a folder to fill."
+                f"{source} is a folder, and {destination} is the name of an image. Give the name of a folder to fill."
             )
         if destination.exists() and not destination.is_dir():
             raise MtkdError(f"{destination} is a file; give the name of a folder to fill.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn.utils import skip_init
 from mtkd.contracts import MtkdError
 from mtkd.losses.difference import cached_tensor, check_comparable
 from mtkd.losses.numerics import check_choice, full_precision, upcast
+from mtkd.runtime.files import sha256 as sha256_of
 from mtkd.runtime.hidden import Hidden
 
 InputNorm = Literal["imagenet", "255"]
@@ -212,11 +212,7 @@ def _load(net: nn.Sequential, path: Path, sha256: str | None) -> None:
 
 def _torchvision_state(path: Path, sha256: str | None, advice: str) -> object:
     if sha256 is not None:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        found = digest.hexdigest()
+        found = sha256_of(path)
         if not found.startswith(sha256):
             raise MtkdError(
                 f"{path} is not the expected file: its SHA-256 starts with {found[: len(sha256)]}, not with "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.runtime.device import DTYPES
 from mtkd.runtime.given import errors_of
 from mtkd.runtime.hidden import Hidden
 from mtkd.runtime.names import closest
@@ -50,10 +51,12 @@ class MethodConfig:
         terms: active term -> its options without `loss_weight` (`type` and the loss's arguments for image terms).
             A term that is absent is off. None means every term whose default weight is not None, with its defaults.
         options: the `method:` section, arguments of the method's `Config`.
+        teacher_precision: that of `Frozen`.
     """
 
     terms: Mapping[str, Mapping[str, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    teacher_precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class Method(nn.Module):
         super().__init__()
         cfg = cfg or MethodConfig()
         self.student = student
-        self.teachers = Teachers({name: Frozen(net) for name, net in teachers.items()})
+        precision = cfg.teacher_precision
+        self.teachers = Teachers({name: Frozen(net, precision=precision) for name, net in teachers.items()})
         self.task = task
         self.options = self.Config(**cfg.options)
         active = cfg.terms
@@ -217,9 +221,9 @@ class Frozen(Hidden[nn.Module]):
         precision: "fp32", "bf16" or "fp16" to run it under an autocast of its own; None for the student's.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, *, precision: str | None = None) -> None:
         super().__init__(net)
-        self.precision: str | None = None
+        self.precision = precision
 
     @property
     def scale(self) -> int:
@@ -229,7 +233,7 @@ class Frozen(Hidden[nn.Module]):
     def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
         if self.precision is None:
             return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        dtype = DTYPES.get(self.precision)
         return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
 
     @torch.no_grad()

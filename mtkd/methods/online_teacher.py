@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.features.elementwise import improvement_mask, masked_distance_loss
 from mtkd.methods.base import Method, Term
+from mtkd.runtime.modes import evaluating
 
 PROBE_SIZE = 16
 """Side of the lq on which the student's tail is tried out."""
@@ -200,18 +201,14 @@ def feature_channels(net: nn.Module, tail: str) -> int:
         seen.append(features)
         return features
 
-    training = {module: module.training for module in net.modules()}
     try:
-        with torch.no_grad():
-            both = with_twin(net.eval(), tail, lq, twin)
+        with torch.no_grad(), evaluating(net):
+            both = with_twin(net, tail, lq, twin)
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
         raise MtkdError(
             f"method.tail: from {tail!r} on {name} is no chain of layers that could run on the student's and the "
             f"teacher's map at once ({str(error).splitlines()[0]}). Name a later one of its modules: {outer}."
         ) from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     if len(seen) != 1 or len(both) != 2 * len(lq) or seen[0].dim() != 4 or min(seen[0].shape[-2:]) < PROBE_SIZE:
         raise MtkdError(
             f"method.tail: the module {tail!r} of {name} does not run once on a map (N, C, H, W) at lq size. Name the "

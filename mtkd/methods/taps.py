@@ -12,8 +12,7 @@ pad, at any crop size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.methods.base import Frozen, Method, tapped
+from mtkd.runtime.modes import evaluating
 
 Rule = Callable[[nn.Module], list[str]]
 """A paper's choice of taps for one network."""
@@ -82,7 +82,7 @@ class Taps:
         like = next(net.parameters(), torch.empty(0))
         lq = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=like.device, dtype=like.dtype)
         try:
-            with torch.no_grad(), _evaluating(net):
+            with torch.no_grad(), evaluating(net):
                 _, found = tapped(net, self._modules, lq)
         except MtkdError as error:
             raise MtkdError(f"{key}: {error}") from error
@@ -258,15 +258,3 @@ def deep_features(net: nn.Module) -> list[str]:
 def _recommended(net: nn.Module) -> str:
     names = ", ".join(getattr(net, "feature_names", ()))
     return f"{type(net).__name__} recommends {names}" if names else f"{type(net).__name__} recommends none"
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Within the block, `net` is in eval mode: it draws no random numbers and updates no statistics."""
-    training = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

@@ -6,16 +6,7 @@ import torch
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
-
-
-def levels(image: Tensor) -> Tensor:
-    """Image in [0, 1] -> its 8-bit levels 0, 1, ..., 255 as float32, clamped and rounded half to even.
-
-    Example:
-        >>> levels(torch.tensor([-0.1, 0.5, 1.2]))
-        tensor([  0., 128., 255.])
-    """
-    return image.float().clamp(0, 1).mul(255).round()
+from mtkd.runtime.pixels import to_levels
 
 
 def y_channel(image: Tensor) -> Tensor:
@@ -66,7 +57,7 @@ def compared(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool) 
         )
 
     def one(image: Tensor) -> Tensor:
-        image = levels(image[..., crop_border : crop_border + height, crop_border : crop_border + width])
+        image = to_levels(image[..., crop_border : crop_border + height, crop_border : crop_border + width])
         return (y_channel(image) if test_y_channel else image).double()
 
     return one(sr), one(gt)

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.modes import evaluating
 
 PUBLISHED_LQ = {2: (360, 640), 3: (240, 424), 4: (180, 320)}
 """Scale -> (height, width) of the lq that stands for a 1280x720 output; 424 is 1280 / 3 cut to a multiple of 8."""
@@ -57,17 +58,14 @@ def complexity(
         if not isinstance(scale, int):
             raise MtkdError(f"{type(net).__name__} has no `scale`: give complexity() lq_hw=(height, width) or scale.")
         lq_hw = published_lq_size(scale)
-    modes = [(module, module.training) for module in net.modules()]
     # SwinIR and its kin move a plain tensor to the device of their input, and from meta it never comes back.
     plain = [
         (vars(m), name, value) for m in net.modules() for name, value in vars(m).items() if isinstance(value, Tensor)
     ]
-    net.eval()
     try:
-        macs = _macs(net, torch.Size((1, channels, *lq_hw)))
+        with evaluating(net):
+            macs = _macs(net, torch.Size((1, channels, *lq_hw)))
     finally:
-        for module, training in modes:
-            module.training = training
         for attributes, name, value in plain:
             attributes[name] = value
     return Complexity(params=sum(p.numel() for p in net.parameters()), macs=macs)

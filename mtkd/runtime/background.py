@@ -1,4 +1,4 @@
-"""Threads that read ahead of the device and write behind it, with few images in memory at a time."""
+"""Threads that read ahead of the device and write behind it, with few images in memory at once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WORKERS = min(4, os.cpu_count() or 1)
 """Threads that decode, and threads that encode, beside the network."""
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = WORKERS, waiting: int = WORKERS + 1
 ) -> Generator[Result, None, None]:
     """`function(item)` for every item, in order, computed by threads while the caller works on earlier ones.
 
-    At most `waiting` results are ready or in the making. What `function` raises is raised in the item's turn. Close the
-    iterator (`contextlib.closing`) when it may be left early.
+    At most `waiting` results are ready or being made. An error of `function` is raised when its item is due. Close the
+    iterator (`contextlib.closing`) if the loop over it may end early.
     """
     left = iter(items)
     pool = ThreadPoolExecutor(workers)
@@ -41,12 +41,12 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-class Behind:
-    """Calls made by threads behind the caller: `with Behind() as later: later(function, *arguments)`.
+class BackgroundCalls:
+    """Calls made by threads behind the caller: `with BackgroundCalls() as calls: calls.submit(function, *arguments)`.
 
-    A call waits while `waiting` earlier ones are unfinished. All have ended when the block is left, also when an error
-    leaves it. What a call raised is raised by a later call or at the end, the earliest first: calls come before what
-    the block itself raised after them.
+    `submit` waits while `waiting` earlier calls are unfinished. All calls have ended when the block is left, also by an
+    error. An error of a call is raised by a later `submit` or at the end, the earliest first, and before an error that
+    the block itself raised after that call.
     """
 
     def __init__(self, *, workers: int = WORKERS, waiting: int = WORKERS + 1) -> None:
@@ -55,8 +55,8 @@ class Behind:
         self._calls: deque[Future[Any]] = deque()
         self._raised = False
 
-    def __call__(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have `function(*arguments)` called."""
+    def submit(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call `function(*arguments)` on a thread."""
         while len(self._calls) >= self._waiting or (self._calls and self._calls[0].done()):
             self._take()
         self._calls.append(self._pool.submit(function, *arguments))
@@ -66,7 +66,7 @@ class Behind:
         while self._calls:
             self._take()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundCalls:
         return self
 
     def __exit__(

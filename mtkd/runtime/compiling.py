@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mtkd.runtime.progress import Say
+from mtkd.runtime.progress import Log
 
 Mode = Literal["default", "graphs", "reduce-overhead", "max-autotune"]
 """torch.compile's modes, of which "reduce-overhead" and "max-autotune" record CUDA graphs where shapes are fixed; and
@@ -24,24 +24,24 @@ def compile_networks(
     *,
     mode: Mode = "default",
     dynamic: bool | None = None,
-    say: Say,
+    log: Log,
 ) -> bool:
-    """Compile `networks` in place and run `trial` with them; if it fails, they run uncompiled and `say` is told why.
+    """Compile `networks` in place and run `trial` with them. If it fails, they run uncompiled, and `log` says why.
 
     Args:
-        trial: calls the networks as they will be called later, so that nothing is left to compile.
+        trial: calls the networks as training or inference will, so that nothing is left to compile.
         dynamic: as in `torch.compile`; True for images of all sizes, None for shapes that rarely change.
-        say: takes one line.
+        log: takes one line.
 
     Returns:
         Whether the networks are compiled.
     """
     from torch._dynamo import config
 
-    # Taps are hooks that come and go; without this guard a graph made with other taps would be run.
+    # Taps are hooks that come and go. Without this guard torch would run a graph that was made with other taps.
     config.skip_nnmodule_hook_guards = False
-    # All networks of one class share the limit, beyond which they would run uncompiled: student, teachers, and the one
-    # that is validated, each with its taps and sizes.
+    # All networks of one class share this limit: student, teachers and the validated copy, each with its taps and
+    # sizes. Beyond it they would run uncompiled.
     config.recompile_limit = max(config.recompile_limit, 64)
     networks = list(networks)
     names = ", ".join(dict.fromkeys(type(net).__name__ for net in networks))
@@ -58,9 +58,9 @@ def compile_networks(
         # torch wraps what a backend raised.
         error = getattr(error, "inner_exception", error)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        say(f"compile: {names} cannot be compiled here and runs uncompiled ({type(error).__name__}: {reason})")
+        log(f"compile: {names} cannot be compiled here and runs uncompiled ({type(error).__name__}: {reason})")
         return False
-    say(f"compile: {names} compiled in {time.perf_counter() - began:.0f} s")
+    log(f"compile: {names} compiled in {time.perf_counter() - began:.0f} s")
     return True
 
 

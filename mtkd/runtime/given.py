@@ -39,7 +39,7 @@ def path(text: str | os.PathLike[str]) -> Path:
     first = given.split("/", 1)[0]
     # As in the shell, a file whose name begins with ~ is reached by ./~name.
     if first.startswith("~") and expanded == given:
-        raise MtkdError(f"{given}: there is no user {first[1:]!r}, whose home folder {first} would be.")
+        raise MtkdError(f"{given}: {first} is a home folder, but there is no user {first[1:]!r}.")
     raw = os.fsencode(expanded)
     if len(raw) > _PATH_BYTES or any(len(part) > _PART_BYTES for part in raw.split(b"/")):
         raise MtkdError(
@@ -76,7 +76,7 @@ def check_readable(file: Path) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        raise MtkdError(f"{file} is {kinds.get(stat.S_IFMT(mode), 'a device')} and no file. Give a file.")
+        raise MtkdError(f"{file} is {kinds.get(stat.S_IFMT(mode), 'a device')} and not a file. Give a file.")
 
 
 def check_environment() -> None:

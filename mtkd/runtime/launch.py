@@ -1,30 +1,33 @@
-"""The processes of a run: how they meet, and that none waits for one that failed."""
+"""The processes of a run: how they find each other, and how none waits for one that failed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor
 
-from mtkd.config import Options
 from mtkd.contracts import MtkdError
 
 
-def launch(options: Options, launcher: str) -> Fabric:
-    """Join this process with the others that `launcher` ("none", "pytorch", "slurm") started; the devices are those of
-    `options`.
+def launch(launcher: str, *, num_gpu: int | Literal["auto"], precision: str) -> Fabric:
+    """Join this process with the others that `launcher` ("none", "pytorch", "slurm") started.
+
+    Args:
+        num_gpu: CUDA devices on this machine, "auto" for all, 0 for the CPU.
+        precision: "fp32", "bf16" or "fp16".
 
     Raises:
         MtkdError: devices are missing, the environment of the launcher is wrong, or the processes cannot meet.
     """
     try:
-        fabric = _fabric(options, launcher)
+        fabric = _fabric(launcher, num_gpu, precision)
         fabric.launch()
     except torch.distributed.DistError as error:
         address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
@@ -45,15 +48,53 @@ def launch(options: Options, launcher: str) -> Fabric:
     return fabric
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which of the started processes this one is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+_KEYS = {"pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")}
+
+
+def place_of(launcher: str, command: str) -> Place:
+    """The place of this process among those that `launcher` ("pytorch" or "slurm") started to run `mtkd command`.
+
+    Raises:
+        MtkdError: the launcher's environment variables are missing.
+    """
+    absent = [key for key in _KEYS[launcher] if key not in os.environ]
+    if absent:
+        starter = {"pytorch": "torchrun --nproc_per_node N -m mtkd", "slurm": "srun mtkd"}[launcher]
+        raise MtkdError(
+            f"--launcher {launcher}: {absent[0]} is not set. Start the processes with `{starter} {command} ...`."
+        )
+    return Place(*(int(os.environ[key]) for key in _KEYS[launcher]))
+
+
+def environment_rank() -> int:
+    """Rank of this process as torchrun or slurm put it into the environment; 0 where neither did."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun started this process together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 @contextmanager
 def together(fabric: Fabric) -> Generator[None]:
-    """What the block raises on one process ends the others too, at the end of their block, where else they would wait
-    for it. The block itself must not wait for other processes.
+    """Let a failure of the block on one process end the others too, at the end of their blocks.
+
+    Without it they would wait for the failed one. The block itself must not wait for other processes.
     """
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001  raised below, when the others know
+    except Exception as error:  # noqa: BLE001  raised below, after the others know
         failure = error
     if fabric.world_size > 1:
         failed = fabric.all_reduce(torch.tensor(float(failure is not None), device=fabric.device), reduce_op="sum")
@@ -64,28 +105,28 @@ def together(fabric: Fabric) -> Generator[None]:
         raise failure
 
 
-def _fabric(options: Options, launcher: str) -> Fabric:
-    gpus = torch.cuda.device_count() if options.num_gpu == "auto" else int(options.num_gpu)
+def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fabric:
+    gpus = torch.cuda.device_count() if num_gpu == "auto" else int(num_gpu)
     if gpus > torch.cuda.device_count():
         raise MtkdError(
             f"num_gpu is {gpus} and this machine shows {torch.cuda.device_count()} CUDA devices. Use `num_gpu: "
             "auto` or `num_gpu: 0` for the CPU."
         )
     accelerator = "cuda" if gpus else "cpu"
-    if options.precision == "fp16" and not gpus:
+    if precision == "fp16" and not gpus:
         raise MtkdError("`precision: fp16` needs a CUDA device; use bf16 or fp32 on the CPU.")
     if launcher == "none":
-        if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if started_by_torchrun():
             raise MtkdError(
-                "torchrun started several processes, and this one was not told: add `--launcher pytorch`, or every "
-                "process would train by itself and write the same files."
+                "torchrun started several processes, but --launcher pytorch is missing: each would train by itself and "
+                "write the same files. Add `--launcher pytorch`."
             )
-        if options.num_gpu != "auto" and gpus > 1:
+        if num_gpu != "auto" and gpus > 1:
             raise MtkdError(
                 f"num_gpu is {gpus}, and one process drives one device. Start them with `torchrun --nproc_per_node "
                 f"{gpus} -m mtkd train -opt FILE --launcher pytorch`."
             )
-        return Fabric(accelerator=accelerator, devices=1, plugins=_precision(options, accelerator))
+        return Fabric(accelerator=accelerator, devices=1, plugins=_precision(precision, accelerator))
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
     world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
     return Fabric(
@@ -93,20 +134,20 @@ def _fabric(options: Options, launcher: str) -> Fabric:
         devices=local,
         num_nodes=max(world // local, 1),
         strategy="ddp",
-        plugins=_precision(options, accelerator),
+        plugins=_precision(precision, accelerator),
     )
 
 
 class _Autocast(MixedPrecision):
-    """Fabric's mixed precision without its rounding of what enters: gt and targets are not the network's to round,
-    and autocast narrows what it should by itself.
+    """Fabric's mixed precision, which does not round the batch: gt and targets must stay float32, and autocast casts
+    what it should by itself.
     """
 
     def convert_input(self, data: Any) -> Any:
         return data
 
 
-def _precision(options: Options, accelerator: str) -> Precision:
-    if options.precision == "fp32":
+def _precision(precision: str, accelerator: str) -> Precision:
+    if precision == "fp32":
         return Precision()
-    return _Autocast("bf16-mixed" if options.precision == "bf16" else "16-mixed", accelerator)
+    return _Autocast("bf16-mixed" if precision == "bf16" else "16-mixed", accelerator)

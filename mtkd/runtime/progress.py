@@ -1,4 +1,4 @@
-"""How far a long job is, with the time that is left."""
+"""Progress of long jobs: images done, speed and the time that is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 T = TypeVar("T")
 
 _SAY_EVERY = 30.0
@@ -21,10 +21,10 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """How far a long job is: a bar on a terminal, else a line after the first image, now and then, and at the end."""
+    """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds."""
 
-    def __init__(self, about: str, say: Say, *, bar: bool = True) -> None:
-        self.about, self.say = about, say
+    def __init__(self, about: str, log: Log, *, bar: bool = True) -> None:
+        self.about, self.log = about, log
         self._began, self._said = time.perf_counter(), 0.0
         self._bar = None
         if bar and sys.stdout.isatty():
@@ -53,11 +53,11 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=share, description=text)
         elif done in (1, total) or now - self._said >= _SAY_EVERY:
             self._said = now
-            self.say(text)
+            self.log(text)
 
 
 def tracked(items: Iterable[T], about: str) -> Iterable[T]:
-    """`items`, with a bar on a terminal that is gone when they are through."""
+    """`items`, with a bar on a terminal that disappears at the end."""
     if not sys.stdout.isatty():
         return items
     from rich.markup import escape

@@ -18,15 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import __version__, build
+from mtkd.build import open_training_images, training_pairs
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import try_writing
 from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
-from mtkd.inference.evaluate import Predict, to_image, to_tensor
+from mtkd.inference.evaluate import Predict
 from mtkd.inference.tiling import FittingTiles, self_ensemble
 from mtkd.methods.base import Frozen
-from mtkd.runtime.background import Behind
-from mtkd.runtime.progress import Progress, Say, clock
+from mtkd.runtime.background import BackgroundCalls
+from mtkd.runtime.device import autocast, choose_device, move, named_device, set_backends
+from mtkd.runtime.pixels import to_image, to_tensor
+from mtkd.runtime.progress import Log, Progress, clock
 from mtkd.targets.shards import WHOLE, Shard
 from mtkd.targets.store_check import (
     bytes_to_write,
@@ -35,9 +38,7 @@ from mtkd.targets.store_check import (
     exists,
     fingerprint,
     free_bytes,
-    open_training_images,
     size_text,
-    training_pairs,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def teach(
     *,
     shard: Shard = WHOLE,
     device: str | torch.device | None = None,
-    progress: Say = print,
+    progress: Log = print,
 ) -> ImageStore:
     """Write the targets of `options` for all its training images, at gt size, to the store `path`, or to a shard of it.
 
@@ -119,7 +120,7 @@ def teach(
     lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
     if predict is None:
-        # An upgrade of mtkd is no reason to make a whole store anew; shards are merged with others.
+        # A newer mtkd is no reason to make a whole store again. Shards must agree, because they are merged.
         version = {"mtkd": ImageStore(out).facts.get("mtkd")} if out == path else {}
         store = complete_already(out, facts | version)
         progress(f"{about}: {out} is complete already")
@@ -132,10 +133,10 @@ def teach(
         if len(missing) < len(share):
             progress(f"{about}: going on with {len(missing)} of {len(share)} images")
         pixels = list(accumulate(sizes[i][0] * sizes[i][1] for i in missing))
-        with Progress(about, progress, bar=shard.count == 1) as made, Behind(workers=1, waiting=4) as later:
+        with Progress(about, progress, bar=shard.count == 1) as made, BackgroundCalls(workers=1, waiting=4) as calls:
             for done, position in enumerate(missing, start=1):
                 answer = predict(to_tensor(lq[share[position]], device))
-                later(writer.put, position, _stored(answer, recipe, names[position]))
+                calls.submit(writer.put, position, _stored(answer, recipe, names[position]))
                 made(done, len(missing), pixels[done - 1] / pixels[-1])
         return writer.finish()
     finally:
@@ -150,9 +151,9 @@ def dry_run(
     *,
     shard: Shard = WHOLE,
     device: str | torch.device | None = None,
-    progress: Say = print,
+    progress: Log = print,
 ) -> None:
-    """Say what `teach` with the same arguments would make, on what, and about how long it would take; write nothing.
+    """Log what `teach` with the same arguments would make, on what, and about how long it would take; write nothing.
 
     The time is that of the teachers on one crop of a training image, scaled by pixels; reading, rounding and writing
     are left out. On the CPU large images are slower by the pixel than small ones.
@@ -197,8 +198,8 @@ def dry_run(
 
 
 def _set_up(options: Options, device: str | torch.device | None) -> torch.device:
-    build.set_backends(options, sizes_vary=True)
-    found = build.choose_device(options) if device is None else build.named_device(device)
+    set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
+    found = choose_device(options.num_gpu) if device is None else named_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found
@@ -215,27 +216,28 @@ class _Teacher(nn.Module):
         teachers = build.build_teachers(options)
         if len(teachers) != 1:
             raise MtkdError(
-                f"{len(teachers)} teachers are declared ({', '.join(teachers)}); say with `fusion` how they become one."
+                f"{len(teachers)} teachers are declared ({', '.join(teachers)}), and a store holds one image of each "
+                "lq. Set `fusion` to say how they become one."
             )
-        self.autocast = partial(build.autocast, precision, device)
+        self.autocast = partial(autocast, precision, device)
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         (net,) = teachers.values()
-        self.net = Frozen(net).to(device).to(memory_format=self.memory_format)
+        self.net = move(Frozen(net), device, self.memory_format)
 
     def forward(self, lq: Tensor) -> Tensor:
         with self.autocast():
             sr = self.net(lq.contiguous(memory_format=self.memory_format))
-        # Before tiles are joined or flips averaged, which would round once more.
+        # To float32 before tiles are joined or flips averaged: both would round once more.
         return sr.float()
 
 
-def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, say: Say) -> Predict:
+def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, log: Log) -> Predict:
     """`teacher` for images of any size."""
-    whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, say=say)
+    whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, log=log)
     predict = partial(self_ensemble, whole) if recipe.x8 else whole
 
     def run(lq: Tensor) -> Tensor:
-        # Here too, because the memory of a run is estimated from what is set outside the network.
+        # Autocast here too: the estimate of a run's memory reads the setting outside the network.
         with teacher.autocast():
             return predict(lq)
 

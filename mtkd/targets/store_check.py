@@ -7,46 +7,19 @@ scale and the images. Training from a store that does not match is an error.
 from __future__ import annotations
 
 import glob
-import hashlib
 import inspect
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtkd import build, catalog, zoo
-from mtkd.config import ItemTrainSetOptions, Options, TrainSetOptions
+from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
-from mtkd.data.paired import PairedImages
 from mtkd.data.store import ImageStore, StoreDtype, missing_images
-from mtkd.data.training import TrainingSet, open_training_set
-
-
-def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
-    """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
-    return open_training_set(
-        _training_section(options).model_dump(),
-        scale=options.scale,
-        cache_dir=zoo.home().parent / "datasets",
-        progress=progress,
-    )
-
-
-def training_pairs(options: Options) -> PairedImages:
-    """The training images where they lie, nothing decoded."""
-    return PairedImages.of_section(_training_section(options).model_dump(), scale=options.scale)
-
-
-def _training_section(options: Options) -> TrainSetOptions:
-    if options.datasets.train is None:
-        raise MtkdError("The option file has no `datasets.train` section.")
-    if isinstance(options.datasets.train, ItemTrainSetOptions):
-        raise MtkdError(
-            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops; targets are made for "
-            "the whole images of a PairedImageDataset."
-        )
-    return options.datasets.train
+from mtkd.data.training import TrainingSet
+from mtkd.runtime.files import sha256
 
 
 def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
@@ -80,12 +53,12 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     store = ImageStore(path)
     stored, wanted = store.facts.get("fingerprint"), fingerprint(options, images)
     if not isinstance(stored, dict):
-        raise MtkdError(f"{path} is no store of targets: it does not say what made it. Make one with `mtkd teach`.")
+        raise MtkdError(f"{path} is not a store of targets: it does not say what made it. Make one with `mtkd teach`.")
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
         raise MtkdError(
-            f"target_store {path} was made by another run, of which this differs: {_told(differing)}. Make a new one "
-            "with `mtkd teach -opt FILE`."
+            f"target_store {path} does not match this option file, it was made by another run: {_describe(differing)}. "
+            "Make a new one with `mtkd teach -opt FILE`."
         )
     store.verify()
     return store
@@ -115,7 +88,7 @@ def check_facts(store: ImageStore, facts: dict[str, Any], remedy: str) -> None:
     """Raise an error that names what differs, and the remedy, unless `store` was made as `facts` say."""
     differing = _differences(store.facts, facts)
     if differing:
-        raise MtkdError(f"{store.path} was made otherwise: {_told(differing)}. {remedy}")
+        raise MtkdError(f"{store.path} was made differently: {_describe(differing)}. {remedy}")
 
 
 def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -153,7 +126,7 @@ def _are_members(teachers: Any) -> bool:
     )
 
 
-def _told(differing: Sequence[tuple[str, Any, Any]]) -> str:
+def _describe(differing: Sequence[tuple[str, Any, Any]]) -> str:
     more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
     return "; ".join(f"{where} was {stored}, here it is {here}" for where, stored, here in differing[:3]) + more
 
@@ -190,12 +163,4 @@ def check_disk(path: Path, nbytes: int) -> None:
 def _weights(options: Any) -> dict[str, Any]:
     named = build.network_of(options)
     network = {"type": named.type, "args": build.plain(named.args)}
-    return {"network": network, "sha256": _file_hash(options.pretrain), "param_key": options.param_key}
-
-
-def _file_hash(source: str) -> str:
-    digest = hashlib.sha256()
-    with zoo.resolve(source).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"network": network, "sha256": sha256(zoo.resolve(options.pretrain)), "param_key": options.param_key}

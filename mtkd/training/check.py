@@ -14,8 +14,8 @@ from mtkd.build import open_items
 from mtkd.config import ItemSetOptions, Options, Problem, check_paths
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
+from mtkd.runtime.run_folder import RunFolder
 from mtkd.training import preflight
-from mtkd.training.checkpoint import RunFolder
 
 
 def check_data(options: Options) -> list[Problem]:

@@ -1,8 +1,8 @@
-"""Run folders, atomic files, and how to know whether a file is whole.
+"""Files of a checkpoint: how they are written, and how to know whether one is whole.
 
-Layout and file formats are BasicSR's: `models/net_g_ITER.pth` with `params` and `params_ema`, which BasicSR loads, and
-`training_states/ITER.state`. A state is written after its model file, both by write-and-rename, so a run killed at any
-moment leaves only complete checkpoints behind.
+Formats are BasicSR's: `models/net_g_ITER.pth` with `params` and `params_ema`, which BasicSR loads, and
+`training_states/ITER.state`. A state is written after its model file, both atomically, so a run killed at any moment
+leaves only complete checkpoints behind.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,10 +18,6 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.zoo import containers, files
-
-LATEST = "latest"
-LOCK = ".lock"
-"""File in a run folder that the process which trains there holds locked."""
 
 
 def atomic_save(content: Mapping[str, Any], path: Path) -> None:
@@ -47,84 +42,7 @@ def plain_state(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Folder of one run, `EXPERIMENTS_ROOT/NAME`."""
-
-    root: Path
-
-    @property
-    def models(self) -> Path:
-        """Weights, `net_g_ITER.pth`."""
-        return self.root / "models"
-
-    @property
-    def states(self) -> Path:
-        """Training states, `ITER.state`."""
-        return self.root / "training_states"
-
-    @property
-    def visualization(self) -> Path:
-        """Validation images, `IMAGE/IMAGE_ITER.png`, in a folder `SET` where there are several sets."""
-        return self.root / "visualization"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line: losses and validation results."""
-        return self.root / "metrics.jsonl"
-
-    def make(self) -> None:
-        """Create the folders."""
-        for folder in (self.models, self.states, self.visualization):
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def model(self, step: int | str) -> Path:
-        """Weights file of iteration `step`."""
-        return self.models / f"net_g_{step}.pth"
-
-    def state(self, step: int) -> Path:
-        """Training state of iteration `step`."""
-        return self.states / f"{step}.state"
-
-    def saved_states(self) -> list[int]:
-        """Iterations that have a training state, the newest first."""
-        return sorted((int(path.stem) for path in self.states.glob("*.state") if _is_number(path.stem)), reverse=True)
-
-    def saved_weights(self) -> list[int]:
-        """Iterations that have weights, the newest first."""
-        steps = (path.stem.removeprefix("net_g_") for path in self.models.glob("net_g_*.pth"))
-        return sorted((int(step) for step in steps if _is_number(step)), reverse=True)
-
-    def starts_leftovers(self, name: str) -> list[Path] | None:
-        """The files that a run `name` leaves which ended before its first loss was logged: its lock, logs, and option
-        files. None when the folder holds anything else, which a new run must not touch.
-        """
-        known = {LOCK, f"{name}.yml", "resolved.yml", "environment.json", self.metrics.name}
-        found = []
-        for path in self.root.iterdir() if self.root.exists() else ():
-            if path in (self.models, self.states, self.visualization) and path.is_dir():
-                if any(not is_temporary(inside) for inside in path.iterdir()):
-                    return None
-                found += path.iterdir()
-            elif path == self.metrics and path.stat().st_size:
-                return None
-            elif path.name in known or is_temporary(path) or path.match("train_*_[0-9]*.log"):
-                found.append(path)
-            else:
-                return None
-        return found
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether `path` is the unfinished file of a writer."""
-    return path.name.endswith(".tmp")
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def save_weights(path: Path, student: nn.Module, ema: nn.Module | None, facts: dict[str, Any]) -> None:
+def write_weights(path: Path, student: nn.Module, ema: nn.Module | None, facts: dict[str, Any]) -> None:
     """Write `params` (and `params_ema`) plus `mtkd`, plain facts that make the file self-describing."""
     content: dict[str, Any] = {"params": plain_state(student)}
     if ema is not None:
@@ -159,9 +77,9 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  broken files raise whatever the bytes happen to trigger
         broken = f"{type(error).__name__} when read as tensors and plain values"
     if broken:
-        raise MtkdError(f"{path} is damaged, or no training state: {broken}.")
+        raise MtkdError(f"{path} is damaged, or not a training state: {broken}.")
     if wrong := _wrong_form(state):
-        raise MtkdError(f"{path} is no training state: {wrong}.")
+        raise MtkdError(f"{path} is not a training state: {wrong}.")
     assert isinstance(state, dict)
     return state
 
@@ -170,9 +88,9 @@ def _wrong_form(state: Any) -> str | None:
     if not isinstance(state, dict) or "iter" not in state or "optimizers" not in state:
         return "it has no `iter` and `optimizers`"
     if not _is_count(state["iter"]):
-        return "its `iter` is no whole number"
+        return "its `iter` is not a whole number"
     if not isinstance(state["optimizers"], list):
-        return "its `optimizers` are no list"
+        return "its `optimizers` are not a list"
     for saved in state["optimizers"]:
         groups = saved.get("param_groups") if isinstance(saved, dict) else None
         if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
@@ -183,13 +101,13 @@ def _wrong_form(state: Any) -> str | None:
             return "a group of parameters has no numbers of them"
     for key in ("method", "precision", "best", "run", "losses"):
         if not isinstance(state.get(key, {}), dict):
-            return f"its `{key}` is no mapping"
+            return f"its `{key}` is not a mapping"
     if not _is_record(state.get("run", {})):
         return "its `run` does not describe one"
     if state.get("losses") and not _is_table(state["losses"]):
-        return "its `losses` are no table of numbers"
+        return "its `losses` are not a table of numbers"
     if "seed" in state and not (_is_count(state["seed"]) and state["seed"] < 2**63):
-        return "its `seed` is no whole number that seeds"
+        return "its `seed` is not a whole number that can seed"
     scaler = state.get("precision", {}).values()
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in scaler):
         return "its `precision` holds more than finite numbers"

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mtkd.contracts import MtkdError
-from mtkd.training.checkpoint import LOCK, RunFolder
+from mtkd.runtime.run_folder import LOCK, RunFolder
 from mtkd.training.log import logged_step
 
 PATIENCE = 10.0
@@ -27,14 +27,14 @@ class Claim:
         self.folder, self._name, self._lock, self._made = folder, name, lock, made
 
     def release(self) -> None:
-        """Let others in. A run that has trained nothing takes away all that it made, so that a corrected start finds no
-        run here.
+        """Release the folder. A run that has trained nothing removes all that it made, so that a corrected start is not
+        refused.
         """
         lock, self._lock = self._lock, None
         try:
             self._remove_leftovers()
         except OSError:
-            pass  # what stays hinders nobody: see `RunFolder.starts_leftovers`
+            pass  # a later start accepts what stays, see `RunFolder.starts_leftovers`
         finally:
             if lock is not None:
                 lock.release()
@@ -48,7 +48,7 @@ class Claim:
         for path in (self.folder.models, self.folder.states, self.folder.visualization):
             if path.is_dir():
                 path.rmdir()
-        # The deepest first; folders that were there before stay.
+        # The deepest first. Folders that existed before stay.
         for path in self._made:
             path.rmdir()
 
@@ -74,7 +74,7 @@ def claim(folder: RunFolder, name: str, *, resuming: bool) -> Claim:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            # A network file system without locks: it is the user's to start a run once.
+            # A network file system without locks: the user must not start a run twice.
             locked = None
         mine = Claim(folder, name, locked, made)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -17,8 +17,8 @@ class Ema:
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self._shadow = list(self.net.parameters())
-        self._live = list(net.parameters())
+        self._shadow: list[Tensor] = list(self.net.parameters())
+        self._live: list[Tensor] = list(net.parameters())
         self._buffers = list(zip(self.net.buffers(), net.buffers(), strict=True))
 
     @torch.no_grad()

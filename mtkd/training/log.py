@@ -1,21 +1,17 @@
-"""What a run says: BasicSR's log line on screen and in a file, `metrics.jsonl`, TensorBoard, wandb, a progress bar."""
+"""The log of a run: BasicSR's log line on screen and in a file, `metrics.jsonl`, TensorBoard, wandb, a progress bar."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtkd.runtime import strict_json
+from mtkd.runtime.files import atomic
 
 
 class RunLog:
@@ -25,7 +21,7 @@ class RunLog:
         folder: run folder for `train_NAME_TIME.log` and `metrics.jsonl`; None to print only.
         name: the run's name.
         total_steps: iterations of the whole run, for the progress bar and the ETA.
-        start: iteration it goes on from; TensorBoard forgets what it was told after it.
+        start: iteration it goes on from; TensorBoard drops what was written after it.
         rank: global rank.
         tensorboard: folder for TensorBoard events, or None.
         wandb: BasicSR's `logger.wandb` mapping (`project`, `resume_id`), or None.
@@ -80,9 +76,10 @@ class RunLog:
         if not self.active:
             return
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        (self._progress.console.print if self._progress else print)(
-            text, **({"markup": False, "highlight": False} if self._progress else {"flush": True})
-        )
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
         if self._file:
             self._file.write(f"{stamp} INFO: {text}\n")
             self._file.flush()
@@ -194,53 +191,5 @@ def trim_metrics(path: Path, step: int, *, losses_due: bool = False, validation_
         return row["step"] == step and (validation_due if "validation" in row else losses_due)
 
     kept = [line for line, row in metric_rows(path) if row["step"] <= step and not again(row)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
-
-
-def environment() -> dict[str, Any]:
-    """Hardware, versions and git commit: what a stored number must carry."""
-    import importlib.metadata
-
-    versions = {"python": platform.python_version()}
-    for package in ("mtkd", "torch", "torchvision", "numpy", "basicsr", "pytorch-wavelets", "lightning-fabric"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
-        "cpu_threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "commit": _commit(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Commit of the checkout the package runs from, with `-dirty` when it differs; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with atomic(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -25,13 +25,13 @@ class LossTrace:
         self._names: list[str] = []
         self._rows: list[Tensor] = []
         self._checked = 0
-        # So many of the first rows are means over ranks already.
+        # The first rows, this many, are means over ranks already.
         self._averaged = 0
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Remember one iteration's values without reading them."""
         if self._rows and self._names != list(values):
-            # Taken up from a run with other terms.
+            # The rows come from a run with other terms.
             self._rows, self._checked, self._averaged = [], 0, 0
         self._names = list(values)
         self._rows.append(torch.stack(list(values.values())))
@@ -49,7 +49,7 @@ class LossTrace:
         self._checked = len(self._rows)
         bad = (~torch.isfinite(table)).any(dim=1).nonzero()
         if self._fabric.world_size > 1:
-            # A rank alone cannot know: averaging has put another's NaN into its weights too.
+            # Ask all ranks: averaged gradients carry the NaN of one rank into the weights of all.
             anywhere = self._fabric.all_reduce((~torch.isfinite(table)).any().float(), reduce_op="sum")
             assert isinstance(anywhere, Tensor)
             if len(bad) == 0 and anywhere.item() > 0:
@@ -98,7 +98,8 @@ class LossTrace:
     def read(self, done: int) -> dict[str, float]:
         """Means since the last `forget`, over all ranks; checks them first."""
         self.check(done)
-        # Over ranks before iterations: rows of a run that was stopped are that already, and sums depend on the order.
+        # Average over ranks first, then over iterations: restored rows are averaged over ranks already, and the order
+        # changes the last bit.
         means = self._over_ranks().mean(dim=0)
         return dict(zip(self._names, means.tolist(), strict=True))
 

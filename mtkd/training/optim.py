@@ -68,7 +68,8 @@ def checked_state(
     expected: dict[tuple[Any, ...], dict[str, Any]] = {}
     state: dict[int, dict[str, Any]] = {}
     for position, found in saved["state"].items():
-        parameter, name = parameters[position], names[position]
+        parameter = parameters[position]
+        name = names[int(position)]
         kind = (tuple(parameter.shape), parameter.dtype)
         if kind not in expected:
             expected[kind] = fresh_state(parameter, options)
@@ -102,17 +103,17 @@ def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]
 
 def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
     if isinstance(like, Tensor) and like.dim() == 0 or isinstance(like, int | float):
-        # The count of steps was a plain number in older torch.
+        # Older versions of torch kept the count of steps as a plain number.
         value = found.item() if is_dense(found) and found.numel() == 1 else found
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise MtkdError(f"{key} of {name} is no finite number")
+            raise MtkdError(f"{key} of {name} is not a finite number")
         return torch.tensor(float(value), dtype=like.dtype) if isinstance(like, Tensor) else value
     if like is None and found is None:
         return None
     if not isinstance(like, Tensor):
-        raise MtkdError(f"{key} of {name} cannot be taken up")
+        raise MtkdError(f"{key} of {name} cannot be restored")
     if not is_dense(found):
-        raise MtkdError(f"{key} of {name} is no tensor of values")
+        raise MtkdError(f"{key} of {name} is not a tensor of values")
     if found.shape != like.shape or found.dtype != like.dtype:
         raise MtkdError(
             f"{key} of {name} is {tuple(found.shape)} {found.dtype}, and must be {tuple(like.shape)} {like.dtype}"
@@ -174,7 +175,7 @@ def _cosine(
     ends = [sum(periods[: i + 1]) for i in range(len(periods))]
 
     def rate(step: int) -> float:
-        # Past the last period BasicSR raises; holding the end of the last period is kinder to a run made longer.
+        # BasicSR raises after the last period. Hold its last rate instead, so that a run can be made longer.
         position = min(bisect.bisect_left(ends, step), len(ends) - 1)
         start = ends[position] - periods[position]
         progress = min(step - start, periods[position]) / periods[position]

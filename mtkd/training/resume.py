@@ -18,12 +18,16 @@ from mtkd.config.diff import flat
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignItems
 from mtkd.data.training import TrainingSet
-from mtkd.training.checkpoint import RunFolder, damage, is_dense, load_state
+from mtkd.runtime.run_folder import RunFolder
+from mtkd.training.checkpoint import damage, is_dense, load_state
 from mtkd.training.claim import refuse_to_begin_anew
 from mtkd.training.optim import checked_state
+from mtkd.zoo import containers
 
 if TYPE_CHECKING:
-    from mtkd.training.session import Session
+    from mtkd.training.run import Run
+
+    pass
 
 _KEPT = ("model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size")
 """Keys without which a run is another one."""
@@ -72,8 +76,8 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
         try:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
-            if not zoo.containers.has_checksums(weights):
-                # Without checksums reading tells.
+            if not containers.has_checksums(weights):
+                # No checksums: only reading shows whether it is whole.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)
         except MtkdError as error:
@@ -98,43 +102,55 @@ def record(options: Options, world_size: int, images: TrainingSet | None, items:
     return {"options": plain, "images": content, "world_size": world_size}
 
 
-def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
-    """Put weights, averages, moments and the rest of `state`, read from `path`, into `session`; returns lines that say
+def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
+    """Put weights, averages, moments and the rest of `state`, read from `path`, into `run`; returns lines that say
     what changed since.
 
     Raises:
         MtkdError: it belongs to another run, or holds values that do not fit, named by what and where they are.
     """
-    assert session.options.train is not None
-    done, method = int(state["iter"]), session.method
-    if done > session.options.train.total_iter:
+    assert run.options.train is not None
+    done, method = int(state["iter"]), run.method
+    if done > run.options.train.total_iter:
         raise MtkdError(
-            f"{path} is of iteration {done:,d}, and train.total_iter is {session.options.train.total_iter:,d}: there "
+            f"{path} is of iteration {done:,d}, and train.total_iter is {run.options.train.total_iter:,d}: there "
             "is nothing to go on with. Raise total_iter, or give this run another `name`."
         )
     weights = path.parent.parent / "models" / f"net_g_{done}.pth"
     method.check_metadata(build.load_weights(method.student, str(weights), key="params"))
-    if session.ema is not None:
-        _restore_average(session.ema.net, weights, session.options.train.ema_decay)
-    if state.get("seed", session.seed) != session.seed:
+    if run.ema is not None:
+        _restore_average(run.ema.net, weights, run.options.train.ema_decay)
+    if state.get("seed", run.seed) != run.seed:
         raise MtkdError(
-            f"{path} was trained with manual_seed {state['seed']}, and the option file says {session.seed}: the "
+            f"{path} was trained with manual_seed {state['seed']}, and the option file says {run.seed}: the "
             "batches would not go on where they stopped. Give the old seed, or start a new run from these weights with "
             "path.pretrain_network_g."
         )
-    lines = compare(state.get("run"), session.record, path)
-    _keep_later_weights(session.folder, state.get("run"), session.record, done)
-    _restore_own(method, state.get("method", {}), path, session.options.model_type)
-    if len(state["optimizers"]) != len(session.optimizers):
-        raise MtkdError(
-            f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(session.optimizers)}."
-        )
+    lines = compare(state.get("run"), run.record, path)
+    _keep_later_weights(run.folder, state.get("run"), run.record, done)
+    _restore_own(method, state.get("method", {}), path, run.options.model_type)
+    _restore_optimizers(run, state, path, weights)
+    if state.get("precision"):
+        run.fabric._precision.load_state_dict(state["precision"])
+    run.trace.take_up(state.get("losses", {}))
+    run.state.best = state.get("best", {})
+    run.state.start = run.state.done = done
+    run.state.validation_due = bool(state.get("validation_due")) and bool(run.val_sets)
+    return lines
+
+
+def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Path) -> None:
+    """Give the moments of `state` to the optimizers of `run`; everything else of them comes from the option file."""
+    assert run.options.train is not None
+    done, method = int(state["iter"]), run.method
+    if len(state["optimizers"]) != len(run.optimizers):
+        raise MtkdError(f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(run.optimizers)}.")
     if "method" not in state:
-        # Written by BasicSR, whose SRModel has one optimizer, over the network's parameters in their own order.
+        # BasicSR wrote it. Its SRModel has one optimizer, over the parameters in the order of the network's modules.
         state["optimizers"][0] = in_our_order(state["optimizers"][0], method.student, weights)
     names = {id(parameter): name for name, parameter in method.named_parameters()}
-    for (group, optimizer), saved in zip(session.optimizers.items(), state["optimizers"], strict=True):
-        given = session.options.train.optim_g if group == "main" else session.options.train.optim_d
+    for (group, optimizer), saved in zip(run.optimizers.items(), state["optimizers"], strict=True):
+        given = run.options.train.optim_g if group == "main" else run.options.train.optim_d
         assert given is not None
         inner = optimizer.optimizer
         own = [names[id(parameter)] for part in inner.param_groups for parameter in part["params"]]
@@ -143,24 +159,17 @@ def restore(session: Session, state: dict[str, Any], path: Path) -> list[str]:
         except MtkdError as error:
             raise MtkdError(
                 f"{path} does not fit this run's {given.type} ({group}): {error}. Is it of another optimizer, or was "
-                f"the file changed? Take up another state, {_NEW_RUN}."
+                f"the file changed? Use another state, {_NEW_RUN}."
             ) from error
         inner.load_state_dict(fitting)
         for part in inner.param_groups:
-            part["lr"] = session.rates[group](max(done - 1, 0))
+            part["lr"] = run.rates[group](max(done - 1, 0))
         _lay_out_as_parameters(inner)
-    if state.get("precision"):
-        session.fabric._precision.load_state_dict(state["precision"])
-    session.trace.take_up(state.get("losses", {}))
-    session.best = state.get("best", {})
-    session.start = session.done = done
-    session.validation_due = bool(state.get("validation_due")) and bool(session.val_sets)
-    return lines
 
 
 def _restore_average(net: nn.Module, weights: Path, decay: float) -> None:
     build.load_weights(net, str(weights), key="params_ema")
-    # A missing average is read as the weights themselves, from which it would start anew.
+    # Without params_ema the weights themselves are read, and the average would silently start again from them.
     if net.origin.entry != "params_ema":  # pyright: ignore[reportAttributeAccessIssue]
         raise MtkdError(
             f"train.ema_decay is {decay:g}, and {weights} holds no average (params_ema): the run was trained without. "
@@ -178,9 +187,9 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
     for key, like in expected.items():
         found = own[key]
         if not is_dense(found) or found.shape != like.shape or found.dtype != like.dtype:
-            told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            held = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             raise MtkdError(
-                f"{path}: {key} of {model_type} is {told}, and here {tuple(like.shape)} {like.dtype}: options of the "
+                f"{path}: {key} of {model_type} is {held}, and here {tuple(like.shape)} {like.dtype}: options of the "
                 f"section `method` or of a term changed. Give the old values back, {_NEW_RUN}."
             )
     method.load_state_dict(own, strict=False)
@@ -197,14 +206,16 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
     differing: list[str] = []
     before, after = dict(then.get("options", {})), dict(now["options"])
 
-    def told(key: str, old: Any, new: Any) -> str:
+    def changed_line(key: str, old: Any, new: Any) -> str:
         return f"{key} was {_text(old)}, here it is {_text(new)}"
 
     def differ(key: str) -> bool:
         return before.get(key) != after.get(key)
 
     keys = list(dict.fromkeys([*before, *after]))
-    differing += [told(key, before.get(key), after.get(key)) for key in keys if _is_under(key, _KEPT) and differ(key)]
+    differing += [
+        changed_line(key, before.get(key), after.get(key)) for key in keys if _is_under(key, _KEPT) and differ(key)
+    ]
     if then.get("images") != now["images"]:
         old, new = then.get("images", {}), now["images"]
         here = "others" if old.get("count") == new["count"] else str(new["count"])
@@ -215,14 +226,16 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
         differing.append(f"{parts} was {old_batch}, here it is {new_batch}")
     if differing:
         raise MtkdError(
-            f"{path} was trained otherwise: {_few(differing)}. The run would be neither of the two. Give the old "
+            f"{path} was trained with other settings: {_few(differing)}. Going on would mix two runs. Give the old "
             f"values back, {_NEW_RUN}."
         )
     changed = [
-        told(key, before.get(key), after.get(key)) for key in keys if not _is_under(key, _ELSEWHERE) and differ(key)
+        changed_line(key, before.get(key), after.get(key))
+        for key in keys
+        if not _is_under(key, _ELSEWHERE) and differ(key)
     ]
     if then.get("world_size") != now["world_size"]:
-        changed.append(told("the number of processes", then.get("world_size"), now["world_size"]))
+        changed.append(changed_line("the number of processes", then.get("world_size"), now["world_size"]))
     return [f"Changed since the checkpoint: {_few(changed)}."] if changed else []
 
 
@@ -250,7 +263,7 @@ def _batch(run: Mapping[str, Any]) -> Any:
     size = run.get("world_size")
     for key in _BATCH:
         factor = run.get("options", {}).get(key)
-        # A class from outside may make its own batches.
+        # A class from outside may have no fixed batch size.
         size = size * factor if isinstance(size, int) and isinstance(factor, int) else size
     return size
 

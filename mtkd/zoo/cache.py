@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given
+from mtkd.runtime.files import atomic
+from mtkd.runtime.files import sha256 as sha256_of
 from mtkd.zoo import building, download, files, keymaps, loading, originals
 from mtkd.zoo.table import ENTRIES, Entry, Source, entry
 
@@ -113,7 +115,7 @@ def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> 
     """
     file = files.local_file(file)
     folder = home(weights_dir)
-    sha256 = files.sha256_of(file)
+    sha256 = sha256_of(file)
     source = originals.source_of(item, file, sha256)
     with _locked(folder, item.name):
         check = originals.check(item, source, sha256, _record(item, folder), folder)
@@ -151,7 +153,7 @@ def _check_converted(item: Entry, folder: Path) -> None:
             "the file, "
             f"or delete the file and run `mtkd zoo download {item.name}`."
         )
-    found = files.sha256_of(path)
+    found = sha256_of(path)
     if found != record["sha256"]:
         raise MtkdError(
             f"{path} has changed since it was converted: its sha256 is {found}, recorded is {record['sha256']}. "
@@ -184,7 +186,7 @@ def _obtain(item: Entry, folder: Path) -> None:
         try:
             with _locked(folder, f"downloads-{source.file}"):
                 file = originals.local(source, folder) or originals.fetch(item, source, folder)
-                sha256 = files.sha256_of(file)
+                sha256 = sha256_of(file)
                 try:
                     check = originals.check(item, source, sha256, _record(item, folder), folder)
                     state = _loaded(item, net, file, source, folder)
@@ -219,15 +221,12 @@ def _write(
     """Write the converted file and the record beside it."""
     origin = {"url": source.url, "file": source.file, "sha256": sha256, "check": check}
     target = folder / f"{item.name}.safetensors"
-    fresh = target.with_name(f".{item.name}.new.safetensors")
-    try:
+    with atomic(target) as fresh:
         files.write_safetensors(fresh, state, item.facts | {"source": origin})
-        record = {"name": item.name, "source": origin, "sha256": files.sha256_of(fresh)}
+        record = {"name": item.name, "source": origin, "sha256": sha256_of(fresh)}
         # The record first: a file without one is refused, a record without its file is only a pin.
-        (folder / f"{item.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)
+        with atomic(folder / f"{item.name}.json") as listed:
+            listed.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if check == "pinned":
         logger.warning(
             "No hash of %s was ever published. It fits %s exactly, and from now on its sha256 %s is expected.",

@@ -6,10 +6,8 @@ Nothing read here can run code (`readers`), and what a file says about itself is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.files import atomic
 from mtkd.zoo.containers import is_safetensors
 from mtkd.zoo.readers import FACTS, read_pickle, read_safetensors
 
@@ -141,18 +140,11 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    temporary = _temporary(path)
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata={"format": "pt", FACTS: json.dumps(facts)})
-        # safetensors makes files for their owner alone, whatever the umask. A shared folder needs more.
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", FACTS: json.dumps(facts)})
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_pth(path: Path, content: Mapping[str, Any]) -> None:
@@ -161,37 +153,15 @@ def write_pth(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full, or cannot be written.
     """
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:  # given a name, torch would write that name into the file
-            try:
-                torch.save(dict(content), file)
-            except RuntimeError as error:
-                # What the file raised, torch's writer of zips turns into a complaint about positions.
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def _temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Given a name, torch would write that name into the file.
+    with atomic(path, durable=True) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:
+            # What the file raised, torch's writer of zips turns into a complaint about positions.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _entry(content: Mapping[str, Any], key: str | None, path: Path) -> str | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtkd.contracts import MtkdError
-from mtkd.zoo import containers, download, files
+from mtkd.runtime.files import sha256 as sha256_of
+from mtkd.zoo import containers, download
 from mtkd.zoo.table import Entry, Source
 
 logger = logging.getLogger("mtkd")
@@ -39,7 +40,7 @@ def fetch(item: Entry, source: Source, folder: Path) -> Path:
     label = f"{item.name} ({source.file})"
     most = _most_bytes(source)
     download.fetch(source.url, part, label=label, resume_unmarked=source.sha256 is not None, most=most)
-    if resumed and source.sha256 and not files.sha256_of(part).startswith(source.sha256):
+    if resumed and source.sha256 and not sha256_of(part).startswith(source.sha256):
         logger.info("%s: the two halves of a resumed transfer do not belong together; fetching it whole.", label)
         part.unlink()
         download.fetch(source.url, part, label=label, resume_unmarked=False, most=most)

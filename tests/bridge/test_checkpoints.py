@@ -61,9 +61,9 @@ def advance(model: Any, batches: list[Any], first: int) -> None:
 def test_a_run_of_basicsr_goes_on_here_as_it_would_there(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     ours = run_options(tmp_path, images=images, train=TRAIN)
-    session = train_module.prepare(ours)
-    batches = list(session.batches())
-    session.close()
+    run = train_module.prepare(ours)
+    batches = list(run.batches())
+    run.close()
 
     root = tmp_path / "theirs"
     model = basicsr_model(root)

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
+from mtkd.build import open_training_images
 from mtkd.config import ItemTrainSetOptions, OptionError, load_options, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignImages, ForeignItems, ForeignSampler
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
-from mtkd.targets.store_check import open_training_images
 from mtkd.training.check import check_data
 from mtkd.training.loop import train
 from tests.runs import make_images, run_options

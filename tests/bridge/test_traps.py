@@ -101,10 +101,10 @@ def test_resuming_works_on_the_cpu_from_any_directory_and_keeps_the_best(
     train(run_options(tmp_path, images=images, datasets=sets, val=val, train={"total_iter": 4}))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    session = prepare(run_options(tmp_path, images=images, datasets=sets, val=val), auto_resume=True)
-    session.close()
-    assert session.start == 4
-    assert session.best["val"]["psnr"]["iter"] in (2, 4)
+    run = prepare(run_options(tmp_path, images=images, datasets=sets, val=val), auto_resume=True)
+    run.close()
+    assert run.state.start == 4
+    assert run.state.best["val"]["psnr"]["iter"] in (2, 4)
 
 
 def test_teachers_have_no_gradient_no_training_mode_and_cannot_change_their_input() -> None:

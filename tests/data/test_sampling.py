@@ -228,23 +228,6 @@ def test_images_stay_where_they_fit(stores, monkeypatch):
     assert sampler(stores).residence == "ram"
 
 
-def test_available_memory_is_bounded_by_what_every_cgroup_around_the_process_still_allows(tmp_path):
-    (tmp_path / "job/step").mkdir(parents=True)
-    (tmp_path / "memory/old").mkdir(parents=True)
-    (tmp_path / "job/memory.max").write_text("2000\n")
-    (tmp_path / "job/memory.current").write_text("900\n")
-    (tmp_path / "job/memory.stat").write_text("anon 600\ninactive_file 300\n")
-    (tmp_path / "job/step/memory.max").write_text("max\n")
-    (tmp_path / "job/step/memory.current").write_text("900\n")
-    (tmp_path / "memory/old/memory.limit_in_bytes").write_text("3000\n")
-    (tmp_path / "memory/old/memory.usage_in_bytes").write_text("1000\n")
-    listing = tmp_path / "cgroup"
-    listing.write_text("7:cpu,memory:/old\n3:freezer:/old\n0::/job/step\n")
-    assert sorted(residence._cgroup_rooms(listing, tmp_path)) == [1400, 2000]
-    assert residence._cgroup_rooms(tmp_path / "none", tmp_path) == []
-    assert 2**20 < residence.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "changes", [{"residence": "device"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}]

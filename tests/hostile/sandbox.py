@@ -72,7 +72,7 @@ def warm() -> None:
     import mtkd.data.training
     import mtkd.inference.compare
     import mtkd.inference.evaluate
-    import mtkd.inference.report
+    import mtkd.inference.run_test
     import mtkd.inference.upscale  # noqa: F401
     from mtkd import catalog
 

@@ -262,7 +262,7 @@ def _memory() -> str | None:
 
 def write(tally: Tally, *, minutes: float, seed: int, workers: int) -> None:
     """Write the result and bring its table into the page."""
-    from mtkd.training.log import environment
+    from mtkd.runtime.environment import environment
 
     result = {
         "command": "python -m tests.hostile.soak " + shlex.join(sys.argv[1:]),

@@ -21,9 +21,12 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
 from mtkd.data.resize import bicubic_lq
-from mtkd.inference import compare as module
-from mtkd.inference.compare import Bicubic, Remembered, compare
+from mtkd.inference import baselines, named
+from mtkd.inference.baselines import Bicubic, Memoized
+from mtkd.inference.compare import compare
 from mtkd.inference.evaluate import build_metrics, evaluate
+from mtkd.inference.image_sets import folder_sets
+from mtkd.inference.results import Subject
 from mtkd.runtime import shipped
 from mtkd.training.loop import train
 from mtkd.zoo.table import ENTRIES
@@ -142,14 +145,15 @@ def test_each_teacher_answers_an_image_once(ground: Ground, monkeypatch: pytest.
     asked: list[str] = []
     forward = EDSR.forward
     monkeypatch.setattr(EDSR, "forward", lambda net, lq: asked.append(str(tuple(lq.shape))) or forward(net, lq))
-    monkeypatch.setattr(module, "describe", lambda name, net, **more: module.Subject(name, net, None, None, 0, None))
+    for module in (baselines, named):
+        monkeypatch.setattr(module, "describe", lambda name, net, **more: Subject(name, net, None, None, 0, None))
     compare([str(ground.fusion)], data=[ground.images], teachers=True)
     # One for the trial, four images; in three rows: the teacher, the mean, the run itself.
     assert len(asked) <= 5 + 2
 
 
 def test_remembered_answers_are_the_same_and_bounded() -> None:
-    net = Remembered(EDSR(num_feat=4, num_block=1, upscale=2), room=2 * 3 * 16 * 16 * 4)
+    net = Memoized(EDSR(num_feat=4, num_block=1, upscale=2), room=2 * 3 * 16 * 16 * 4)
     images = [torch.rand(1, 3, 8, 8) for _ in range(3)]
     with torch.no_grad():
         first = [net(lq) for lq in images]
@@ -164,19 +168,19 @@ def test_a_file_is_held_to_the_usual_metrics_and_sets_that_are_here(
     ground: Ground, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = ground.student / "models/net_g_latest.pth"
-    with pytest.raises(MtkdError, match="of the sets of .*benchmark.yml none is here.*--data FOLDER.*datasets/README"):
+    with pytest.raises(MtkdError, match="none of the sets of .*benchmark.yml is here.*--data FOLDER.*datasets/README"):
         compare([str(file)])
     assert f"the test sets are those of {shipped.file('options/benchmark.yml')}" in capsys.readouterr().out
     Path("options").mkdir()
     shutil.copy(Path(__file__).parents[2] / "options/benchmark.yml", "options")
-    with pytest.raises(MtkdError, match="of the sets of options/benchmark.yml none is here.*--data FOLDER"):
+    with pytest.raises(MtkdError, match="none of the sets of options/benchmark.yml is here.*--data FOLDER"):
         compare([str(file)])
     shutil.copytree(ground.images, "datasets/Set14/HR")
     capsys.readouterr()
     rows = compare([str(file)])
     said = capsys.readouterr().out
     assert [(name, row.dataset) for name, row in rows] == [("student net_g_latest", "Set14")]
-    assert "Left out, as it is not here: Set5 (datasets/Set5/HR)" in said and "Set14 (" not in said
+    assert "Left out, because it is not here: Set5 (datasets/Set5/HR)" in said and "Set14 (" not in said
     assert "crop_border: 2, test_y_channel: True" in said and "whole images" in said
     images = PairedImages(dataroot_gt=ground.images, scale=2)
     direct = evaluate(zoo.build(file), images, build_metrics(DEFAULT), dataset="").means()
@@ -197,18 +201,18 @@ def test_folders_of_images(tmp_path: Path) -> None:
         write_image(tmp_path / f"other/own/{name}.png", gt)
         write_image(tmp_path / f"lonely/lq/{name}.png", gt)
     own, plain = tmp_path / "own", tmp_path / "laid_out"
-    sets = module.folder_sets([own, plain], 2)
+    sets = folder_sets([own, plain], 2)
     assert list(sets) == ["own", "laid_out"]
     pairs = [sets[name][1] for name in sets]
     assert (pairs[0].lq == pairs[1].lq // 2).all() and (pairs[0].gt == pairs[1].gt).all()
-    assert list(module.folder_sets([own, tmp_path / "other/own"], 2)) == [f"{tmp_path.name}/own", "other/own"]
+    assert list(folder_sets([own, tmp_path / "other/own"], 2)) == [f"{tmp_path.name}/own", "other/own"]
     for folders, words in (
         ([own, own], "two folders are called"),
-        ([tmp_path / "lonely"], "holds `lq`, and no `gt`"),
+        ([tmp_path / "lonely"], "holds `lq` without `gt`"),
         ([tmp_path / "nowhere"], "nowhere"),
     ):
         with pytest.raises(MtkdError, match=words):
-            module.folder_sets(folders, 2)
+            folder_sets(folders, 2)
 
 
 def test_a_run_that_is_not_finished_says_so(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:

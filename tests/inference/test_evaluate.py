@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,21 +17,18 @@ import torch
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
+from mtkd.build import output_network
 from mtkd.config import EvalSetOptions, Options, make_options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
-from mtkd.inference import report
-from mtkd.inference.evaluate import (
-    Evaluation,
-    build_metrics,
-    compile_for_images,
-    evaluate,
-    to_image,
-    to_tensor,
-    write_results,
-)
+from mtkd.inference import results
+from mtkd.inference import run_test as module
+from mtkd.inference.evaluate import Evaluation, build_metrics, compile_for_images, evaluate
+from mtkd.inference.results import write_results
+from mtkd.inference.run_test import run_test
 from mtkd.inference.upscale import upscale
+from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.training.loop import train
 from tests.helpers import photo
 from tests.runs import STUDENT, make_images, run_options
@@ -147,13 +143,13 @@ def test_validation_test_and_upscale_run_the_same_network_of_a_file(
             "val": {"metrics": METRICS},
         }
         options = make_options(given)
-        (result,) = report.test(options)
+        (result,) = run_test(options)
         newest = max((tmp_path / "results").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
         lines = (newest / "metrics.csv").read_text().splitlines()
         facts = json.loads((newest / "metrics.json").read_text())
         assert lines[0].startswith("network,entry,iteration,dataset")
         assert lines[1].startswith(f"measured,{facts['entry']},{facts['iteration']},v,")
-        upscale(report.output_network(options), images, newest / "out")
+        upscale(output_network(options), images, newest / "out")
         return result.means()["psnr"], facts
 
     average, facts = measured()
@@ -303,7 +299,7 @@ def test_testing_runs_the_network_in_channels_last_and_compiled(
     options = plain_test(tmp_path)
     options = options.model_copy(update={"val": options.val.model_copy(update={"compile": True})})
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    (row,) = report.test(options)
+    (row,) = run_test(options)
     assert not torch.backends.cudnn.benchmark, "each size of image would be tried with all algorithms"
     (net,) = compiled
     assert net.conv_after_body.weight.is_contiguous(memory_format=torch.channels_last)
@@ -342,16 +338,15 @@ def test_a_results_folder_that_takes_no_file_is_found_before_anything_is_measure
     options = plain_test(tmp_path)
     path = options.path.model_copy(update={"results_root": str(tmp_path / root)})
     options = options.model_copy(update={"path": path})
-    monkeypatch.setattr(report, "evaluate", None)
+    monkeypatch.setattr(module, "evaluate", None)
     if root == "full":
 
-        def refuse(handle: int, mode: str) -> None:
-            os.close(handle)
+        def refuse(file: Path, data: bytes) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("mtkd.data.images.os.fdopen", refuse)
+        monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(MtkdError, match="results folder .* cannot be made: |No space left on device. Make room"):
-        report.test(options)
+        run_test(options)
     assert not (tmp_path / root / "tiny").exists() if root == "full" else True
 
 
@@ -363,9 +358,9 @@ def test_numbers_that_cannot_be_written_are_printed_all_the_same(
     def refuse(path: Path, data: bytes) -> None:
         raise MtkdError(f"{path} cannot be written: No space left on device.")
 
-    monkeypatch.setattr("mtkd.inference.evaluate.write_bytes", refuse)
+    monkeypatch.setattr("mtkd.inference.results.write_bytes", refuse)
     with pytest.raises(MtkdError, match="metrics.csv cannot be written: No space left"):
-        report.test(options)
+        run_test(options)
     direct = evaluate(
         small_net(), PairedImages(dataroot_gt=tmp_path / "gt", scale=2), build_metrics(METRICS), dataset=""
     )
@@ -378,8 +373,8 @@ def test_multiply_adds_that_cannot_be_counted_cost_no_numbers(
     def refuse(net: torch.nn.Module) -> None:
         raise ValueError("images of 64 pixels only")
 
-    monkeypatch.setattr(report, "complexity", refuse)
-    report.test(plain_test(tmp_path))
+    monkeypatch.setattr(results, "complexity", refuse)
+    run_test(plain_test(tmp_path))
     said = capsys.readouterr().out
     assert "cannot be counted: ValueError: images of 64 pixels only" in said and "parameters)" in said
     assert json.loads((tmp_path / "results/tiny/metrics.json").read_text())["gmacs_1280x720"] is None
@@ -389,7 +384,7 @@ def test_a_test_that_fails_leaves_no_empty_folder(tmp_path: Path) -> None:
     options = plain_test(tmp_path)
     write_image(tmp_path / "gt/small.png", photo("coffee", (12, 12)))
     with pytest.raises(MtkdError, match="p/small: SSIM needs"):
-        report.test(options)
+        run_test(options)
     assert list((tmp_path / "results").iterdir()) == []
 
 

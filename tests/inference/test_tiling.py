@@ -170,7 +170,7 @@ class Limited(nn.Module):
 def test_tiles_are_halved_when_memory_runs_out_and_stay_so() -> None:
     said: list[str] = []
     net = Limited(60 * 60)
-    predict = FittingTiles(net, scale=2, tile_pad=4, say=said.append)
+    predict = FittingTiles(net, scale=2, tile_pad=4, log=said.append)
     lq = torch.rand(1, 3, 100, 150)
     assert torch.equal(predict(lq), nearest(lq))
     assert len(said) == 2 and "tiles of 37 lq pixels" in said[1]
@@ -181,7 +181,7 @@ def test_tiles_are_halved_when_memory_runs_out_and_stay_so() -> None:
 
 def test_a_device_without_any_room_is_an_error() -> None:
     with pytest.raises(MtkdError, match="Not even a tile of .*: CUDA out of memory. Tried to allocate 9 GiB.$"):
-        FittingTiles(Limited(4), scale=2, say=lambda line: None)(torch.rand(1, 3, 100, 150))
+        FittingTiles(Limited(4), scale=2, log=lambda line: None)(torch.rand(1, 3, 100, 150))
 
 
 @pytest.mark.cuda

@@ -22,9 +22,9 @@ from mtkd.cli import main
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
 from mtkd.data.resize import imresize
-from mtkd.inference.evaluate import to_image, to_tensor
 from mtkd.inference.tiling import self_ensemble
 from mtkd.inference.upscale import upscale
+from mtkd.runtime.pixels import to_image, to_tensor
 from tests.helpers import photo
 
 
@@ -69,9 +69,9 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path: Path) -> None:
     net, said = small_net(), []
     upscale(net, tmp_path / "in/01.png", tmp_path / "out/01.png")
     write_image(tmp_path / "out/01.png", photo("coffee", (4, 4)))
-    assert upscale(net, tmp_path / "in", tmp_path / "out", skip_existing=True, say=said.append) == 2
+    assert upscale(net, tmp_path / "in", tmp_path / "out", skip_existing=True, log=said.append) == 2
     assert read_image(tmp_path / "out/01.png").shape == (4, 4, 3) and said == [f"1 image exists in {tmp_path / 'out'}."]
-    assert upscale(net, tmp_path / "in", tmp_path / "out", skip_existing=True, say=said.append) == 0
+    assert upscale(net, tmp_path / "in", tmp_path / "out", skip_existing=True, log=said.append) == 0
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
@@ -127,7 +127,7 @@ def test_transparency_depth_profile_and_grey_come_out_enlarged(tmp_path: Path) -
     Image.fromarray(colours).save(tmp_path / "in/icc.jpg", icc_profile=profile, quality=100)
     Image.fromarray(colours[..., 0]).save(tmp_path / "in/grey.png")
     said: list[str] = []
-    assert upscale(net, tmp_path / "in", tmp_path / "out", say=said.append) == 4
+    assert upscale(net, tmp_path / "in", tmp_path / "out", log=said.append) == 4
     assert said == []
     with torch.no_grad():
         sr = net(to_tensor(colours))
@@ -144,7 +144,7 @@ def test_transparency_depth_profile_and_grey_come_out_enlarged(tmp_path: Path) -
     with Image.open(tmp_path / "out/grey.png") as image:
         assert image.mode == "L"
         assert np.array_equal(np.asarray(image), to_image(grey.mean(1, keepdim=True).expand(-1, 3, -1, -1))[..., 0])
-    upscale(net, tmp_path / "in/alpha.png", tmp_path / "alpha.jpg", say=said.append)
+    upscale(net, tmp_path / "in/alpha.png", tmp_path / "alpha.jpg", log=said.append)
     assert said == [f"{tmp_path / 'in/alpha.png'}: not kept: transparency, which .jpg does not keep: write a .png."]
 
 
@@ -195,7 +195,7 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(tmp_path: Path, mon
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(net, "compile", no_compiler)
-    assert upscale(net, tmp_path / "in", tmp_path / "out", compile=True, say=said.append) == 2
+    assert upscale(net, tmp_path / "in", tmp_path / "out", compile=True, log=said.append) == 2
     assert len(said) == 1 and "no C++ compiler" in said[0]
 
 
@@ -220,13 +220,13 @@ def test_a_folder_goes_into_a_folder_and_a_pipe_is_not_read(tmp_path: Path) -> N
     write_photos(tmp_path / "in", 1)
     (tmp_path / "in/d.png").mkdir()
     os.mkfifo(tmp_path / "in/pipe.png")
-    with pytest.raises(MtkdError, match="in is a folder and .*out.png the name of an image"):
+    with pytest.raises(MtkdError, match="in is a folder, and .*out.png is the name of an image"):
         upscale(small_net(), tmp_path / "in", tmp_path / "out.png")
-    with pytest.raises(MtkdError, match="00.png is a file; give the name of a folder|the name of an image"):
+    with pytest.raises(MtkdError, match="00.png is a file; give the name of a folder|is the name of an image"):
         upscale(small_net(), tmp_path / "in", tmp_path / "in/00.png")
     (tmp_path / "in/moving.gif").touch()
     said: list[str] = []
-    assert upscale(small_net(), tmp_path / "in", tmp_path / "out", say=said.append) == 1
+    assert upscale(small_net(), tmp_path / "in", tmp_path / "out", log=said.append) == 1
     assert len(said) == 1 and said[0].startswith("Left out") and said[0].endswith("such as moving.gif.")
     with pytest.raises(MtkdError, match="Nothing can be written into .*00.png: "):
         upscale(small_net(), tmp_path / "in/00.png", tmp_path / "in/00.png/out.png")

@@ -14,10 +14,9 @@ from torch import Tensor
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.slim import Slim, extract
-from mtkd.build import build_method
+from mtkd.build import build_method, output_network
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError
-from mtkd.inference.report import output_network
 from mtkd.losses import perceptual
 from mtkd.losses.perceptual import CSD_LAYERS, VGG19Features
 from mtkd.methods.base import MethodConfig

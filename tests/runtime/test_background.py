@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from mtkd.runtime.background import Behind, ahead, staged, to_host
+from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
 
 
 def test_results_come_in_order_and_few_at_a_time() -> None:
@@ -19,7 +19,7 @@ def test_results_come_in_order_and_few_at_a_time() -> None:
         made.append(item)
         return 10 * item
 
-    with closing(ahead(slow_first, iter(range(20)), workers=3, waiting=4)) as results:
+    with closing(prefetch(slow_first, iter(range(20)), workers=3, waiting=4)) as results:
         for expected, result in enumerate(results):
             assert result == 10 * expected
             assert max(made) <= expected + 4
@@ -33,11 +33,11 @@ def test_an_error_is_raised_in_its_turn() -> None:
         return item
 
     taken = []
-    with pytest.raises(ValueError, match="two"), closing(ahead(read, range(9), workers=2, waiting=3)) as results:
+    with pytest.raises(ValueError, match="two"), closing(prefetch(read, range(9), workers=2, waiting=3)) as results:
         taken.extend(results)
     taken = []
     with pytest.raises(ValueError, match="two"):
-        for item in ahead(read, range(9), workers=2, waiting=3):
+        for item in prefetch(read, range(9), workers=2, waiting=3):
             taken.append(item)
     assert taken == [0, 1]
 
@@ -49,9 +49,9 @@ def test_calls_are_made_behind_and_few_wait() -> None:
         time.sleep(0.002)
         done.append(item)
 
-    with Behind(workers=2, waiting=3) as later:
+    with BackgroundCalls(workers=2, waiting=3) as calls:
         for item in range(12):
-            later(write, item)
+            calls.submit(write, item)
             most = max(most, item + 1 - len(done))
     assert sorted(done) == list(range(12)) and most <= 3
 
@@ -66,9 +66,9 @@ def test_the_earliest_error_is_raised_and_the_other_calls_are_made(waiting: int)
             raise ValueError(f"write {item}")
         done.append(item)
 
-    with pytest.raises(ValueError, match="write 1"), Behind(workers=2, waiting=waiting) as later:
+    with pytest.raises(ValueError, match="write 1"), BackgroundCalls(workers=2, waiting=waiting) as calls:
         for item in range(5):
-            later(write, item)
+            calls.submit(write, item)
         raise ValueError("read 5")
     assert 0 in done
     if waiting == 9:
@@ -79,8 +79,8 @@ def test_an_interruption_is_not_taken_for_a_failed_call() -> None:
     def write() -> None:
         raise ValueError("write")
 
-    with pytest.raises(KeyboardInterrupt), Behind() as later:
-        later(write)
+    with pytest.raises(KeyboardInterrupt), BackgroundCalls() as calls:
+        calls.submit(write)
         raise KeyboardInterrupt
 
 
@@ -107,12 +107,12 @@ def test_settling_waits_for_all_calls_and_raises_the_earliest_error() -> None:
             raise ValueError("seven")
         done.append(item)
 
-    with Behind(workers=2, waiting=4) as later:
+    with BackgroundCalls(workers=2, waiting=4) as calls:
         for item in range(4):
-            later(write, item)
-        later.settle()
+            calls.submit(write, item)
+        calls.settle()
         assert sorted(done) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="seven"), Behind() as later:
-        later(write, 7)
-        later.settle()
+    with pytest.raises(ValueError, match="seven"), BackgroundCalls() as calls:
+        calls.submit(write, 7)
+        calls.settle()
         pytest.fail("the error was forgotten")

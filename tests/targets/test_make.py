@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import build, zoo
+from mtkd.build import open_training_images
 from mtkd.cli import main
 from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.store import ImageStore, write
-from mtkd.inference.evaluate import to_image, to_tensor
 from mtkd.inference.tiling import self_ensemble
+from mtkd.runtime.device import choose_device, named_device
+from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.targets.make import Recipe, dry_run, teach
-from mtkd.targets.shards import Shard, launched, merge
-from mtkd.targets.store_check import open_training_images
+from mtkd.targets.merge import merge
+from mtkd.targets.shards import Shard, launched
 from mtkd.training.loop import train
 from tests.runs import make_images, make_teachers, run_options
 
@@ -160,7 +162,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str) -> Non
 @pytest.mark.cuda
 def test_a_plain_cuda_is_a_device(tmp_path: Path) -> None:
     teach(one_teacher(tmp_path), tmp_path / "targets", device="cuda", progress=quiet)
-    assert build.named_device("cuda").index is not None
+    assert named_device("cuda").index is not None
 
 
 def test_half_precision_answers_are_averaged_and_rounded_in_full(tmp_path: Path) -> None:
@@ -398,9 +400,9 @@ def test_a_store_that_says_something_else_about_itself_is_refused(tmp_path: Path
     make_images(tmp_path / "images")
     options = run_options(tmp_path, **settings(tmp_path, target_store=str(tmp_path / "targets")))
     write(tmp_path / "targets", ["a"], [np.zeros((4, 4, 3), np.uint8)], facts)
-    with pytest.raises(MtkdError, match="is no store of targets|was made by another run"):
+    with pytest.raises(MtkdError, match="is not a store of targets|was made by another run"):
         train(options)
-    with pytest.raises(MtkdError, match="was made otherwise"):
+    with pytest.raises(MtkdError, match="was made differently"):
         teach(options, tmp_path / "targets", progress=quiet)
 
 
@@ -410,13 +412,15 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> No
         merge(options, path, progress=quiet)
     first = teach(options, path, shard=Shard(1, 2), progress=quiet)
     teach(options, path, Recipe(x8=True), shard=Shard(2, 2), progress=quiet)
-    with pytest.raises(MtkdError, match="shard-2-of-2 was made otherwise: x8 was True, here it is False.*--shard 2/2"):
+    with pytest.raises(
+        MtkdError, match="shard-2-of-2 was made differently: x8 was True, here it is False.*--shard 2/2"
+    ):
         merge(options, path, progress=quiet)
     with pytest.raises(MtkdError, match="x8 was True, here it is False"):
         teach(options, path, shard=Shard(2, 2), progress=quiet)
     Shard(2, 2).path(path).unlink()
     shutil.copy(first.path, Shard(2, 2).path(path))
-    with pytest.raises(MtkdError, match="another shard than its name says"):
+    with pytest.raises(MtkdError, match="the images of the shard in its name"):
         merge(options, path, progress=quiet)
     other = one_teacher(tmp_path, "rcan")
     with pytest.raises(MtkdError, match=r"otherwise: fingerprint\.teachers was edsr, here it is rcan"):
@@ -471,11 +475,11 @@ def test_ranks_have_devices_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     options = one_teacher(tmp_path, num_gpu="auto")
-    assert [build.choose_device(options, local).index for local in (0, 3)] == [0, 3]
+    assert [choose_device(options.num_gpu, local).index for local in (0, 3)] == [0, 3]
     # slurm may show each process its own device alone.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert build.choose_device(options, 3) == torch.device("cuda:0")
-    assert build.choose_device(one_teacher(tmp_path, num_gpu=0), 3) == torch.device("cpu")
+    assert choose_device(options.num_gpu, 3) == torch.device("cuda:0")
+    assert choose_device(0, 3) == torch.device("cpu")
 
 
 def test_a_rank_that_does_not_know_it_is_one_is_stopped(

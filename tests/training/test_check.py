@@ -12,6 +12,7 @@ from mtkd import build
 from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.inference.evaluate import build_metrics
+from mtkd.runtime.device import named_device
 from mtkd.training import check
 from tests.runs import run_options
 
@@ -83,5 +84,5 @@ def test_errors_of_losses_and_metrics_from_outside_name_them(tmp_path: Path) -> 
 def test_a_device_that_holds_no_values_is_none() -> None:
     for name in ("meta", "mps", "nothing", "cuda:99"):
         with pytest.raises(MtkdError, match=f"no device {name}"):
-            build.named_device(name)
-    assert build.named_device("cpu").type == "cpu"
+            named_device(name)
+    assert named_device("cpu").type == "cpu"

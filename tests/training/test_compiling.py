@@ -15,6 +15,7 @@ from mtkd.archs.edsr import EDSR
 from mtkd.methods.base import Frozen, tapped
 from mtkd.runtime.compiling import compile_networks
 from mtkd.training import loop as train_module
+from mtkd.training.compiled import compile_run
 from mtkd.training.loop import train
 from tests.methods.setups import batch, build
 from tests.runs import make_images, make_teachers, run_options
@@ -77,14 +78,14 @@ def test_gradients_accumulate_although_graphs_overwrite_theirs(tmp_path: Path, t
             compile=True,
             train={"accumulate": 3},
         )
-        session = train_module.prepare(options)
-        for parameter in session.method.parameters() if overwriting else ():
+        run = train_module.prepare(options)
+        for parameter in run.method.parameters() if overwriting else ():
             # As a CUDA graph does, which gives its results in the same memory in every run.
             memory = torch.empty_like(parameter)
             parameter.register_hook(lambda grad, memory=memory: memory.copy_(grad).detach())
-        train_module._iterate(session, 0, session.batches())
-        session.close()
-        weights.append(session.method.state_dict())
+        train_module.train_step(run, 0, run.batches())
+        run.close()
+        weights.append(run.method.state_dict())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
 
@@ -116,7 +117,7 @@ def test_a_run_in_cuda_graphs_has_the_losses_of_a_plain_one(tmp_path: Path, mode
 def test_many_networks_of_one_class_are_all_compiled(traced: list) -> None:
     for width in range(2, 12):
         net = EDSR(num_feat=width, num_block=1, upscale=2)
-        compile_networks([net], partial(net, torch.rand(1, 3, 8, 8)), say=lambda line: None)
+        compile_networks([net], partial(net, torch.rand(1, 3, 8, 8)), log=lambda line: None)
     assert len(traced) == 10
 
 
@@ -155,7 +156,7 @@ def test_every_method_trains_with_compiled_networks(name: str, traced: list) -> 
         method = build(name)
         if compiling:
             networks = [method.student, *(teacher.net for teacher in method.teachers.values())]
-            assert compile_networks(networks, lambda: None, say=lambda line: None)
+            assert compile_networks(networks, lambda: None, log=lambda line: None)
         torch.manual_seed(7)
         out = method(batch(), 0)
         total = sum(out.losses.values()) + sum(out.critic.values())
@@ -170,7 +171,7 @@ def test_compiled_networks_give_whatever_taps_are_asked_for(traced: list) -> Non
     net = EDSR(num_feat=4, num_block=3, upscale=2)
     lq = torch.rand(2, 3, 8, 8)
     wanted = {taps: tapped(net, taps, lq) for taps in (("body.0",), ("body.1", "conv_first"), ())}
-    assert compile_networks([net], lambda: net(lq), say=lambda line: None)
+    assert compile_networks([net], lambda: net(lq), log=lambda line: None)
     for _ in range(2):
         for taps, (sr, feats) in wanted.items():
             found, found_feats = tapped(net, taps, lq)
@@ -182,12 +183,12 @@ def test_compiled_networks_give_whatever_taps_are_asked_for(traced: list) -> Non
 
 
 def test_the_trial_of_a_compiled_run_leaves_weights_and_gradients_alone(tmp_path: Path, traced: list) -> None:
-    session = train_module.prepare(run_options(tmp_path, compile=True))
-    before = {name: value.clone() for name, value in session.method.state_dict().items()}
-    train_module._compile(session)
-    assert all(torch.equal(value, before[name]) for name, value in session.method.state_dict().items())
-    assert all(parameter.grad is None for parameter in session.method.parameters())
-    session.close()
+    run = train_module.prepare(run_options(tmp_path, compile=True))
+    before = {name: value.clone() for name, value in run.method.state_dict().items()}
+    compile_run(run)
+    assert all(torch.equal(value, before[name]) for name, value in run.method.state_dict().items())
+    assert all(parameter.grad is None for parameter in run.method.parameters())
+    run.close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", None])
@@ -212,8 +213,8 @@ def test_a_teacher_has_a_precision_of_its_own(precision: str | None) -> None:
 
 def test_the_option_file_sets_the_precision_of_teachers(tmp_path: Path) -> None:
     teachers = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
-    session = train_module.prepare(
+    run = train_module.prepare(
         run_options(tmp_path, model_type="OutputKD", teachers=teachers, teacher_precision="bf16")
     )
-    assert [teacher.precision for teacher in session.method.teachers.values()] == ["bf16"]
-    session.close()
+    assert [teacher.precision for teacher in run.method.teachers.values()] == ["bf16"]
+    run.close()

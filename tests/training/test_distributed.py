@@ -20,7 +20,8 @@ from mtkd.data.sampling import CropSampler
 from mtkd.inference.evaluate import build_metrics, evaluate
 from mtkd.targets import store_check as targets
 from mtkd.training.loop import step_seed, weighted_total
-from mtkd.training.session import Session, prepare
+from mtkd.training.prepare import prepare
+from mtkd.training.run import Run
 from tests.runs import make_images, make_teachers
 from tests.training import two_ranks
 
@@ -50,12 +51,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return Ended(folder, done.returncode, done.stdout + done.stderr)
 
 
-def batch_of_rank(session: Session, rank: int) -> Batch:
-    images = targets.open_training_images(session.options)
-    assert session.options.datasets.train is not None
+def batch_of_rank(run: Run, rank: int) -> Batch:
+    images = targets.open_training_images(run.options)
+    assert run.options.datasets.train is not None
     sampler = CropSampler(
         lq=images.lq, gt=images.gt, scale=2, gt_size=16, batch_size=2, use_hflip=True, use_rot=True,
-        seed=session.seed, rank=rank, world_size=2,
+        seed=run.seed, rank=rank, world_size=2,
     )  # fmt: skip
     return sampler.batch(0)
 
@@ -70,13 +71,13 @@ def assert_update(folder: Path, name: str, expected: dict[str, torch.Tensor]) ->
 
 
 def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(ended: Ended, tmp_path: Path) -> None:
-    session = prepare(two_ranks.plain(tmp_path, ended.folder / "images"))
-    one, two = (batch_of_rank(session, rank) for rank in (0, 1))
+    run = prepare(two_ranks.plain(tmp_path, ended.folder / "images"))
+    one, two = (batch_of_rank(run, rank) for rank in (0, 1))
     joined = Batch(torch.cat([one.lq, two.lq]), torch.cat([one.gt, two.gt]), torch.cat([one.index, two.index]))
-    assert session.options.train is not None
-    weighted_total(session.method(joined, 0), session.options.train.terms, 0).backward()
-    session.close()
-    assert_update(ended.folder, "plain", {name: p.grad for name, p in session.method.named_parameters()})  # pyright: ignore
+    assert run.options.train is not None
+    weighted_total(run.method(joined, 0), run.options.train.terms, 0).backward()
+    run.close()
+    assert_update(ended.folder, "plain", {name: p.grad for name, p in run.method.named_parameters()})  # pyright: ignore
 
 
 def test_where_one_rank_cannot_compile_none_does(ended: Ended) -> None:
@@ -91,18 +92,18 @@ def test_where_one_rank_cannot_compile_none_does(ended: Ended) -> None:
 
 def test_student_and_critic_get_the_mean_of_the_ranks_gradients(ended: Ended, tmp_path: Path) -> None:
     teachers = json.loads((ended.folder / "teachers.json").read_text())
-    session = prepare(two_ranks.critic(tmp_path, ended.folder / "images", teachers))
-    assert session.options.train is not None
+    run = prepare(two_ranks.critic(tmp_path, ended.folder / "images", teachers))
+    assert run.options.train is not None
     expected: dict[str, torch.Tensor] = {}
     for rank in (0, 1):
         # A copy each: the power iteration of spectral normalisation moves at every call.
-        method = copy.deepcopy(session.method)
-        torch.manual_seed(step_seed(session.seed, 0, rank))
-        weighted_total(method(batch_of_rank(session, rank), 0), session.options.train.terms, 0).backward()
+        method = copy.deepcopy(run.method)
+        torch.manual_seed(step_seed(run.seed, 0, rank))
+        weighted_total(method(batch_of_rank(run, rank), 0), run.options.train.terms, 0).backward()
         for name, parameter in method.named_parameters():
             assert parameter.grad is not None
             expected[name] = expected.get(name, 0) + parameter.grad / 2
-    session.close()
+    run.close()
     assert any(name.startswith("critic.") for name in expected)
     assert_update(ended.folder, "critic", expected)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.metrics.psnr import psnr
+from mtkd.runtime.run_folder import RunFolder
 from mtkd.training import claim as claim_module
 from mtkd.training import loop as train_module
-from mtkd.training.checkpoint import RunFolder
 from mtkd.training.claim import claim
 from mtkd.training.loop import train
 from tests.runs import make_images, run_options
@@ -139,10 +139,10 @@ def test_an_error_of_mtkd_in_an_iteration_loses_none_before_it_either(
 ) -> None:
     real = train_module._backward
 
-    def backward(session: Any, batch: Any, step: int, **given: Any) -> Any:
+    def backward(run: Any, batch: Any, step: int, **given: Any) -> Any:
         if step == 3:
             raise RuntimeError("a defect")
-        return real(session, batch, step, **given)
+        return real(run, batch, step, **given)
 
     monkeypatch.setattr(train_module, "_backward", backward)
     with pytest.raises(RuntimeError, match="^a defect$"):
@@ -162,8 +162,8 @@ def test_a_step_that_fails_half_way_is_not_saved(tmp_path: Path, monkeypatch: py
         return real(self, *given, **named)
 
     options = run_options(tmp_path)
-    session = train_module.prepare(options)
-    session.close()
+    run = train_module.prepare(options)
+    run.close()
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     monkeypatch.setattr("mtkd.training.preflight.try_optimizers", lambda options: [])
     with pytest.raises(RuntimeError, match="kernel failed"):
@@ -218,19 +218,19 @@ def files_limited_to(nbytes: int) -> Generator[None]:
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
     tmp_path: Path, images: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train_module._iterate
+    real = train_module.train_step
 
-    def full(session: Any, step: int, batches: Any) -> Any:
+    def full(run: Any, step: int, batches: Any) -> Any:
         if step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        return real(session, step, batches)
+        return real(run, step, batches)
 
-    monkeypatch.setattr(train_module, "_iterate", full)
+    monkeypatch.setattr(train_module, "train_step", full)
     with files_limited_to(10**9), pytest.raises(MtkdError, match=r"net_g_4\.pth cannot be written: .*untouched"):
         train(run_options(tmp_path, images=images, train=LOSS))
     files = [path.name for path in folder(tmp_path).rglob("*") if path.suffix in (".pth", ".state", ".tmp")]
     assert sorted(files) == ["2.state", "net_g_2.pth"]
-    monkeypatch.setattr(train_module, "_iterate", real)
+    monkeypatch.setattr(train_module, "train_step", real)
     train(run_options(tmp_path, images=images, train=LOSS), auto_resume=True)
     assert same_run(folder(tmp_path), folder(straight / "breaking"))
 
@@ -243,7 +243,7 @@ def test_a_place_that_cannot_be_written_is_one_paragraph(tmp_path: Path, root: s
         train(run_options(tmp_path, path={"experiments_root": place}))
 
 
-@pytest.mark.parametrize("where", ["describe", "_iterate"])
+@pytest.mark.parametrize("where", ["describe", "train_step"])
 def test_a_start_that_fails_hinders_no_corrected_one(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

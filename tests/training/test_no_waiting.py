@@ -61,32 +61,32 @@ def test_a_step_of_every_method_reads_nothing(name: str) -> None:
 
 
 def test_an_iteration_of_the_trainer_reads_nothing(tmp_path: Path) -> None:
-    session = train_module.prepare(
+    run = train_module.prepare(
         run_options(tmp_path, train={"accumulate": 2, "clip_grad_norm": 0.1, "total_iter": 4}, precision="bf16")
     )
-    batches = session.batches()
-    session.method.train()
+    batches = run.batches()
+    run.method.train()
     for step in range(2):
         with Refuse():
-            train_module._iterate(session, step, batches)
-    session.close()
+            train_module.train_step(run, step, batches)
+    run.close()
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_an_iteration_on_cuda_comes_back_before_the_device_is_done(tmp_path: Path, precision: str) -> None:
-    session = train_module.prepare(
+    run = train_module.prepare(
         run_options(tmp_path, num_gpu=1, precision=precision, train={"accumulate": 2, "total_iter": 8})
     )
-    batches = session.batches()
-    session.method.train()
+    batches = run.batches()
+    run.method.train()
     for step in range(3):
-        train_module._iterate(session, step, batches)
+        train_module.train_step(run, step, batches)
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)
     began = time.perf_counter()
-    train_module._iterate(session, 3, batches)
+    train_module.train_step(run, 3, batches)
     returned = time.perf_counter() - began
     torch.cuda.synchronize()
     assert returned < (time.perf_counter() - began) / 2
-    session.close()
+    run.close()

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from mtkd.build import set_backends
+from mtkd.runtime.device import set_backends
 from mtkd.training import log as log_module
 from mtkd.training import loop as train_module
 from mtkd.training.log import RunLog
 from mtkd.training.loop import step_seed
-from mtkd.training.session import Session, prepare
+from mtkd.training.prepare import prepare
+from mtkd.training.run import Run
+from mtkd.training.validate import validate
 from tests.runs import make_images, make_teachers, run_options
 from tests.training import two_ranks
 
@@ -39,16 +41,16 @@ def test_seeds_are_those_of_every_version_before() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_rank_draws_from_a_stream_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    session = prepare(run_options(tmp_path))
-    batches = session.batches()
+    run = prepare(run_options(tmp_path))
+    batches = run.batches()
     seeded: list[int] = []
-    monkeypatch.setattr(type(session.fabric), "global_rank", property(lambda _: rank))
+    monkeypatch.setattr(type(run.fabric), "global_rank", property(lambda _: rank))
     monkeypatch.setattr(torch, "manual_seed", seeded.append)
     for step in (0, 5):
-        train_module._iterate(session, step, batches)
+        train_module.train_step(run, step, batches)
     assert seeded == [step_seed(3, 0, rank), step_seed(3, 5, rank)]
     monkeypatch.undo()
-    session.close()
+    run.close()
 
 
 def test_every_optimizer_is_clipped_on_its_own(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_every_optimizer_is_clipped_on_its_own(tmp_path: Path) -> None:
     images, teachers = make_images(tmp_path / "images"), make_teachers(tmp_path / "teachers")
     given = {"clip_grad_norm": largest, "total_iter": 1}
     sgd = {"type": "SGD", "lr": 1.0}
-    session = prepare(
+    run = prepare(
         run_options(
             tmp_path,
             images=images,
@@ -68,24 +70,24 @@ def test_every_optimizer_is_clipped_on_its_own(tmp_path: Path) -> None:
     )
     trained = {
         name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for name, optimizer in session.optimizers.items()
+        for name, optimizer in run.optimizers.items()
     }
     before = {name: [parameter.detach().clone() for parameter in those] for name, those in trained.items()}
-    train_module._iterate(session, 0, session.batches())
+    train_module.train_step(run, 0, run.batches())
     assert trained.keys() == {"main", "critic"}
     for name, those in trained.items():
         moved = [new.detach() - old for new, old in zip(those, before[name], strict=True)]
         # Plain gradient descent at a rate of 1 moves the weights by the gradient.
         assert torch.cat([move.flatten() for move in moved]).norm().item() == pytest.approx(largest, rel=1e-2), name
-    session.close()
+    run.close()
 
 
 @pytest.mark.parametrize(("accumulate", "epochs"), [(1, [0, 1, 1, 2]), (2, [1, 2, 3, 4]), (3, [1, 3, 4, 6])])
 def test_an_epoch_counts_every_image_that_was_seen(tmp_path: Path, accumulate: int, epochs: list[int]) -> None:
     # Four images, two a batch.
-    session = prepare(run_options(tmp_path, train={"accumulate": accumulate}))
-    assert [session.epoch(done) for done in (1, 2, 3, 4)] == epochs
-    session.close()
+    run = prepare(run_options(tmp_path, train={"accumulate": accumulate}))
+    assert [run.epoch(done) for done in (1, 2, 3, 4)] == epochs
+    run.close()
 
 
 def test_the_eta_is_the_pace_since_the_start_times_what_is_left(
@@ -104,8 +106,8 @@ def test_the_eta_is_the_pace_since_the_start_times_what_is_left(
     assert "[eta: 0:22:10, time: 2.000]" in capsys.readouterr().out
 
 
-def session_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str, values: list[float]) -> Session:
-    """A session with one metric, whose validations give `values` one after the other."""
+def run_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str, values: list[float]) -> Run:
+    """A run with one metric, whose validations give `values` one after the other."""
     images = make_images(tmp_path / "images")
     folder: dict[str, Any] = {"type": "PairedImageDataset", "dataroot_gt": str(images)}
     sets = {
@@ -114,7 +116,7 @@ def session_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bette
     }
     metrics = {"score": {"type": "calculate_psnr", "crop_border": 2, "better": better}}
     results = [SimpleNamespace(means=lambda value=value: {"score": value}) for value in values]
-    monkeypatch.setattr(train_module, "evaluate_sharded", lambda *_, **__: results.pop(0))
+    monkeypatch.setattr("mtkd.training.validate.evaluate_sharded", lambda *_, **__: results.pop(0))
     return prepare(run_options(tmp_path, images=images, datasets=sets, val={"val_freq": 1, "metrics": metrics}))
 
 
@@ -133,12 +135,12 @@ def test_best_follows_what_is_better_and_the_later_of_equals(
     values: list[float],
     best: list[tuple[float, int]],
 ) -> None:
-    session = session_that_measures(tmp_path, monkeypatch, better, values)
+    run = run_that_measures(tmp_path, monkeypatch, better, values)
     for done, (value, at) in enumerate(best, start=1):
-        train_module._validate(session, done)
-        assert session.best == {"val": {"score": {"val": value, "iter": at}}}
+        validate(run, done)
+        assert run.state.best == {"val": {"score": {"val": value, "iter": at}}}
         assert f"Best: {value:.4f} @ {at} iter" in capsys.readouterr().out
-    session.close()
+    run.close()
 
 
 @pytest.mark.usefixtures("switches")
@@ -153,5 +155,5 @@ def test_torch_is_told_tf32_and_deterministic(tmp_path: Path, tf32: bool, determ
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert torch.backends.cudnn.benchmark is not deterministic
     # Images of all sizes: trying every algorithm on each would take longer than it gains.
-    set_backends(options, sizes_vary=True)
+    set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
     assert torch.backends.cudnn.benchmark is False

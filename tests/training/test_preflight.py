@@ -13,7 +13,8 @@ from torch import nn
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.config import Options
 from mtkd.data.images import write_image
-from mtkd.training import preflight
+from mtkd.inference import preflight
+from mtkd.training.preflight import try_packages, try_parts
 from tests.helpers import photo
 from tests.runs import FUSION, make_images, make_teachers, run_options
 
@@ -36,10 +37,10 @@ def validated(tmp_path: Path, metrics: dict[str, Any] | None = None, **changes: 
 
 
 def test_nothing_is_found_where_all_is_well(tmp_path: Path) -> None:
-    assert preflight.try_parts(validated(tmp_path)) == []
+    assert try_parts(validated(tmp_path)) == []
     teachers = make_teachers(tmp_path / "teachers")
     options = validated(tmp_path / "f", model_type="MTKDFusion", network_g=FUSION, teachers=teachers)
-    assert preflight.try_parts(options) == []
+    assert try_parts(options) == []
 
 
 @pytest.mark.parametrize("damage", ["half", "sixteen bits", "zeros"])
@@ -128,5 +129,5 @@ def test_a_missing_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setitem(sys.modules, "wandb", None)
     logger = {"use_tb_logger": True} if key == "use_tb_logger" else {"wandb": {"project": "p"}}
-    (problem,) = preflight.try_packages(validated(tmp_path, logger=logger))
+    (problem,) = try_packages(validated(tmp_path, logger=logger))
     assert problem.key == f"logger.{key}" and f"pip install {package}" in problem.message

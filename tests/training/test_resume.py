@@ -20,8 +20,9 @@ from mtkd.training import loop as train_module
 from mtkd.training.log import RunLog
 from mtkd.training.loop import Stopped, train
 from mtkd.training.optim import build_optimizer, checked_state
+from mtkd.training.prepare import prepare
 from mtkd.training.resume import compare
-from mtkd.training.session import amend, prepare
+from mtkd.training.saving import amend
 from tests.helpers import photo
 from tests.runs import make_images, make_teachers, run_options
 
@@ -128,7 +129,7 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_named(
 
 
 def test_a_state_without_its_weights_is_passed_over(tmp_path: Path, images: Path, ran: Path) -> None:
-    from mtkd.training.checkpoint import RunFolder
+    from mtkd.runtime.run_folder import RunFolder
     from mtkd.training.resume import state_to_resume
 
     (ran / "models/net_g_4.pth").unlink()
@@ -344,9 +345,9 @@ def test_a_state_that_is_written_again_after_resuming_is_the_one_that_was(tmp_pa
     train(run_options(tmp_path, **changes))
     path = folder(tmp_path) / "training_states/8.state"
     before = torch.load(path, weights_only=True)
-    session = prepare(run_options(tmp_path, **changes), auto_resume=True)
-    amend(session, 8)
-    session.close()
+    run = prepare(run_options(tmp_path, **changes), auto_resume=True)
+    amend(run, 8)
+    run.close()
     after = torch.load(path, weights_only=True)
     assert [group["lr"] for group in after["optimizers"][0]["param_groups"]] == [5e-4]
     assert after["optimizers"][0]["param_groups"] == before["optimizers"][0]["param_groups"]
@@ -358,18 +359,18 @@ def test_the_rows_of_a_resumed_run_are_those_of_one_that_went_through(
 ) -> None:
     often = {"images": images, "logger": {"print_freq": 3, "save_checkpoint_freq": 5}}
     train(run_options(tmp_path / "a", **often))
-    real = train_module._iterate
+    real = train_module.train_step
 
-    def stopping(session: Any, step: int, batches: Any) -> Any:
+    def stopping(run: Any, step: int, batches: Any) -> Any:
         if step + 1 == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(session, step, batches)
+        return real(run, step, batches)
 
-    monkeypatch.setattr(train_module, "_iterate", stopping)
+    monkeypatch.setattr(train_module, "train_step", stopping)
     with pytest.raises(Stopped) as stopped:
         train(run_options(tmp_path / "b", **often))
     assert stopped.value.code == 143
-    monkeypatch.setattr(train_module, "_iterate", real)
+    monkeypatch.setattr(train_module, "train_step", real)
     train(run_options(tmp_path / "b", **often), auto_resume=True)
     assert rows_of(folder(tmp_path / "b")) == rows_of(folder(tmp_path / "a"))
 

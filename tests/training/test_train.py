@@ -21,7 +21,7 @@ from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.training import loop as train_module
 from mtkd.training.loop import Stopped, train
-from mtkd.training.session import Session
+from mtkd.training.run import Run
 from tests.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
 pytestmark = pytest.mark.slow
@@ -130,19 +130,19 @@ def test_resume_after_kill_at_any_moment_is_bit_exact(tmp_path: Path) -> None:
 def test_first_ctrl_c_saves_and_a_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images(tmp_path / "images")
     straight = train(run_options(tmp_path / "a", images=images))
-    real = train_module._iterate
+    real = train_module.train_step
 
-    def interrupted(session, step, batches):
+    def interrupted(run, step, batches):
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(session, step, batches)
+        return real(run, step, batches)
 
-    monkeypatch.setattr(train_module, "_iterate", interrupted)
+    monkeypatch.setattr(train_module, "train_step", interrupted)
     with pytest.raises(Stopped) as stopped:
         train(run_options(tmp_path / "b", images=images))
     assert stopped.value.code == 130
     assert (tmp_path / "b/experiments/tiny/training_states/5.state").exists()
-    monkeypatch.setattr(train_module, "_iterate", real)
+    monkeypatch.setattr(train_module, "train_step", real)
     assert same_weights(straight, train(run_options(tmp_path / "b", images=images), auto_resume=True))
 
 
@@ -167,15 +167,15 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
 def test_nan_stops_the_run_names_the_term_and_keeps_the_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train_module._iterate
+    real = train_module.train_step
 
-    def poisoned(session, step, batches):
+    def poisoned(run, step, batches):
         if step == 4:
             with torch.no_grad():
-                session.method.student.conv_last.bias.fill_(float("nan"))
-        return real(session, step, batches)
+                run.method.student.conv_last.bias.fill_(float("nan"))
+        return real(run, step, batches)
 
-    monkeypatch.setattr(train_module, "_iterate", poisoned)
+    monkeypatch.setattr(train_module, "train_step", poisoned)
     with pytest.raises(MtkdError, match=r"'pixel' became nan at iteration 5 .*pixel: nan.*"):
         train(run_options(tmp_path))
     models = tmp_path / "experiments/tiny/models"
@@ -191,12 +191,12 @@ def test_accumulation_takes_that_many_batches_and_their_mean(tmp_path: Path) -> 
         for start in starts:
             name = f"run{accumulate}{start}"
             options = run_options(tmp_path, images=images, name=name, train={**sgd, "accumulate": accumulate})
-            session = train_module.prepare(options)
-            session.start = start
-            before = session.method.student.conv_first.weight.detach().clone()
-            train_module._iterate(session, start, session.batches())
-            updates.append(session.method.student.conv_first.weight.detach() - before)
-            session.close()
+            run = train_module.prepare(options)
+            run.state.start = start
+            before = run.method.student.conv_first.weight.detach().clone()
+            train_module.train_step(run, start, run.batches())
+            updates.append(run.method.student.conv_first.weight.detach() - before)
+            run.close()
     torch.testing.assert_close(updates[0], (updates[1] + updates[2]) / 2, rtol=1e-3, atol=1e-7)
 
 
@@ -206,12 +206,12 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     options = run_options(
         tmp_path, images=images, train={"optim_g": sgd, "clip_grad_norm": 1e-3, "scheduler": CONSTANT, "ema_decay": 0.0}
     )
-    session = train_module.prepare(options)
-    before = [p.detach().clone() for p in session.method.student.parameters()]
-    train_module._iterate(session, 0, session.batches())
-    moved = sum((p.detach() - b).pow(2).sum() for p, b in zip(session.method.student.parameters(), before, strict=True))
+    run = train_module.prepare(options)
+    before = [p.detach().clone() for p in run.method.student.parameters()]
+    train_module.train_step(run, 0, run.batches())
+    moved = sum((p.detach() - b).pow(2).sum() for p, b in zip(run.method.student.parameters(), before, strict=True))
     assert 0 < moved.sqrt() <= 1.001e-3
-    session.close()
+    run.close()
 
 
 def test_bf16_and_weight_schedules_train(tmp_path: Path) -> None:
@@ -263,20 +263,20 @@ def test_pretrained_student_starts_where_it_was(tmp_path: Path) -> None:
             "param_key_g": "params_ema",
         },
     )
-    session = train_module.prepare(options)
+    run = train_module.prepare(options)
     expected = content(first)["params_ema"]
-    for name, value in session.method.student.state_dict().items():
+    for name, value in run.method.student.state_dict().items():
         torch.testing.assert_close(value, expected[name])
-    session.close()
+    run.close()
 
 
 def test_curriculum_grows_the_crops_and_resumes_exactly(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     curriculum = {"curriculum": {"gt_size": [[0, 8], [3, 16]]}}
     options = run_options(tmp_path / "a", images=images, train=curriculum)
-    session = train_module.prepare(options)
-    assert [batch.gt.shape[-1] for batch in session.batches()] == [8, 8, 8, 16, 16, 16, 16, 16]
-    session.close()
+    run = train_module.prepare(options)
+    assert [batch.gt.shape[-1] for batch in run.batches()] == [8, 8, 8, 16, 16, 16, 16, 16]
+    run.close()
     straight = train(run_options(tmp_path / "c", images=images, train=curriculum))
     train(run_options(tmp_path / "b", images=images, train={**curriculum, "total_iter": 4}))
     assert same_weights(straight, train(run_options(tmp_path / "b", images=images, train=curriculum), auto_resume=True))
@@ -286,32 +286,32 @@ def test_curriculum_grows_the_crops_and_resumes_exactly(tmp_path: Path) -> None:
 
 def test_bf16_does_not_round_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images(tmp_path / "images")
-    session = train_module.prepare(run_options(tmp_path, images=images, precision="bf16"))
+    run = train_module.prepare(run_options(tmp_path, images=images, precision="bf16"))
     seen = []
-    real = type(session.method).forward
+    real = type(run.method).forward
 
     def forward(self, batch, step):
         seen.append(batch)
         return real(self, batch, step)
 
-    monkeypatch.setattr(type(session.method), "forward", forward)
-    train_module._iterate(session, 0, session.batches())
-    expected = session.sampler.batch(0)
+    monkeypatch.setattr(type(run.method), "forward", forward)
+    train_module.train_step(run, 0, run.batches())
+    expected = run.sampler.batch(0)
     assert torch.equal(seen[0].gt, expected.gt) and torch.equal(seen[0].lq, expected.lq)
-    session.close()
+    run.close()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = train_module._iterate
+    real = train_module.train_step
 
-    def poisoned(session, step, batches):
-        values = real(session, step, batches)
+    def poisoned(run, step, batches):
+        values = real(run, step, batches)
         if step == 3:
             with torch.no_grad():
-                session.method.student.conv_last.bias[0] = float("inf")
+                run.method.student.conv_last.bias[0] = float("inf")
         return values
 
-    monkeypatch.setattr(train_module, "_iterate", poisoned)
+    monkeypatch.setattr(train_module, "train_step", poisoned)
     with pytest.raises(MtkdError, match="not finite after iteration 4"):
         train(run_options(tmp_path))
     assert [p.name for p in (tmp_path / "experiments/tiny/models").iterdir()] == ["net_g_2.pth"]
@@ -328,8 +328,8 @@ def test_a_run_killed_at_its_very_end_is_finished_by_resuming(tmp_path: Path) ->
 def test_the_file_that_says_a_run_is_finished_is_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def deployable(session: Session) -> None:
-        seen.append(session.folder.model("latest").exists())
+    def deployable(run: Run) -> None:
+        seen.append(run.folder.model("latest").exists())
 
     monkeypatch.setattr(train_module, "save_deployable", deployable)
     latest = train(run_options(tmp_path, train={"total_iter": 2}))
@@ -363,10 +363,10 @@ def test_resuming_takes_the_option_files_optimizer_settings_and_refuses_another_
     images = make_images(tmp_path / "images")
     train(run_options(tmp_path, images=images, train={"total_iter": 4}))
     changed = {"optim_g": {"type": "Adam", "lr": 1e-3, "weight_decay": 0.5}}
-    session = train_module.prepare(run_options(tmp_path, images=images, train=changed), auto_resume=True)
-    assert session.optimizers["main"].param_groups[0]["weight_decay"] == 0.5
-    assert session.optimizers["main"].state_dict()["state"], "the moments must come from the state"
-    session.close()
+    run = train_module.prepare(run_options(tmp_path, images=images, train=changed), auto_resume=True)
+    assert run.optimizers["main"].param_groups[0]["weight_decay"] == 0.5
+    assert run.optimizers["main"].state_dict()["state"], "the moments must come from the state"
+    run.close()
     with pytest.raises(MtkdError, match="manual_seed 3"):
         train(run_options(tmp_path, images=images, manual_seed=4), auto_resume=True)
 
@@ -385,8 +385,8 @@ def test_resuming_an_older_state_never_overwrites_later_checkpoints(tmp_path: Pa
 
 
 def test_the_order_of_teachers_is_checked_wherever_a_fusion_network_is_loaded(tmp_path: Path) -> None:
+    from mtkd.build import output_network
     from mtkd.config import make_options
-    from mtkd.inference.report import output_network
 
     images = make_images(tmp_path / "images")
     teachers = make_teachers(tmp_path / "teachers")
@@ -413,8 +413,8 @@ def test_the_order_of_teachers_is_checked_wherever_a_fusion_network_is_loaded(tm
 
 
 def test_a_student_is_tested_under_its_methods_name_without_teachers(tmp_path: Path) -> None:
+    from mtkd.build import output_network
     from mtkd.config import make_options
-    from mtkd.inference.report import output_network
 
     images = make_images(tmp_path / "images")
     weights = train(run_options(tmp_path, images=images))

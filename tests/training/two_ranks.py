@@ -13,7 +13,7 @@ import torch
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.training import loop as train_module
-from mtkd.training import session as session_module
+from mtkd.training import prepare as prepare_module
 from mtkd.training.loop import Stopped, prepare, train
 from tests.runs import run_options
 
@@ -52,11 +52,11 @@ def whole_run(folder: Path, images: Path, name: str = "whole", **train: Any) -> 
 
 def update(options: Options, launcher: str) -> dict[str, torch.Tensor]:
     """What one iteration with SGD at rate 1 takes off the parameters: the gradient that the optimizer saw."""
-    session = prepare(options, launcher=launcher)
-    before = {name: p.detach().clone() for name, p in session.method.named_parameters()}
-    train_module._iterate(session, 0, session.batches())
-    session.close()
-    return {name: before[name] - p.detach() for name, p in session.method.named_parameters()}
+    run = prepare(options, launcher=launcher)
+    before = {name: p.detach().clone() for name, p in run.method.named_parameters()}
+    train_module.train_step(run, 0, run.batches())
+    run.close()
+    return {name: before[name] - p.detach() for name, p in run.method.named_parameters()}
 
 
 def main(folder: Path) -> None:
@@ -78,31 +78,31 @@ def main(folder: Path) -> None:
     train(whole_run(folder, images, "uncompiled").model_copy(update={"compile": True}), launcher="pytorch")
     torch.nn.Module.compile = compile_
 
-    real = train_module._iterate
+    real = train_module.train_step
 
-    def asked(session: Any, step: int, batches: Any) -> Any:
+    def asked(run: Any, step: int, batches: Any) -> Any:
         if rank == 1 and step == 1:
             os.kill(os.getpid(), 15)
-        return real(session, step, batches)
+        return real(run, step, batches)
 
-    train_module._iterate = asked
+    train_module.train_step = asked
     try:
         train(whole_run(folder, images, "stopped", total_iter=50), launcher="pytorch")
     except Stopped as stopped:
         (folder / f"stopped_{rank}.txt").write_text(str(stopped.code))
 
-    def poisoned(session: Any, step: int, batches: Any) -> Any:
-        values = real(session, step, batches)
+    def poisoned(run: Any, step: int, batches: Any) -> Any:
+        values = real(run, step, batches)
         return {name: value * float("nan") for name, value in values.items()} if rank == 1 and step == 3 else values
 
-    train_module._iterate = poisoned
+    train_module.train_step = poisoned
     try:
         train(whole_run(folder, images, "nan", total_iter=50), launcher="pytorch")
     except MtkdError as error:
         (folder / f"nan_{rank}.txt").write_text(str(error))
 
-    train_module._iterate = real
-    built = session_module._built
+    train_module.train_step = real
+    built = prepare_module._built
 
     def cannot(*given: Any, **named: Any) -> Any:
         if rank == 1:
@@ -110,19 +110,19 @@ def main(folder: Path) -> None:
         return built(*given, **named)
 
     for name, broken in (("unprepared", cannot), ("whole", built)):
-        session_module._built = broken
+        prepare_module._built = broken
         try:
             train(whole_run(folder, images, name), launcher="pytorch")
         except MtkdError as error:
             (folder / f"{name}_{rank}.txt").write_text(str(error))
-    session_module._built = built
+    prepare_module._built = built
 
-    def dies(session: Any, step: int, batches: Any) -> Any:
+    def dies(run: Any, step: int, batches: Any) -> Any:
         if rank == 1 and step == 1:
             raise MtkdError("the disk of rank 1 is gone")
-        return real(session, step, batches)
+        return real(run, step, batches)
 
-    train_module._iterate = dies
+    train_module.train_step = dies
     try:
         train(whole_run(folder, images, "dead", total_iter=50), launcher="pytorch")
     except MtkdError as error:

@@ -17,10 +17,11 @@ from mtkd.config import Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.images import read_image
 from mtkd.data.resize import bicubic_lq
-from mtkd.inference.evaluate import build_metrics, to_tensor
+from mtkd.inference.evaluate import build_metrics
 from mtkd.methods.base import MethodConfig, Term
 from mtkd.methods.supervised import Supervised
 from mtkd.metrics.psnr import psnr
+from mtkd.runtime.pixels import to_tensor
 from mtkd.zoo import Entry, Source, resolve_inside
 from tests.runs import make_images, run_options
 from tests.zoo.conftest import Host, sha256
@@ -156,7 +157,7 @@ def test_weights_of_a_metric_are_fetched(published: Path) -> None:
 
 
 def test_metrics_of_a_training_run_are_fetched_before_its_first_iteration(host: Host, tmp_path: Path) -> None:
-    from mtkd.training.session import prepare
+    from mtkd.training.prepare import prepare
 
     lpips = {"type": "calculate_lpips", "weights": "zoo:edsr_tiny_x2"}
     options = run_options(tmp_path)

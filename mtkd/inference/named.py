@@ -1,0 +1,153 @@
+"""The run folders, weights files and zoo entries that a user names for `mtkd test`, and their networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from mtkd import build, catalog, zoo
+from mtkd.archs.ensemble import FusedTeacher, MeanFusion
+from mtkd.config import Options, PathOptions, load_options
+from mtkd.contracts import MtkdError
+from mtkd.inference.baselines import Teachers
+from mtkd.inference.results import Subject, describe
+from mtkd.methods.base import Method
+from mtkd.runtime import given
+from mtkd.runtime.run_folder import LATEST, RunFolder
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a user named: a run (its options, as a test of its weights), a file (its network), or a zoo entry (only its
+    name and scale; it is not fetched yet).
+    """
+
+    spec: str
+    name: str
+    scale: int
+    options: Options | None = None
+    total_iter: int | None = None
+    net: nn.Module | None = None
+
+
+def check_once(targets: Sequence[str]) -> Sequence[str]:
+    """`targets`, unless one is named twice, which is an MtkdError."""
+    for number, spec in enumerate(targets):
+        if spec in targets[:number]:
+            raise MtkdError(f"{spec} is named twice. Name it once.")
+    return targets
+
+
+def find_target(spec: str) -> Target:
+    """What `spec` names. A file is read and its network built; a zoo entry is not fetched yet.
+
+    Raises:
+        MtkdError: nothing has that name, or it does not say enough to be measured.
+    """
+    if spec.startswith("zoo:"):
+        entry = zoo.entry(spec)
+        if entry.scale is None:
+            raise MtkdError(f"{spec} does not enlarge images; `mtkd zoo list` shows what each entry is for.")
+        return Target(spec, entry.name, entry.scale)
+    path = given.path(spec)
+    if path.is_dir():
+        return _run(spec, path)
+    if path.suffix.lower() in (".yml", ".yaml"):
+        raise MtkdError(f"{spec} is named like an option file. Measure what it describes: `mtkd test -opt {spec}`.")
+    if not path.exists():
+        also = f" The zoo's weights of that name are zoo:{spec}." if spec in zoo.ENTRIES else ""
+        raise MtkdError(f"There is no run folder or weights file {spec}.{also}")
+    return _file(spec, path)
+
+
+def _run(spec: str, path: Path) -> Target:
+    """The run in folder `path`: `net_g_latest.pth`, which ends a run, or the newest weights of one that goes on."""
+    described = path / "resolved.yml"
+    if not described.is_file():
+        raise MtkdError(
+            f"{path} is not the folder of a run: it has no resolved.yml, which `mtkd train` writes. Name a run folder "
+            "(experiments/NAME), a weights file or zoo:NAME; folders of test images follow --data."
+        )
+    options = load_options(described, kind="train")
+    folder = RunFolder(path)
+    steps = folder.saved_weights()
+    if not folder.model(LATEST).is_file() and not steps:
+        raise MtkdError(f"{path} holds no weights yet: there is no models/net_g_latest.pth, and no checkpoint.")
+    weights = folder.model(LATEST) if folder.model(LATEST).is_file() else folder.model(steps[0])
+    # param_key_g and strict_load_g of the file describe the weights that the run started from, not its own.
+    own = PathOptions(pretrain_network_g=str(weights))
+    tested = options.model_copy(update={"train": None, "path": own})
+    total = options.train.total_iter if options.train else None
+    return Target(spec, path.resolve().name, options.scale, options=tested, total_iter=total)
+
+
+def _file(spec: str, path: Path) -> Target:
+    facts = zoo.read_checkpoint(path).facts
+    method = facts.get("method")
+    if isinstance(method, str) and method in catalog.METHODS and "iteration" in facts:
+        cls = catalog.get("method", method)
+        if cls.predictor is not Method.predictor or cls.deployable is not Method.deployable:
+            raise MtkdError(
+                f"{path} was trained by {method}, which does not measure and deploy the bare network that the file "
+                "holds. Name the folder of its run, or models/deployable.pth of it where there is one."
+            )
+    net = zoo.build(path)
+    scale = getattr(net, "scale", None)
+    if not isinstance(scale, int):
+        raise MtkdError(f"{path} holds a {type(net).__name__}, whose scale is unknown. Describe it in an option file.")
+    short = (
+        f"{path.absolute().parent.parent.name} {path.stem}" if path.absolute().parent.name == "models" else path.stem
+    )
+    return Target(spec, short, scale, net=net)
+
+
+def networks_of(found: Sequence[Target], *, teachers: bool) -> list[Subject]:
+    """The networks of `found`, after the teachers of those that are runs."""
+    names = [target.name for target in found]
+    subjects = []
+    for target in found:
+        if target.options is not None:
+            net, weights = build.output_network(target.options), target.options.path.pretrain_network_g
+        else:
+            net, weights = target.net or zoo.build(target.spec), target.spec
+        name = target.name if names.count(target.name) == 1 else target.spec
+        subject = describe(name, net, weights=weights)
+        iteration = subject.origin.iteration if subject.origin else None
+        if target.total_iter is not None and iteration is not None and iteration < target.total_iter:
+            subject = replace(subject, note=f"its run is not finished, which has {target.total_iter:,d} iterations")
+        subjects.append(subject)
+    if not teachers:
+        return subjects
+    groups: dict[str, Teachers] = {}
+    for number, (target, subject) in enumerate(zip(found, subjects, strict=True)):
+        if target.options is None or not target.options.teachers:
+            continue
+        key = json.dumps([(name, one.model_dump()) for name, one in target.options.teachers.items()], default=str)
+        own = subject.net if isinstance(subject.net, FusedTeacher) else None
+        loaded = {"own": own} if own else build.build_teachers(target.options)
+        fused = next(net for net in loaded.values())
+        if key not in groups:
+            members = fused.ensemble.members if isinstance(fused, FusedTeacher) else loaded
+            groups[key] = Teachers(dict(members.items()), subject.name)
+        if own is not None:
+            subjects[number] = replace(subject, net=groups[key].behind(own.fusion))
+        elif isinstance(fused, FusedTeacher) and not isinstance(fused.fusion, MeanFusion):
+            groups[key].add_fusion(fused.fusion, subject.name)
+    several = len(groups) > 1
+    return [*(row for group in groups.values() for row in group.rows(several=several)), *subjects]
+
+
+def unique(subjects: Sequence[Subject]) -> list[Subject]:
+    """`subjects`, of which none is called like one before it."""
+    unique: dict[str, Subject] = {}
+    for subject in subjects:
+        name, number = subject.name, 1
+        while name in unique:
+            number += 1
+            name = f"{subject.name} ({number})"
+        unique[name] = replace(subject, name=name)
+    return list(unique.values())

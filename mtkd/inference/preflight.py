@@ -1,0 +1,254 @@
+"""Networks, metrics and images, tried before time is spent on them.
+
+Training, `mtkd check --data` and `mtkd test` share these functions, so that each finds what the others would. None
+writes a file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtkd import build, catalog, zoo
+from mtkd.config import FusionOptions, Options, Problem, TrainSetOptions
+from mtkd.contracts import MtkdError, Task
+from mtkd.data.foreign import ForeignImages
+from mtkd.data.paired import PairedImages
+from mtkd.inference.evaluate import build_metrics
+from mtkd.methods.base import Method
+from mtkd.runtime.background import prefetch
+from mtkd.runtime.modes import evaluating
+from mtkd.runtime.pixels import to_tensor
+
+ImageSets = Mapping[str, PairedImages | ForeignImages]
+
+_SIDE = 48
+"""Side of the lq image that networks are tried on where no crop size says what they will get: a multiple of most."""
+_SHOWN = 20
+_TRIED_SIDE = 512
+"""Pixels of an image that metrics are tried on: more than any needs, and a scan of 180 megapixels would take 14 GB."""
+
+
+def try_networks(options: Options) -> list[Problem]:
+    """A problem where a network cannot be built, its weights cannot be loaded, or it makes no 3-channel image `scale`
+    times as large of a 3-channel image.
+
+    Weights that are missing are not a problem here (see `check_paths`); of a `zoo:` name that was not fetched yet only
+    the network is built. Memory and time are those of one small image through every network.
+    """
+    problems: list[Problem] = []
+
+    def tried(key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except Exception as error:  # noqa: BLE001  a class from outside may raise anything
+            problems.append(options._origin.problem(key, _reason(error)))
+        return None
+
+    sections = {("teachers", name): teacher for name, teacher in options.teachers.items()}
+    if isinstance(options.fusion, FusionOptions):
+        sections["fusion",] = options.fusion  # pyright: ignore[reportArgumentType]
+    for key, section in sections.items():
+        scale = options.scale if key[0] == "teachers" else None
+        if section.network is not None:
+            network = section.network
+            tried((*key, "network"), lambda: build.build_network(network, scale))  # noqa: B023  called at once
+    student = tried(("network_g",), lambda: _student(options))
+    if problems:
+        return problems
+    cls = catalog.get("method", options.model_type)
+    if cls.predictor is Method.predictor:
+        tried(("network_g",), lambda: try_output(options, student, options.network_g.type))
+    taught = not (options.is_train and options.target_store)
+    inside = [options.method, *(term.args for term in options.train.terms.values())] if options.train else []
+    if problems or (taught and not all(_fetched(section.pretrain) for section in sections.values())):
+        return problems
+    teachers = tried(("teachers",), lambda: build.build_teachers(options)) if taught else {}
+    for name, teacher in (teachers or {}).items():
+        tried(("teachers", name), lambda: try_output(options, teacher, f"The teacher {name}"))  # noqa: B023
+    if problems or not _fetched(inside):
+        return problems
+    # num_samples only sizes what a method keeps of the images (CRD's queue). Counting them would mean opening them.
+    task = Task(options.scale, num_samples=1, total_steps=options.train.total_iter if options.train else 1)
+    method = tried(("model_type",), lambda: build.build_method(options, student, teachers, task))
+    if method is not None and cls.predictor is not Method.predictor:
+        predictor = method.predictor(student)
+        tried(("network_g",), lambda: try_output(options, predictor, options.network_g.type))
+    return problems
+
+
+def try_output(options: Options, net: nn.Module, what: str) -> None:
+    """`try_network` on an image of a training crop's size."""
+    train = options.datasets.train
+    side = train.gt_size // options.scale if isinstance(train, TrainSetOptions) else _SIDE
+    try_network(net, what, scale=options.scale, side=side)
+
+
+def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> None:
+    """Run `net` (lq -> sr, float32, on any device) on one image of `side` pixels a side; nothing of it changes.
+
+    Raises:
+        MtkdError: it cannot take a (1, 3, h, w) image, or makes something else than (1, 3, h * scale, w * scale) of it.
+    """
+    device = next((value.device for value in net.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(net):
+            sr = net(torch.rand(1, 3, side, side, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise MtkdError(
+            f"{what} cannot run on an image of 3 channels, {side}x{side} pixels: {_reason(error)}. Images are RGB, so "
+            f"networks take and make 3 channels{_channels(net)}."
+        ) from error
+    wanted = (1, 3, side * scale, side * scale)
+    if not isinstance(sr, Tensor) or tuple(sr.shape) != wanted:
+        found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+        raise MtkdError(
+            f"{what} makes {found} of an image of (1, 3, {side}, {side}), and at scale {scale} it must be "
+            f"{wanted}: images are RGB, so networks take and make 3 channels{_channels(net)}."
+        )
+
+
+def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]:
+    """A problem for each validation or test image that cannot be decoded, or decodes to another size than promised.
+
+    Args:
+        sets: the opened data sets by their keys; opened here when None, and a set that cannot be is a problem too.
+    """
+    problems: list[Problem] = []
+    for key, images in (_opened(options, problems) if sets is None else sets).items():
+        broken: list[str] = []
+
+        def read(index: int, images: PairedImages | ForeignImages = images) -> str | None:
+            try:
+                images[index]
+            except (MtkdError, OSError, MemoryError) as error:
+                return str(error) or type(error).__name__
+            return None
+
+        indices = range(len(images))
+        if isinstance(images, PairedImages):
+            with closing(prefetch(read, indices)) as results:
+                broken += filter(None, results)
+        else:
+            broken += filter(None, map(read, indices))
+        for text in broken[:_SHOWN]:
+            problems.append(options._origin.problem(("datasets", key), text))
+        if len(broken) > _SHOWN:
+            problems.append(options._origin.problem(("datasets", key), f"and {len(broken) - _SHOWN} more images."))
+    return problems
+
+
+def try_metrics(
+    options: Options, sets: ImageSets | None = None, *, device: torch.device | str = "cpu"
+) -> list[Problem]:
+    """A problem for each metric of `val.metrics` that cannot be built, lacks its weights, or cannot measure the
+    smallest images of the sets; metrics have a smallest size (SSIM 11, LPIPS 31, NIQE 96 pixels).
+
+    Without any validation or test set metrics are not used, and not tried.
+
+    Args:
+        sets: as in `try_images`, whose problems are not repeated here.
+    """
+    problems: list[Problem] = []
+    smallest = [
+        (key, name, gt)
+        for key, images in (_opened(options, []) if sets is None else sets).items()
+        for name, gt in _smallest(images, device)
+    ]
+    for metric, given in options.val.metrics.items() if smallest else ():
+        key = ("val", "metrics", metric)
+        try:
+            (function,) = build_metrics({metric: given}).values()
+        except Exception as error:  # noqa: BLE001  a metric from outside may raise anything
+            problems.append(options._origin.problem(key, _reason(error)))
+            continue
+        for section, name, gt in smallest:
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    value = function((gt + 0.1 * torch.rand_like(gt)).clamp(0, 1), gt)
+                value.reshape(())
+            except Exception as error:  # noqa: BLE001
+                height, width = gt.shape[-2:]
+                where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
+                reason = _reason(error).removeprefix(f"val.metrics.{metric}: ")
+                problems.append(options._origin.problem(key, where + reason))
+                break
+    return problems
+
+
+def raise_if_any(problems: list[Problem]) -> None:
+    """Raise one MtkdError that lists `problems`; nothing happens when there are none."""
+    if len(problems) == 1:
+        raise MtkdError(f"{problems[0].key}: {problems[0].message}")
+    if problems:
+        lines = [f"  {problem.key}: {problem.message}" for problem in problems]
+        raise MtkdError("\n".join([f"{len(problems)} problems, found before the first iteration:", *lines]))
+
+
+def _student(options: Options) -> nn.Module:
+    net = build.build_network(options.network_g, options.scale)
+    source = options.path.pretrain_network_g
+    if source and _fetched(source):
+        build.load_weights(net, source, key=options.path.param_key_g, strict=options.path.strict_load_g)
+    return net
+
+
+def _fetched(value: Any) -> bool:
+    """Whether every `zoo:NAME` in `value` is on the disk; of a plain text, whether the file is."""
+    if isinstance(value, str):
+        path = zoo.converted_path(zoo.entry(value)) if value.startswith("zoo:") else Path(value).expanduser()
+        return path.is_file()
+    if isinstance(value, Mapping):
+        value = value.values()
+    parts = value if isinstance(value, Iterable) else ()
+    return all(_fetched(part) for part in parts if not isinstance(part, str) or part.startswith("zoo:"))
+
+
+def _channels(net: nn.Module) -> str:
+    taken = inspect.signature(type(net)).parameters
+    names = [name for name in ("num_in_ch", "num_out_ch", "in_chans") if name in taken]
+    return f" (leave {' and '.join(names)} at 3)" if names else ""
+
+
+def _opened(options: Options, problems: list[Problem]) -> ImageSets:
+    sets: dict[str, PairedImages | ForeignImages] = {}
+    for key, given in options.datasets.evaluation.items():
+        try:
+            sets[key] = build.build_image_set(given, options.scale, phase=key.split("_")[0])
+        except MtkdError as error:
+            problems.append(options._origin.problem(("datasets", key), str(error)))
+    return sets
+
+
+def _smallest(images: PairedImages | ForeignImages, device: torch.device | str) -> list[tuple[str, Tensor]]:
+    """(name, gt) of the lowest and of the narrowest image of a set, `_TRIED_SIDE` pixels of it at most each way; what
+    cannot be decoded is left out.
+    """
+    if isinstance(images, PairedImages):
+        order, sizes = range(len(images)), images.sizes
+        chosen = {min(order, key=lambda i: sizes[i][side]) for side in (0, 1)} if sizes else set()
+    else:
+        chosen = {0}
+    found = []
+    for index in sorted(chosen):
+        try:
+            image = images[index]
+        except (MtkdError, OSError, MemoryError):
+            continue
+        found.append((image.name, to_tensor(image.gt[:_TRIED_SIDE, :_TRIED_SIDE], device)))
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    if isinstance(error, MtkdError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0]}"

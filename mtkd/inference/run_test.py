@@ -1,0 +1,108 @@
+"""`mtkd test -opt FILE`: the network of an option file on its test sets.
+
+`compare` measures networks that are named without an option file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mtkd import build
+from mtkd.build import build_image_set
+from mtkd.config import Options, TileOptions
+from mtkd.contracts import MtkdError
+from mtkd.inference.evaluate import (
+    Evaluation,
+    ImageSet,
+    MetricFunction,
+    build_metrics,
+    compile_for_images,
+    evaluate,
+    save_to,
+    val_predict,
+)
+from mtkd.inference.results import describe, print_table, results_folder, write
+from mtkd.inference.tiling import check_tiles
+from mtkd.runtime.device import autocast, choose_device, move, set_backends
+from mtkd.runtime.progress import tracked
+
+
+def run_test(
+    options: Options, *, device: str | torch.device | None = None, command: str | None = None
+) -> list[Evaluation]:
+    """Measure `network_g` on every test set of `options`, print the table, write `results/NAME`.
+
+    The folder is made, and tried, before anything is measured. For `model_type: MTKDFusion` the network is the fusion
+    network behind its teachers.
+
+    Raises:
+        MtkdError: there are no test sets, no weights, or something about either is wrong; or nothing can be written,
+            and then a table that was measured has been printed.
+    """
+    if not options.val.metrics:
+        raise MtkdError(
+            "val.metrics is missing, so there is nothing to measure: give it, for example `val: {metrics: {psnr: "
+            "{type: calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
+        )
+    if not options.datasets.evaluation:
+        raise MtkdError("There is no test set to measure on: give one, `datasets.test_1`.")
+    images = {
+        given.name or key: build_image_set(given, options.scale, phase="test")
+        for key, given in options.datasets.evaluation.items()
+    }
+    set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
+    net = build.output_network(options)
+    subject = describe(options.name, net, weights=options.path.pretrain_network_g)
+    device = torch.device(device) if device else choose_device(options.num_gpu)
+    move(net, device, torch.channels_last if options.channels_last else torch.preserve_format)
+    if options.val.compile:
+        compile_for_images(net, device, partial(autocast, options.precision, device), print)
+    metrics = build_metrics(options.val.metrics)
+    with results_folder(Path(options.path.results_root) / options.name) as folder:
+        rows = [_measure(options, name, image_set, net, metrics, device, folder) for name, image_set in images.items()]
+    named = [(options.name, row) for row in rows]
+    facts = {**subject.facts(), "command": command}
+    # Print before writing: a disk that has filled up meanwhile must not cost the numbers.
+    print_table([subject], named, scale=options.scale)
+    write(folder, named, facts)
+    return rows
+
+
+def in_tiles(options: Options, tile_size: int, tile_pad: int) -> Options:
+    """`options` whose `val.tile` is that.
+
+    Raises:
+        MtkdError: there are no such tiles.
+    """
+    check_tiles(tile_size, tile_pad)
+    tile = TileOptions(tile_size=tile_size, tile_pad=tile_pad)
+    return options.model_copy(update={"val": options.val.model_copy(update={"tile": tile})})
+
+
+def _measure(
+    options: Options,
+    name: str,
+    images: ImageSet,
+    net: nn.Module,
+    metrics: Mapping[str, MetricFunction],
+    device: torch.device,
+    folder: Path,
+) -> Evaluation:
+    save = None
+    if options.val.save_img:
+        save = save_to(folder / "visualization" / name, options.val.suffix or options.name)
+    return evaluate(
+        val_predict(net, options),
+        images,
+        metrics,
+        dataset=name,
+        device=device,
+        autocast=partial(autocast, options.precision, device),
+        save=save,
+        progress=lambda steps: tracked(steps, name),
+    )

@@ -1,0 +1,72 @@
+"""Validation of a run: every set measured, the best values kept, the results logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtkd.inference.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
+from mtkd.training.ema import Ema
+from mtkd.training.run import Run
+
+
+def validate(run: Run, done: int) -> None:
+    """Measure every validation set, each rank a share of its images; all ranks know the results."""
+    options, fabric = run.options, run.fabric
+    # A network compiled for training patches would be compiled again for every size of image.
+    stance = "force_eager" if options.compile and not options.val.compile else "default"
+    student = _student_to_validate(run)
+    net = run.method.predictor(student).eval()
+    if options.val.compile and run.state.compile_validation:
+        part = student if student in net.modules() else net
+        run.state.compile_validation = compile_for_images(net, fabric.device, fabric.autocast, run.log.say, part=part)
+    for name, images in run.val_sets.items():
+        save = partial(_save_visualization, run, name, done) if options.val.save_img else None
+        with torch.compiler.set_stance(stance):
+            result = evaluate_sharded(
+                val_predict(net, options),
+                images,
+                run.metrics,
+                dataset=name,
+                device=fabric.device,
+                autocast=fabric.autocast,
+                save=save,
+            )
+        means = result.means()
+        best = _keep_best(run, name, means, done)
+        entry = "params" if run.ema is None else "params_ema"
+        run.log.validation(step=done, dataset=name, label=run.label(name), entry=entry, values=means, best=best)
+    fabric.barrier()
+
+
+def _keep_best(run: Run, name: str, means: Mapping[str, float], done: int) -> dict[str, Any]:
+    """The best values so far of the set `name`, those of iteration `done` among them; the later of equals wins."""
+    for metric, value in means.items():
+        best = run.state.best.setdefault(name, {})
+        higher = run.options.val.metrics[metric]["better"] == "higher"
+        if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
+            best[metric] = {"val": value, "iter": done}
+    return run.state.best[name] if means else {}
+
+
+def _student_to_validate(run: Run) -> nn.Module:
+    if run.ema is not None:
+        return run.ema.net
+    if not run.options.val.compile:
+        return run.method.student
+    # A copy, because modules are compiled in place: the student must not train in code compiled for images.
+    if run.state.validation_copy is None:
+        run.state.validation_copy = Ema(run.method.student, decay=0.0)
+    run.state.validation_copy.update()
+    return run.state.validation_copy.net
+
+
+def _save_visualization(run: Run, key: str, done: int, image: str, sr: np.ndarray) -> None:
+    # Images of different sets may share a name.
+    folder = run.folder.visualization / (key if len(run.val_sets) > 1 else "")
+    save_to(folder / image, str(done))(image, sr)
