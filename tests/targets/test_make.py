@@ -272,11 +272,13 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
     net = build.build_network(options.teachers["edsr"].network, options.scale)
     facts = {"arch": {"type": "EDSR", "args": dict(options.teachers["edsr"].network.args)}, "scale": 2}
     zoo.write_safetensors(tmp_path / "edsr.safetensors", net.state_dict(), build.plain(facts))
-    with pytest.raises(MtkdError, match=r"differs: teachers\.edsr\.sha256 was \w+, here it is \w+\. Make a new one"):
+    with pytest.raises(
+        MtkdError, match=r"another run: teachers\.edsr\.sha256 was \w+, here it is \w+\. Make a new one"
+    ):
         train(run_options(tmp_path, **retrained))
     other = {**given, "images": make_images(tmp_path / "other")}
     (tmp_path / "other/rocket.png").unlink()
-    with pytest.raises(MtkdError, match="differs: images was"):
+    with pytest.raises(MtkdError, match="another run: images was"):
         train(run_options(tmp_path, **other))
     assert not (tmp_path / "experiments").exists()
     train(options)
