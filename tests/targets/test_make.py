@@ -425,7 +425,7 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> No
     with pytest.raises(MtkdError, match="the images of the shard in its name"):
         merge(options, path, progress=quiet)
     other = one_teacher(tmp_path, "rcan")
-    with pytest.raises(MtkdError, match=r"otherwise: fingerprint\.teachers was edsr, here it is rcan"):
+    with pytest.raises(MtkdError, match=r"differently: fingerprint\.teachers was edsr, here it is rcan"):
         merge(other, path, progress=quiet)
     teach(options, path, shard=Shard(1, 3), progress=quiet)
     with pytest.raises(MtkdError, match="shards of 2 and of 3"):
