@@ -272,11 +272,13 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
     net = build.build_network(options.teachers["edsr"].network, options.scale)
     facts = {"arch": {"type": "EDSR", "args": dict(options.teachers["edsr"].network.args)}, "scale": 2}
     zoo.write_safetensors(tmp_path / "edsr.safetensors", net.state_dict(), build.plain(facts))
-    with pytest.raises(MtkdError, match=r"differs: teachers\.edsr\.sha256 was \w+, here it is \w+\. Make a new one"):
+    with pytest.raises(
+        MtkdError, match=r"another run: teachers\.edsr\.sha256 was \w+, here it is \w+\. Make a new one"
+    ):
         train(run_options(tmp_path, **retrained))
     other = {**given, "images": make_images(tmp_path / "other")}
     (tmp_path / "other/rocket.png").unlink()
-    with pytest.raises(MtkdError, match="differs: images was"):
+    with pytest.raises(MtkdError, match="another run: images was"):
         train(run_options(tmp_path, **other))
     assert not (tmp_path / "experiments").exists()
     train(options)
@@ -423,7 +425,7 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> No
     with pytest.raises(MtkdError, match="the images of the shard in its name"):
         merge(options, path, progress=quiet)
     other = one_teacher(tmp_path, "rcan")
-    with pytest.raises(MtkdError, match=r"otherwise: fingerprint\.teachers was edsr, here it is rcan"):
+    with pytest.raises(MtkdError, match=r"differently: fingerprint\.teachers was edsr, here it is rcan"):
         merge(other, path, progress=quiet)
     teach(options, path, shard=Shard(1, 3), progress=quiet)
     with pytest.raises(MtkdError, match="shards of 2 and of 3"):

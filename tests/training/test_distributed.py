@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from mtkd import zoo
+from mtkd.build import open_training_images
 from mtkd.cli import main
 from mtkd.contracts import Batch
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.inference.evaluate import build_metrics, evaluate
-from mtkd.targets import store_check as targets
 from mtkd.training.loop import step_seed, weighted_total
 from mtkd.training.prepare import prepare
 from mtkd.training.run import Run
@@ -52,7 +52,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 def batch_of_rank(run: Run, rank: int) -> Batch:
-    images = targets.open_training_images(run.options)
+    images = open_training_images(run.options)
     assert run.options.datasets.train is not None
     sampler = CropSampler(
         lq=images.lq, gt=images.gt, scale=2, gt_size=16, batch_size=2, use_hflip=True, use_rot=True,
