@@ -32,23 +32,30 @@ _DATA_KEYS = (
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of training and test files; one that stands on a base may leave out anything."""
+    """JSON schema (draft 2020-12) of training and test files; one that stands on a base may leave out or take away
+    anything.
+    """
     whole = _whole()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mtkd option file",
         "if": {"required": ["base"]},
-        "then": _without_required(whole),
+        "then": _of_a_layer(whole),
         "else": whole,
     }
 
 
-def _without_required(schema: Any) -> Any:
+def _of_a_layer(schema: Any) -> Any:
+    """`schema` with nothing required, and `~`, which takes away what the base says, wherever a value has a type."""
     if isinstance(schema, list):
-        return [_without_required(item) for item in schema]
-    if isinstance(schema, dict):
-        return {key: _without_required(value) for key, value in schema.items() if key != "required"}
-    return schema
+        return [_of_a_layer(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    layer = {key: _of_a_layer(value) for key, value in schema.items() if key != "required"}
+    kinds = layer.get("type")
+    if isinstance(kinds, str | list) and "enum" not in layer and "const" not in layer:
+        layer["type"] = [*dict.fromkeys([*([kinds] if isinstance(kinds, str) else kinds), "null"])]
+    return layer
 
 
 def _whole() -> dict[str, Any]:
@@ -251,7 +258,7 @@ Made from the schema by `python -m mtkd.config.json_schema > docs/options.md`; e
 One file is one run. The keys are BasicSR's, further ones are ours. `mtkd check FILE` finds every problem of a file at
 once, `mtkd config diff A B` shows what differs between two. `options/schema.json`, made by `mtkd config schema`, is for
 editors: a file whose first line is `# yaml-language-server: $schema=PATH/schema.json` is checked and completed as you
-type. The files under `options/` begin so.
+type. The files under `options/` begin so, but for the bases, which say nothing in full.
 
 `base: FILE` names a file that this one stands on (its path starts at the folder of the file that names it, and it has
 no base of its own). Mappings are merged key by key; lists and single values take the place of the base's, and so does a
@@ -260,9 +267,11 @@ mapping with another `type`, whose keys are others. `~` takes away what the base
 where the value stands.
 
 `{scale}` in a text is the number of `scale`, which `--scale N` of every command sets: `name: EDSR_x{scale}`. A text
-that is `'{scale}'` alone becomes the number. Other braces stay what they are. What is no text and depends on the scale
-is the crop size: `gt_size: {x2: 128, x3: 129, x4: 128}`. `mtkd config show FILE --scale N` prints the file with all of
-that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the same.
+that is `'{scale}'` alone becomes the number. `{network_g}` is likewise the name of the network that `network_g` names
+(its `type` where it is written out), so that one file serves several students: `--force_yml network_g=rcan_lw`. Other
+braces stay what they are. What is no text and depends on the scale is the crop size:
+`gt_size: {x2: 128, x3: 129, x4: 128}`. `mtkd config show FILE --scale N` prints the file with all of that written out,
+as a run keeps it in `resolved.yml`; the print is an option file that says the same.
 
 Networks of known sizes have names, `network_g: edsr_m`, wherever a network stands; `mtkd list archs` shows them with
 what they mean. `{type: ARCH, ...}` writes any network out.

@@ -1,6 +1,6 @@
-"""What an option file leaves to others: `base: FILE`, on which it stands, and `{scale}`, which stands for a number.
+"""What an option file leaves to others: `base: FILE`, on which it stands, `{scale}` and `{network_g}`.
 
-Both are resolved before anything is checked, so that the rest of the package knows complete options alone.
+All are resolved before anything is checked, so that the rest of the package knows complete options alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mtkd.runtime.given import path as given_path
 
 BASE = "base"
 SCALE = "{scale}"
+NETWORK = "{network_g}"
 
 
 def load(path: str | Path) -> Document:
@@ -124,10 +125,25 @@ def with_scale(data: Any, scale: int) -> Any:
 
     Nothing else in braces is touched: `{}x4` of BasicSR's `filename_tmpl` stays as it is.
     """
+    return _filled(data, SCALE, scale)
+
+
+def with_network(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the name of `network_g` in place of `{network_g}` in its texts.
+
+    A network that is written out is called by its `type`. Where there is neither, the reader says so, and the texts
+    stay.
+    """
+    network = data.get("network_g")
+    name = network.get("type") if isinstance(network, dict) else network
+    return _filled(data, NETWORK, name) if isinstance(name, str) else data
+
+
+def _filled(data: Any, word: str, value: int | str) -> Any:
     if isinstance(data, dict):
-        return {key: with_scale(value, scale) for key, value in data.items()}
+        return {key: _filled(item, word, value) for key, item in data.items()}
     if isinstance(data, list):
-        return [with_scale(item, scale) for item in data]
+        return [_filled(item, word, value) for item in data]
     if isinstance(data, str):
-        return scale if data == SCALE else data.replace(SCALE, str(scale))
+        return value if data == word else data.replace(word, str(value))
     return data

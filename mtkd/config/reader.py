@@ -137,6 +137,7 @@ class _Reader:
         forced = [path for item in force if (path := self.apply_force(item)) is not None]
         self.origin = Origin(document.file, document.lines, frozenset(forced), document.files)
         self.apply_scale()
+        self.data = layers.with_network(self.data)
         self.scale: int | None = None
         self.model_type: Any = None
         self.method: Any = None
