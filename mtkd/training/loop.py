@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from mtkd.config import Options, TermOptions, weight_at
+from mtkd.config import Options, TermOptions
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.inference.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
 from mtkd.methods.base import Method
@@ -28,6 +28,7 @@ from mtkd.runtime.compiling import compile_networks, uncompile
 from mtkd.training import checkpoint
 from mtkd.training.ema import Ema
 from mtkd.training.loss_trace import NotFiniteError
+from mtkd.training.schedule import weight_at
 from mtkd.training.session import Session, amend, describe, prepare, save, save_alone, save_deployable, save_weights
 
 

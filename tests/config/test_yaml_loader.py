@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtkd.config import yaml_loader
-from mtkd.config.yaml_loader import OptionError
+from mtkd.config.problems import OptionError
 
 
 def value(text: str) -> Any:
