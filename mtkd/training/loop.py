@@ -194,12 +194,12 @@ def _mendable(error: Exception, where: str = "") -> MtkdError | None:
     elif isinstance(error, torch.OutOfMemoryError):
         text = (
             f"The device ran out of memory: {first} Lower batch_size_per_gpu or gt_size, raise train.accumulate, use "
-            "`precision: bf16`, or `residence: ram` for the training images."
+            "`precision: bf16`, or `cache: ram` for the training images."
         )
     elif given.is_out_of_memory(error):
         text = (
-            f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `residence: "
-            "disk` for the training images."
+            f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `cache: disk` "
+            "for the training images."
         )
     elif given.is_lost_process(error):
         text = (

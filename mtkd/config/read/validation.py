@@ -49,7 +49,10 @@ def _metric(reader: Reader, data: Any, path: KeyPath) -> dict[str, Any]:
         args = check_arguments(reader, metric, args, path, f"a key of {name}", skip=_IMAGE_ARGUMENTS, more=["better"])
         better = given or getattr(metric, "better", None) or METRICS_BETTER.get(name)
         if better is None:
-            message = f"required, and missing: {name} does not say which value is the better one, `higher` or `lower`."
+            message = (
+                f"required, and missing: {name} does not declare which value is the better one. "
+                "Write `better: higher` or `better: lower`."
+            )
             reader.problem((*path, "better"), message)
     border = args.get("crop_border")
     if reader.scale and isinstance(border, int) and border != reader.scale:
