@@ -20,7 +20,7 @@ def section_schema(model: type[Section], ignored: tuple[str, ...] = (), *, about
     return {
         "type": "object",
         "description": about,
-        "properties": properties | ignored(*(key for key in ignored if key not in properties)),
+        "properties": properties | ignored_keys(*(key for key in ignored if key not in properties)),
         "required": [key for key in made.get("required", []) if key in properties],
         "additionalProperties": False,
     }
@@ -38,7 +38,7 @@ def _in_json_words(schema: Any) -> Any:
     return schema
 
 
-def ignored(*keys: str) -> dict[str, Any]:
+def ignored_keys(*keys: str) -> dict[str, Any]:
     """Keys of BasicSR that may stand in a section, whatever their value."""
     return {key: {"description": f"ignored: {IGNORED_KEYS[key]}"} for key in keys}
 

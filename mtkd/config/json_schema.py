@@ -10,7 +10,7 @@ from typing import Any
 
 from mtkd import catalog
 from mtkd.config.basicsr_keys import LOADER_KEYS
-from mtkd.config.json_parts import ignored, named, nullable, section_schema, text
+from mtkd.config.json_parts import ignored_keys, named, nullable, section_schema, text
 from mtkd.config.schema import (
     SCHEDULERS,
     CurriculumOptions,
@@ -107,7 +107,7 @@ def option_file() -> dict[str, Any]:
         "train": _train(),
         "val": _val(),
         "logger": _logger(),
-        **ignored("dist_params", "find_unused_parameters"),
+        **ignored_keys("dist_params", "find_unused_parameters"),
     }
     top["required"] = [*top["required"], "datasets", "network_g"]
     return top
