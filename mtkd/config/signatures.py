@@ -26,7 +26,7 @@ def annotations_of(target: Any) -> dict[str, Any]:
 
 
 def plain_hint(hint: Any) -> Any:
-    """The part of an annotation that YAML can express; None when there is no such part, or nothing is demanded."""
+    """The part of an annotation that YAML can express; None if there is none, or if the annotation allows anything."""
     if hint in (int, float, str, bool, type(None)):
         return hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)

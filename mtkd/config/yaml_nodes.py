@@ -1,4 +1,4 @@
-"""Values of composed YAML nodes, with the line of each; what is no value of the dialect is collected as a problem."""
+"""Composed YAML nodes -> plain values with their lines; what the dialect does not allow is collected as problems."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ _FLOAT = re.compile(
 )
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _NULL = re.compile(r"~|null|Null|NULL|")
+_WORDS = {"null": "null", "bool": "true or false", "int": "a whole number", "float": "a number"}
 RESOLVERS = (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT))
 
 
@@ -136,7 +137,7 @@ class NodeReader:
         if kind == "float" and (_FLOAT.fullmatch(text) or _INT.fullmatch(text)):
             return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         if kind in ("null", "bool", "int", "float"):
-            self.problem(node, path, f"{text!r} is no {kind}.")
+            self.problem(node, path, f"{text!r} is not {_WORDS[kind]}, as its tag says.")
         else:
             self.bad_tag(node, path)
         return None

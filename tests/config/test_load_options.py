@@ -363,7 +363,7 @@ def test_two_sets_of_one_name_are_an_error() -> None:
 
 def test_the_kind_of_file_can_be_demanded(basicsr_file: Path) -> None:
     assert load_options(basicsr_file, kind="train").is_train
-    assert "a test file is wanted" in only_problem(load_options, basicsr_file, kind="test").message
+    assert "a test file is expected" in only_problem(load_options, basicsr_file, kind="test").message
 
 
 def test_lmdb_is_kept_and_memcached_is_refused() -> None:

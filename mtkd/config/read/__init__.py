@@ -62,9 +62,9 @@ def make_options(data: Mapping[str, Any], *, file: str = "options", debug: bool 
 def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool, kind: Kind | None = None) -> Options:
     reader = _reader(document, force, debug=debug, check=check)
     if kind == "train" and not reader.is_train:
-        reader.problem(("datasets",), "holds no `train` set; this is no training file.")
+        reader.problem(("datasets",), "has no `train` set: this is a test file, and a training file is expected.")
     if kind == "test" and reader.is_train:
-        reader.problem(("datasets",), "holds a `train` set; this is a training file, and a test file is wanted.")
+        reader.problem(("datasets",), "has a `train` set: this is a training file, and a test file is expected.")
     _refuse_unsupported_model(reader)
     top = {key: value for key, value in reader.data.items() if _is_known(reader, key)}
     head = reader.section(Head, {key: top[key] for key in top if key in Head.model_fields}, ())
@@ -133,7 +133,7 @@ def _refuse_unsupported_model(reader: Reader) -> None:
         return
     message = f"{name} is not supported: mtkd has no {what}. Its models are {', '.join(catalog.names('method'))}."
     if not reader.is_train and what == "GANs":
-        message += " To measure the generator, which makes images of images as others do, write SRModel."
+        message += " To measure its generator, write SRModel."
     raise OptionError([reader.origin.problem(("model_type",), message)])
 
 
@@ -143,7 +143,7 @@ def _is_known(reader: Reader, key: str) -> bool:
     if key in IGNORED_AT_TOP:
         reader.ignore_basicsr_key((key,))
     elif key == layers.BASE:
-        reader.problem((key,), "has no effect here: only an option file, in itself, says on which one it stands.")
+        reader.problem((key,), "has no effect here. Only the option file itself can name its base: write it there.")
     elif key not in valid:
         reader.unknown((key,), valid)
     else:

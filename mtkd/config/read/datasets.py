@@ -38,8 +38,8 @@ def read_datasets(reader: Reader, data: Any) -> DatasetsOptions:
             if isinstance(train, ItemTrainSetOptions) and reader.data.get("target_store") is not None:
                 reader.problem(
                     ("target_store",),
-                    "holds one target an image of a PairedImageDataset; a data set "
-                    f"that makes its own crops ({train.type}) needs the teachers themselves.",
+                    "holds one target per image of a PairedImageDataset, and "
+                    f"{train.type} makes its own crops. Give `teachers` instead.",
                 )
         elif phase == "test" and reader.is_train:
             reader.problem(path, "has no effect in training: validation runs on `val`, `val_2`, ...")
@@ -113,9 +113,9 @@ def _of_scale(reader: Reader, choices: dict[str, Any], path: KeyPath) -> Any:
     """What `{x2: ..., x3: ..., x4: ...}` says for the scale of the run."""
     for key in choices:
         if not (key.startswith("x") and key[1:].isascii() and key[1:].isdecimal()):
-            reader.problem((*path, key), "no scale; a number for each is written {x2: 128, x3: 129, x4: 128}.")
+            reader.problem((*path, key), "is not a scale. Write one number per scale: {x2: 128, x3: 129, x4: 128}.")
     if reader.scale is None:
-        return 1  # that there is none, or what is wrong with it, is reported
+        return 1  # the missing or wrong scale is reported already
     if f"x{reader.scale}" not in choices:
         reader.problem(path, f"says nothing for x{reader.scale}; it has {', '.join(choices) or 'nothing'}.")
         return reader.scale

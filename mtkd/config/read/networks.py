@@ -40,7 +40,7 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
     if arch is None:
         return NetworkOptions(type=name, args=args)
     if reader.is_train and path == ("network_g",) and hasattr(arch, "adopt"):
-        message = f"only its weights tell what a {name} is; it can teach and be tested, and is not trained."
+        message = f"only its weights tell what a {name} is, so it cannot be trained. Name another network."
         reader.problem((*path, "type"), message)
     parameters = parameters_of(arch)
     for key, value, whose in (
@@ -51,7 +51,10 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
         if key not in parameters or not value:
             continue
         if key in args and args[key] != value:
-            reader.problem((*path, key), f"is {args[key]!r}, and {whose} is {value}.")
+            reader.problem(
+                (*path, key),
+                f"is {args[key]!r}, and {whose} is {value}. Change one, or leave this out: it is filled in.",
+            )
         args[key] = value
     before = len(reader.problems)
     args = check_arguments(reader, arch, args, path, f"a key of {name}")
@@ -66,7 +69,8 @@ def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions]:
     for name, value in reader.mapping(data, ("teachers",)).items():
         path = ("teachers", name)
         if "." in name or hasattr(nn.ModuleDict(), name) or not name:
-            reader.problem(path, "cannot be a teacher's name; use letters, digits and _, and no name of a method.")
+            why = "it is empty, has a dot, or means something to torch"
+            reader.problem(path, f"cannot be a teacher's name: {why}. Use letters, digits and _.")
         if isinstance(value, str):
             value = {"pretrain": value}
         if isinstance(value, dict):
