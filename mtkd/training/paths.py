@@ -30,8 +30,8 @@ def check_paths(options: Options) -> list[Problem]:
         if not (os.path.isdir(value) if folder else os.path.isfile(value)):
             kind = "folder" if folder else "file"
             start = "" if os.path.isabs(value) else f" (relative to {os.getcwd()})"
-            problems.append(options._origin.problem(path, f"there is no {kind} {value!r}{start}."))
+            problems.append(options.problem(path, f"there is no {kind} {value!r}{start}."))
     if options.target_store is not None and not os.path.exists(options.target_store):
         message = f"nothing is at {options.target_store!r}; `mtkd teach` makes it."
-        problems.append(options._origin.problem(("target_store",), message))
+        problems.append(options.problem(("target_store",), message))
     return problems

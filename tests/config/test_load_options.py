@@ -86,7 +86,7 @@ def test_each_basicsr_key_without_effect_gives_one_notice(basicsr_file: Path) ->
 @pytest.mark.parametrize(
     "key", ["find_unused_parameters", "val.pbar", "path.ignore_resume_networks", "datasets.val.pin_memory"]
 )
-def test_a_key_is_taken_over_only_where_basicsr_has_it(key: str) -> None:
+def test_a_key_is_ignored_only_where_basicsr_has_it(key: str) -> None:
     (notice,) = train({key: True}).notices
     assert notice.startswith(f"{key} ignored: ")
     name = key.split(".")[-1]

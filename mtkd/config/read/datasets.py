@@ -13,6 +13,9 @@ from mtkd.config.schema import DatasetsOptions, EvalSetOptions, ItemSetOptions, 
 
 DataSet = TypeVar("DataSet", TrainSetOptions, EvalSetOptions)
 
+_CACHE_OF_RESIDENCE = {"auto": "auto", "device": "gpu", "ram": "ram", "disk": "disk"}
+"""Values of `residence`, as the key was called until version 0.1 -> those of `cache`."""
+
 
 def read_datasets(reader: Reader, data: Any) -> DatasetsOptions:
     """`datasets`; without what could not be read, after reporting why."""
@@ -97,14 +100,17 @@ def _data_set(reader: Reader, model: type[DataSet], data: Any, path: KeyPath) ->
 
 
 def _with_new_names(reader: Reader, data: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """`data` with `cache` for `residence`, as the key was called until version 0.1; the notice says so."""
+    """`data` with `cache` in place of `residence`, its former name, which a notice says."""
     if "residence" not in data:
         return data
     if "cache" in data:
         reader.problem((*path, "residence"), "the former name of `cache`, which is given too. Remove this line.")
         return {key: value for key, value in data.items() if key != "residence"}
-    value = data["residence"]
-    cache = "gpu" if value == "device" else value
+    cache = _CACHE_OF_RESIDENCE.get(data["residence"]) if isinstance(data["residence"], str) else None
+    if cache is None:
+        message = f"must be 'auto', 'device', 'ram' or 'disk', found {format_value(data['residence'])}."
+        reader.problem((*path, "residence"), f"{message} The key is called `cache` now.")
+        return {key: value for key, value in data.items() if key != "residence"}
     reader.notices.append(f"{key_text((*path, 'residence'))} is called `cache` now; write `cache: {cache}`.")
     return {"cache" if key == "residence" else key: cache if key == "residence" else data[key] for key in data}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from mtkd.config.problems import Origin, format_value
+from mtkd.config.problems import KeyPath, Origin, Problem, format_value
 from mtkd.config.schema.datasets import (
     DatasetsOptions,
     EvalSetOptions,
@@ -92,12 +92,16 @@ class Options(Head):
     notices: list[str] = Field(default=[], exclude=True)
     """One line per key that was accepted without effect or departs from a convention."""
     _origin: Origin = PrivateAttr()
-    """Where each value was written; problems that a run finds later point there too."""
+    """Where each value was written; `problem` reads it."""
 
     @property
     def is_train(self) -> bool:
         """The file describes a training run."""
         return self.train is not None
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """`message` about the value at `path`, with the file and line where it was written."""
+        return self._origin.problem(path, message)
 
     @property
     def training(self) -> TrainOptions:

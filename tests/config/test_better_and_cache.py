@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mtkd.config import TrainSetOptions, make_options, resolved_yaml, yaml_loade
 from mtkd.config.diff import flat, with_new_names
 from mtkd.contracts import MtkdError
 from mtkd.metrics.better import better
+from mtkd.training.resume import compare
 from tests.config.samples import TRAIN, changed, evaluation, only_problem, train
 
 
@@ -69,7 +71,10 @@ def test_residence_is_the_former_name_of_cache(old: str, new: str) -> None:
 
 
 def test_a_wrong_or_second_value_of_the_former_name_is_a_problem() -> None:
-    assert only_problem(train, {"datasets.train.residence": "vram"}).message.startswith("must be 'auto', 'gpu'")
+    for value in ("vram", None, ["ram"]):
+        wrong = only_problem(train, {"datasets.train.residence": value})
+        assert wrong.key == "datasets.train.residence"
+        assert wrong.message.startswith("must be 'auto', 'device', 'ram' or 'disk', found ")
     both = only_problem(train, {"datasets.train.residence": "ram", "datasets.train.cache": "disk"})
     assert both.key == "datasets.train.residence" and "Remove this line" in both.message
 
@@ -79,6 +84,9 @@ def test_what_a_state_of_before_kept_is_compared_under_the_new_name() -> None:
     then = {key: value for key, value in now.items() if key != "datasets.train.cache"}
     assert with_new_names({**then, "datasets.train.residence": "device"}) == now
     assert with_new_names(now) == now
+    images = {"images": {"count": 1}, "world_size": 1}
+    before = {"options": {**then, "datasets.train.residence": "device"}, **images}
+    assert compare(before, {"options": now, **images}, Path("10.state")) == []
 
 
 def test_a_test_file_has_no_training() -> None:
