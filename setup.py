@@ -1,14 +1,35 @@
-"""Installation: what the package needs (ranges) and the one command it brings.
+"""Installation: what the package needs (ranges), the one command it brings, and what of the repository it carries.
 
 The exact versions everything was tested with are in `constraints.txt`; `make test` installs those.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+SHIPPED = ("options/**/*.yml", "options/**/*.json", "datasets/demo/**/*.*")
+"""Files outside the package that a wheel carries in `mtkd/shipped`, where `mtkd.runtime.shipped` finds them."""
+
+
+class BuildWithShipped(build_py):
+    """Copies what is `SHIPPED` beside the built modules; an editable install finds it in the checkout."""
+
+    def run(self) -> None:
+        """Build the modules, then copy."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "mtkd" / "shipped"
+        shutil.rmtree(target, ignore_errors=True)  # a build folder may hold recipes that are gone
+        for pattern in SHIPPED:
+            for file in ROOT.glob(pattern):
+                copy = target / file.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 def version() -> str:
@@ -36,6 +57,8 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["mtkd", "mtkd.*"]),
     package_data={"mtkd": ["py.typed"]},
+    cmdclass={"build_py": BuildWithShipped},
+    zip_safe=False,
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",  # torch.compiler.set_stance

@@ -2,7 +2,7 @@
 
     python benchmarks/demo_teachers.py --images BSDS500/train BSDS500/test General100 --test Kodak24 Set5/HR
 
-trains `options/demo/teacher_*.yml` on all images of the folders together, writes the weights to
+trains `options/demo/teacher.yml` with three networks on all images of the folders together, writes the weights to
 `datasets/demo/teachers/` and the numbers, with hardware and versions, to `benchmarks/results/demo_teachers.json`. The
 images must not include those of `datasets/demo/test` or of the test folders. On two CPU cores it takes about an hour;
 a run that was interrupted goes on.
@@ -29,7 +29,19 @@ from mtkd.training.log import environment
 from mtkd.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
-TEACHERS = ("edsr", "rcan", "swinir")
+TEACHERS = {
+    "edsr": ("name=teacher_edsr_x2",),
+    "rcan": ("name=teacher_rcan_x2", "network_g=rcan_demo"),
+    "swinir": (
+        "name=teacher_swinir_x2",
+        "network_g=swinir_demo",
+        "datasets:train:batch_size_per_gpu=8",
+        "train:optim_g:lr=2e-3",
+        "train:scheduler:periods=[6000]",
+        "train:total_iter=6000",
+    ),
+}
+"""What each changes in `options/demo/teacher.yml`."""
 METRICS = {
     "psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True},
     "ssim": {"type": "calculate_ssim", "crop_border": 2, "test_y_channel": True},
@@ -52,8 +64,12 @@ def main() -> None:
     for name in args.only:
         began = time.perf_counter()
         options = load_options(
-            ROOT / f"options/demo/teacher_{name}_x2.yml",
-            force=[f"datasets:train:dataroot_gt={photographs}", f"path:experiments_root={args.work}"],
+            ROOT / "options/demo/teacher.yml",
+            force=[
+                *TEACHERS[name],
+                f"datasets:train:dataroot_gt={photographs}",
+                f"path:experiments_root={args.work}",
+            ],
         )
         weights = train(options, auto_resume=True)
         zoo.convert(weights, out / f"{name}_x2.safetensors", to="safetensors")

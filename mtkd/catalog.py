@@ -27,8 +27,6 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
-
 from mtkd.contracts import MtkdError
 
 Kind = Literal["arch", "method", "loss", "metric", "dataset"]
@@ -220,6 +218,8 @@ def _of_kind(kind: Kind, name: str, found: Any) -> Any:
 
 
 def _is_module(found: Any) -> bool:
+    from torch import nn  # here, so that reading the tables takes no torch
+
     return inspect.isclass(found) and issubclass(found, nn.Module)
 
 

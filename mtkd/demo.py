@@ -1,6 +1,6 @@
 """`mtkd demo`: the whole of MTKD in minutes on a CPU, on real photographs, with an honest table at the end.
 
-Three small teachers (their weights are in the repository) -> fusion training -> targets, computed once -> four students
+Three small teachers (their weights come with mtkd) -> fusion training -> targets, computed once -> four students
 with the same start, the same batches and the same iterations -> a table, curves and side-by-side crops. Every run is
 an ordinary option file of `options/demo`; this module only fills in folders and calls what `mtkd train`, `mtkd teach`
 and `mtkd test` call.
@@ -26,11 +26,11 @@ from mtkd.contracts import MtkdError
 from mtkd.inference.compare import Bicubic, Remembered
 from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate, write_results
 from mtkd.inference.report import free_folder
+from mtkd.runtime import shipped
 from mtkd.targets.make import teach
 from mtkd.training.log import environment
 from mtkd.training.loop import train
 
-ROOT = Path(__file__).resolve().parent.parent
 STUDENTS = {
     "scratch": "student, from scratch (ground truth only)",
     "output_kd": "student, output distillation",
@@ -50,29 +50,27 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
         quick: eight iterations a run, to see that everything works; the numbers mean nothing then.
 
     Raises:
-        MtkdError: the package was installed without the repository around it, or scikit-image is missing.
+        MtkdError: scikit-image is missing.
     """
     began = time.perf_counter()
-    if not (ROOT / "options" / "demo").is_dir():
-        raise MtkdError(
-            "The demo's option files, photographs and weights are in the repository: run it from a checkout."
-        )
+    data = shipped.file("datasets/demo")
+    recipes = shipped.file("options/demo")
     folder = free_folder(out)
     force = [
         f"datasets:train:dataroot_gt={photographs()}",
-        f"datasets:train:meta_info_file={ROOT / 'datasets/demo/train_photographs.txt'}",
+        f"datasets:train:meta_info_file={data / 'train_photographs.txt'}",
         f"path:experiments_root={folder}",
         *(QUICK if quick else ()),
     ]
     teachers = [
-        f"teachers:{name}:pretrain={ROOT / f'datasets/demo/teachers/{name}_x2.safetensors'}"
+        f"teachers:{name}:pretrain={data / 'teachers' / f'{name}_x2.safetensors'}"
         for name in ("edsr", "rcan", "swinir")
     ]
 
     def options(name: str, *more: str) -> Options:
-        return load_options(ROOT / "options" / "demo" / f"{name}.yml", force=[*force, *more])
+        return load_options(recipes / f"{name}.yml", force=[*force, *more])
 
-    validation = f"datasets:val:dataroot_gt={ROOT / 'datasets/demo/test'}"
+    validation = f"datasets:val:dataroot_gt={data / 'test'}"
 
     print("1. Train the fusion network on the three teachers' images.")
     fusion_weights = train(options("fusion", *teachers))

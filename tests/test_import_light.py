@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtkd import catalog
+from mtkd.commands.list import WHAT
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torchvision", "lpips", "cv2", "basicsr", "wandb", "matplotlib", "pytorch_wavelets", "spandrel", "skimage")
@@ -51,3 +52,13 @@ def test_import_mtkd_alone_does_not_even_load_torch() -> None:
         timeout=60,
     )
     assert run.stdout.strip() == "False", run.stderr
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", *(f"list {what}" for what in WHAT)])
+def test_what_only_tells_loads_no_torch(command: str) -> None:
+    """Importing torch takes seconds. What is imported is counted, not timed: it is the same on every machine."""
+    code = f"import sys\nfrom mtkd.cli import main\ntry: main({command.split()!r})\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mtkd import catalog
-from mtkd.cli import parser
+from mtkd.cli import COMMANDS, parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,3 +51,9 @@ def test_commands_of_the_readme_parse_and_name_real_option_files() -> None:
         arguments = parser().parse_args(command.split())
         file = getattr(arguments, "opt", None)
         assert file is None or (ROOT / file).exists(), command
+
+
+def test_the_readme_shows_every_command() -> None:
+    use = README.partition("\n## Use it\n")[2].partition("\n## ")[0]
+    names = [module.__name__.rpartition(".")[2] for module in COMMANDS]
+    assert [name for name in names if f"mtkd {name} " not in use] == [], "section 'Use it' of README.md lacks them"

@@ -1,4 +1,4 @@
-"""Every recipe trains: two iterations of each x4 option file on the demo's photographs, with small networks."""
+"""Every recipe trains: two iterations of each at x4 on the demo's photographs, with small networks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import pytest
 import torch
 
 from mtkd import catalog, zoo
-from mtkd.config import make_options, yaml_loader
+from mtkd.config import load_options, make_options, resolved_yaml, yaml_loader
 from mtkd.demo import photographs
 from mtkd.training.loop import train
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(
-    path
-    for path in (ROOT / "options" / "train").rglob("*_x4*.yml")
-    if path.parent.name != "supervised" or path.stem in ("EDSR_M_x4", "RCAN_lw_x4", "SwinIR_S_x4", "FSRCNN_x4")
-)
+FILES = sorted((ROOT / "options" / "train").rglob("*.yml"))
+OTHER_STUDENTS = [
+    (ROOT / "options/train/MTKD" / f"{name}.yml", student)
+    for name in ("stage2", "stage2_best")
+    for student in ("rcan_lw", "swinir_s")
+]
+RECIPES = [*((path, None) for path in FILES if path.stem != "swinir_m"), *OTHER_STUDENTS]
+"""Option files, and the student where it is another than the file's own. SwinIR_M made small is SwinIR_S."""
 SMALL: dict[str, dict[str, Any]] = {
     "EDSR": {"num_feat": 8, "num_block": 4},
     "RCAN": {"num_feat": 8, "num_group": 3, "num_block": 1, "squeeze_factor": 4},
@@ -53,14 +56,22 @@ def stored(network: dict[str, Any], path: Path, facts: dict[str, Any] | None = N
 
 
 def test_every_method_has_a_recipe() -> None:
-    used = {yaml_loader.load(path).data.get("model_type", "SRModel") for path in RECIPES}
-    assert used | {"SwinIRModel"} == set(catalog.METHODS)
+    assert {load_options(path, check=False).model_type for path, _ in RECIPES} == set(catalog.METHODS)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_recipe_trains_on_real_photographs(recipe: Path, tmp_path: Path) -> None:
+def written_out(recipe: Path, student: str | None) -> dict[str, Any]:
+    """The whole option file at x4, whose networks are mappings that can be made small."""
+    force = [] if student is None else [f"network_g={student}", "path:pretrain_network_g=~"]
+    plain: dict[str, Any] = yaml_loader.parse(resolved_yaml(load_options(recipe, scale=4, force=force))).data
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("recipe", "student"), RECIPES, ids=lambda it: f"{it.parent.name}-{it.stem}" if isinstance(it, Path) else it
+)
+def test_recipe_trains_on_real_photographs(recipe: Path, student: str | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    plain = yaml_loader.load(recipe).data
+    plain = written_out(recipe, student)
     plain["num_gpu"] = 0
     plain["network_g"] = small(plain["network_g"])
     members = plain.get("teachers") or {}
@@ -90,6 +101,7 @@ def test_recipe_trains_on_real_photographs(recipe: Path, tmp_path: Path) -> None
         plain["method"]["vgg"] = "random"
     plain["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2}
     options = make_options(plain)
+    assert options.train is not None
     weights = train(options)
 
     rows = [json.loads(line) for line in (weights.parents[1] / "metrics.jsonl").read_text().splitlines()]

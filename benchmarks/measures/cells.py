@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mtkd.config import Options, make_options, yaml_loader
+from mtkd.config import Options, load_options, make_options, resolved_yaml, yaml_loader
 from mtkd.data import store
 from mtkd.data.images import read_image
 from mtkd.targets.make import teach
@@ -55,6 +55,7 @@ def cells(file: Path, data: Path, state: Path, *, iterations: int | None = None,
     """
     plain: dict[str, Any] = yaml_loader.load(file).data
     if "rows" not in plain:
+        plain = yaml_loader.parse(resolved_yaml(load_options(file))).data
         plain = {"base": plain, "students": {"": plain["network_g"]}, "rows": {plain["name"]: {}}}
     found = []
     for student, network in plain["students"].items():

@@ -17,19 +17,15 @@ from torch import Tensor
 
 from measures import photos
 from mtkd import build, zoo
-from mtkd.config import NetworkOptions, Options, make_options, yaml_loader
+from mtkd.config import NetworkOptions, Options, load_options, make_options, resolved_yaml, yaml_loader
 from mtkd.contracts import Batch
 from mtkd.targets.make import teach
 from mtkd.training.loop import _iterate
 from mtkd.training.session import Session, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDENTS = {
-    "EDSR_M": "MTKD/stage2_edsr_m_x4.yml",
-    "RCAN_lw": "MTKD/stage2_rcan_lw_x4.yml",
-    "SwinIR_S": "MTKD/stage2_swinir_s_x4.yml",
-}
-"""The three students and their stage-2 option files in `options/train`."""
+STUDENTS = {"EDSR_M": "edsr_m", "RCAN_lw": "rcan_lw", "SwinIR_S": "swinir_s"}
+"""The three students of `options/train/MTKD/stage2.yml`, and their networks."""
 SCALE, LQ = 4, 32
 TINY = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": SCALE}
 
@@ -47,11 +43,13 @@ def silence() -> contextlib.AbstractContextManager[object]:
 
 
 def recipe(student: str, folder: Path, device: str, *, small: bool = False) -> dict[str, Any]:
-    """The stage-2 option file of `student` without validation and first weights, on 16 crops of photographs.
+    """The stage-2 recipe of `student` without validation and first weights, on 16 crops of photographs.
 
     `small` keeps one block of every network.
     """
-    plain: dict[str, Any] = yaml_loader.load(ROOT / "options/train" / STUDENTS[student]).data
+    force = [f"network_g={STUDENTS[student]}", "path:pretrain_network_g=~"]
+    options = load_options(ROOT / "options/train/MTKD/stage2.yml", scale=SCALE, force=force)
+    plain: dict[str, Any] = yaml_loader.parse(resolved_yaml(options)).data
     if small:
         shrink(plain["network_g"])
         for teacher in plain["teachers"].values():

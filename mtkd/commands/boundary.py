@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import platform
 import shlex
@@ -47,8 +48,9 @@ def run(work: Callable[[], int], arguments: Sequence[str], *, debug: bool = Fals
     """
     for stream in (sys.stdout, sys.stderr):
         # A file name that the terminal's encoding lacks is shown escaped rather than ending the command.
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.suppress(ValueError, OSError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code = work()

@@ -11,7 +11,7 @@ from mtkd.contracts import MtkdError
 from mtkd.runtime import given
 
 
-def add_parser(subparsers: Any) -> None:
+def add(subparsers: Any) -> None:
     """Add `zoo` and its commands to the sub-parsers of a command line; each sets `args.run`, (args) -> exit status."""
     zoo = subparsers.add_parser(
         "zoo",

@@ -75,7 +75,9 @@ def base_of(document: Document) -> Path:
         raise fail(str(error)) from error
     if not os.path.exists(target):
         raise fail(f"there is no file {target} (the path starts at the folder of this file).")
-    return target
+    # What messages show. Past a link, `..` may lead elsewhere.
+    short = Path(os.path.normpath(target))
+    return short if short.exists() and short.samefile(target) else target
 
 
 def runs_among(files: Sequence[Path]) -> list[Path]:

@@ -30,13 +30,14 @@ from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
 from mtkd.inference.report import Subject, describe
 from mtkd.inference.tiling import check_tiles, tiled
 from mtkd.methods.base import Method
-from mtkd.runtime import given
+from mtkd.runtime import given, shipped
 from mtkd.runtime.progress import Say, tracked
 from mtkd.training.checkpoint import LATEST, RunFolder
 from mtkd.training.preflight import try_network
 
 BENCHMARK = Path("options/benchmark.yml")
-"""The option file whose `datasets` are measured on where none are named; at every scale."""
+"""The option file whose `datasets` are measured on where none are named, at every scale: the user's own in the working
+folder, else the one that comes with mtkd."""
 _GT, _HR, _LQ = "gt", "HR", "lq"
 """Folders inside a folder of test images: gt, or HR as in datasets/README.md, and lq beside gt."""
 
@@ -415,11 +416,11 @@ def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
 def _benchmark_sets(scale: int, say: Say) -> ImageSets:
     ways = (
         "Give folders of gt images, `--data FOLDER ...`, or put the usual sets where datasets/README.md says and "
-        f"begin in the folder that holds {BENCHMARK}, which names them."
+        f"begin in the folder that holds `datasets`; an {BENCHMARK} of yours names others."
     )
-    if not BENCHMARK.is_file():
-        raise MtkdError(f"There are no images to measure on: no --data is given, and there is no {BENCHMARK}. {ways}")
-    options = load_options(BENCHMARK, kind="test")
+    file = BENCHMARK if BENCHMARK.is_file() else shipped.file(str(BENCHMARK))
+    say(f"No --data is given: the test sets are those of {file}.")
+    options = load_options(file, kind="test")
     sets: ImageSets = {}
     for key, section in options.datasets.evaluation.items():
         name = section.name or key
@@ -428,7 +429,7 @@ def _benchmark_sets(scale: int, say: Say) -> ImageSets:
         else:
             sets[name] = build.build_image_set(section, scale, phase="test")
     if not sets:
-        raise MtkdError(f"There are no images to measure on: of the sets of {BENCHMARK} none is here. {ways}")
+        raise MtkdError(f"There are no images to measure on: of the sets of {file} none is here. {ways}")
     return sets
 
 

@@ -94,7 +94,7 @@ def test_the_record_is_written_elsewhere_where_the_home_cannot_be(
 def test_debug_shows_the_traceback(
     way: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_train", lambda args: raising(KeyError("lost")))
+    monkeypatch.setattr(cli.train, "run", lambda args: raising(KeyError("lost")))
     command = ["train", "-opt", "x.yml"]
     if way == "environment":
         monkeypatch.setenv("MTKD_DEBUG", "1")
@@ -132,12 +132,6 @@ def test_output_onto_a_full_disk_is_2() -> None:
     run = shell("mtkd --version > /dev/full; echo $?")
     assert run.stdout == "2\n"
     assert run.stderr == "mtkd: No space left on device. Make room on that disk, or choose another one.\n"
-
-
-def test_help_does_not_load_torch() -> None:
-    code = "import sys; from mtkd.cli import parser; parser(); print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert run.stdout == "False\n", run.stderr
 
 
 @pytest.mark.parametrize(

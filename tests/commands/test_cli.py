@@ -10,6 +10,7 @@ import pytest
 
 from mtkd import catalog, zoo
 from mtkd.archs.edsr import EDSR
+from mtkd.cli import COMMANDS as MODULES
 from mtkd.cli import main, parser
 from mtkd.config import OptionError, TrainSetOptions, load_options, resolved_yaml
 from mtkd.data.images import read_image, write_image
@@ -31,6 +32,13 @@ def weights(path: Path) -> Path:
         path, EDSR(**arguments).state_dict(), {"arch": {"type": "EDSR", "args": arguments}, "scale": 2}
     )
     return path
+
+
+def test_every_module_of_a_command_is_in_the_list_and_adds_the_command_of_its_name() -> None:
+    assert list(COMMANDS) == [module.__name__.rpartition(".")[2] for module in MODULES]
+    folder = Path(str(MODULES[0].__file__)).parent
+    modules = {file.stem for file in folder.glob("*.py") if "\ndef add(" in file.read_text(encoding="utf-8")}
+    assert modules == set(COMMANDS), "cli.COMMANDS lacks them"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -181,6 +189,11 @@ def test_modules_of_the_user_may_not_end_the_command(tmp_path: Path, capsys: pyt
     assert "sys.exit(0)" in said or "--import ends_the_command: SystemExit: 0" in said
     assert main(["train", "-opt", str(file), "--force_yml", "network_g={type: 'ends_the_command:Net'}"]) == 2
     assert "network_g.type: 'ends_the_command:Net' cannot be" in capsys.readouterr().err
+
+
+def test_the_scale_of_a_command_without_option_file_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "list", "--scale", "2"]) == 0
+    assert {line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]} == {"x2"}
 
 
 def test_a_launchers_variable_that_is_no_number(

@@ -1,4 +1,4 @@
-"""`base` and `{scale}`: what is written once holds for many runs, and problems still name the line that says it."""
+"""`base`, `{scale}`, `{network_g}`: what is written once holds for many runs, and problems name their own line."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_problems_name_the_file_and_the_line_that_say_it(write: Any, tmp_path: P
     found = problems(load_options, write(RUN + "train: {total_itr: 5}\n", base=base), scale=2)
     assert [(Path(p.file), p.line, p.key) for p in found] == [
         (tmp_path / "runs/run.yml", 4, "train.total_itr"),
-        (tmp_path / "runs/../base.yml", line, "datasets.train.gt_size"),
+        (tmp_path / "base.yml", line, "datasets.train.gt_size"),
     ]
     # The base's milestones are not this scheduler's: what it lacks is missed on the line of this file.
     cosine = RUN + "train: {scheduler: {type: CosineAnnealingRestartLR}}\n"
@@ -205,7 +205,25 @@ def test_crops_of_a_size_for_each_scale(write: Any) -> None:
     assert problem.key == "datasets.train.gt_size" and "multiple of the scale 3" in problem.message
 
 
-DIV2K = """\
+def test_the_network_is_named_in_texts_by_its_name_or_its_type(write: Any) -> None:
+    more = "path: {pretrain_network_g: 'weights/{network_g}_x{scale}/{}.pth'}\n"
+    text = RUN.replace("run_x{scale}", "AT_{network_g}_x{scale}") + more
+    options = load_options(write(text), scale=2)
+    assert (options.name, options.path.pretrain_network_g) == ("AT_EDSR_x2", "weights/EDSR_x2/{}.pth")
+    options = load_options(write(text), scale=4, force=["network_g=edsr_m"])
+    assert (options.name, options.path.pretrain_network_g) == ("AT_edsr_m_x4", "weights/edsr_m_x4/{}.pth")
+    assert options.network_g.type == "EDSR" and "{network_g}" not in resolved_yaml(options)
+    assert load_options(write(text), scale=2, force=["name=mine_{network_g}"]).name == "mine_EDSR"
+    lines = text.splitlines(keepends=True)
+    problem = only_problem(load_options, write("".join(lines[:2] + lines[3:])), scale=2)
+    assert problem.key == "network_g" and "missing" in problem.message
+
+
+WHOLE = """\
+name: MTKD_{student}_x{scale}_best
+model_type: MTKD
+scale: {scale}
+manual_seed: 10
 datasets:
   train:
     name: DIV2K
@@ -213,7 +231,9 @@ datasets:
     dataroot_gt: datasets/DIV2K/DIV2K_train_HR
     dataroot_lq: datasets/DIV2K/DIV2K_train_LR_bicubic/X{scale}
     filename_tmpl: '{}x{scale}'
-    gt_size: {x2: 128, x3: 129, x4: 128}
+    gt_size: {gt_size}
+    use_hflip: true
+    use_rot: true
     batch_size_per_gpu: 16
   val:
     name: DIV2K_valid
@@ -221,41 +241,78 @@ datasets:
     dataroot_gt: datasets/DIV2K/DIV2K_valid_HR
     dataroot_lq: datasets/DIV2K/DIV2K_valid_LR_bicubic/X{scale}
     filename_tmpl: '{}x{scale}'
+network_g: {network}
+teachers:
+  edsr:
+    network:
+      {type: EDSR, num_feat: 256, num_block: 32, res_scale: 0.1, img_range: 255., rgb_mean: [0.4488, 0.4371, 0.4040]}
+    pretrain: zoo:edsr_l_x{scale}
+  swinir:
+    network:
+      type: SwinIR
+      in_chans: 3
+      img_size: 64
+      window_size: 8
+      img_range: 1.
+      depths: [6, 6, 6, 6, 6, 6]
+      embed_dim: 180
+      num_heads: [6, 6, 6, 6, 6, 6]
+      mlp_ratio: 2
+      upsampler: pixelshuffle
+      resi_connection: 1conv
+    pretrain: zoo:swinir_m_df2k_x{scale}
+  rcan:
+    network:
+      type: RCAN
+      num_feat: 64
+      num_group: 10
+      num_block: 20
+      squeeze_factor: 16
+      res_scale: 1
+      img_range: 255.
+      rgb_mean: [0.4488, 0.4371, 0.4040]
+    pretrain: zoo:rcan_x{scale}
+fusion:
+  network:
+    {type: DCTSwin, embed_dim: 96, depths: [4, 4], num_heads: [6, 6], window_size: 8, mlp_ratio: 2, drop_path_rate: 0.1}
+  pretrain: experiments/MTKD_fusion_x{scale}/models/net_g_latest.pth
+target_store: experiments/targets/MTKD_fusion_x{scale}
 train:
   ema_decay: 0.999
   optim_g: {type: Adam, lr: 2e-4, weight_decay: 0, betas: [0.9, 0.999]}
   scheduler: {type: MultiStepLR, milestones: [250000, 400000, 450000, 475000], gamma: 0.5}
   total_iter: 500000
+  pixel_opt: ~
+  spatial_opt: {type: L1Loss, loss_weight: 1.0}
+  target_opt:
+    {type: WaveletLoss, wavelet: haar, levels: 1, criterion: charbonnier, eps: 0.02, band_weights: {ll: 0}}
 val:
   val_freq: 5000
+  save_img: false
   metrics:
-    psnr: {type: calculate_psnr, crop_border: '{scale}', test_y_channel: true}
-    ssim: {type: calculate_ssim, crop_border: '{scale}', test_y_channel: true}
-logger: {use_tb_logger: true}
+    psnr: {type: calculate_psnr, crop_border: {scale}, test_y_channel: true}
+    ssim: {type: calculate_ssim, crop_border: {scale}, test_y_channel: true}
+logger: {print_freq: 100, save_checkpoint_freq: 5000, use_tb_logger: true}
 """
-STUDENT_OF_THREE = """\
-base: ../base.yml
-name: MTKD_{NAME}_x{scale}_best
-model_type: MTKD
-manual_seed: 10
-network_g: {network}
-teachers: {edsr: 'zoo:edsr_l_x{scale}', swinir: 'zoo:swinir_m_df2k_x{scale}', rcan: 'zoo:rcan_x{scale}'}
-fusion: {network: dctswin, pretrain: 'experiments/MTKD_fusion_x{scale}/models/net_g_latest.pth'}
-target_store: experiments/targets/MTKD_fusion_x{scale}
-train:
-  pixel_opt: ~
-  spatial_opt: {}
-  target_opt: {wavelet: haar, levels: 1, criterion: charbonnier, eps: 0.02, band_weights: {ll: 0}}
-"""
+STUDENTS = {
+    "edsr_m": "{type: EDSR, num_feat: 64, num_block: 16, res_scale: 1, img_range: 255., "
+    "rgb_mean: [0.4488, 0.4371, 0.4040]}",
+    "rcan_lw": "{type: RCAN, num_feat: 64, num_group: 10, num_block: 6, squeeze_factor: 16, res_scale: 1, "
+    "img_range: 255., rgb_mean: [0.4488, 0.4371, 0.4040]}",
+    "swinir_s": "{type: SwinIR, in_chans: 3, img_size: 64, window_size: 8, img_range: 1., depths: [6, 6, 6, 6], "
+    "embed_dim: 60, num_heads: [6, 6, 6, 6], mlp_ratio: 2, upsampler: pixelshuffledirect, resi_connection: 1conv}",
+}
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize(("name", "network"), [("EDSR_M", "edsr_m"), ("RCAN_lw", "rcan_lw"), ("SwinIR_S", "swinir_s")])
-def test_a_dozen_lines_are_a_published_recipe_at_every_scale(write: Any, name: str, network: str, scale: int) -> None:
-    short = STUDENT_OF_THREE.replace("{NAME}", name).replace("{network}", network)
-    short = load_options(write(short, base=DIV2K), scale=scale)
-    whole = load_options(ROOT / f"options/train/MTKD/stage2_{network}_x{scale}_best.yml", force=["num_gpu=auto"])
-    assert plain(short) == plain(whole)
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_recipe_is_the_file_that_writes_all_of_it_out(tmp_path: Path, student: str, scale: int) -> None:
+    text = WHOLE.replace("{student}", student).replace("{network}", STUDENTS[student])
+    text = text.replace("{scale}", str(scale)).replace("{gt_size}", "129" if scale == 3 else "128")
+    (tmp_path / "whole.yml").write_text(text)
+    recipe = ROOT / "options/train/MTKD/stage2_best.yml"
+    short = load_options(recipe, scale=scale, force=[f"network_g={student}"])
+    assert plain(short) == plain(load_options(tmp_path / "whole.yml"))
 
 
 def plain(options: Options) -> Any:

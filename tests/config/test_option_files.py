@@ -1,4 +1,4 @@
-"""Every file under options/ loads, says how it is run, and differs from its siblings only by the scale."""
+"""Every recipe under options/ loads at every scale, says what it is, and is written once."""
 
 from __future__ import annotations
 
@@ -11,128 +11,148 @@ import pytest
 import torch
 
 from mtkd import catalog
-from mtkd.config import load_options, yaml_loader
+from mtkd.config import Options, load_options, yaml_loader
 from mtkd.config.json_schema import json_schema
+from mtkd.variants import VARIANTS
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "options").rglob("*.yml"))
-RECIPES = [path for path in FILES if path.relative_to(ROOT / "options").parts[0] in ("train", "test")]
-SCALE = re.compile(r"(?<=_x)[234](?=\.yml$|_best\.yml$)")
-
-STUDENTS_AND_TEACHERS = ("EDSR_M", "EDSR_L", "RCAN", "RCAN_lw", "SwinIR_M", "SwinIR_S")
+OPTIONS = ROOT / "options"
+FILES = sorted(OPTIONS.rglob("*.yml"))
+BASES = sorted((OPTIONS / "base").glob("*.yml"))
+RUNS = [path for path in FILES if path not in BASES]
+RECIPES = sorted((OPTIONS / "train").rglob("*.yml"))
+ALL_SCALES = [*RECIPES, OPTIONS / "benchmark.yml"]
+SCALES = (2, 3, 4)
+STUDENTS = ("edsr_m", "rcan_lw", "swinir_s")
 
 
 def ids(path: Path) -> str:
-    return path.relative_to(ROOT / "options").as_posix()
+    return path.relative_to(OPTIONS).as_posix()
+
+
+def recipe(name: str, scale: int, *force: str) -> Options:
+    return load_options(OPTIONS / "train" / f"{name}.yml", scale=scale, force=force)
+
+
+def header(path: Path) -> list[str]:
+    """The comment that the file opens with, without the line for editors."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "$schema" not in line]
+    return lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
+
+
+def test_what_is_written_is_written_once() -> None:
+    assert len(FILES) <= 45
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) <= 1800
 
 
 def test_all_announced_recipes_are_there() -> None:
-    found = {ids(path) for path in FILES}
-    for scale in (2, 3, 4):
-        expected = {f"train/supervised/{name}_x{scale}.yml" for name in STUDENTS_AND_TEACHERS}
-        expected |= {f"test/{name}_x{scale}.yml" for name in STUDENTS_AND_TEACHERS}
-        expected |= {f"train/MTKD/stage1_fusion_x{scale}.yml"}
-        for student in ("edsr_m", "rcan_lw", "swinir_s"):
-            expected |= {f"train/MTKD/stage2_{student}_x{scale}{kind}.yml" for kind in ("", "_best")}
-        assert expected <= found
+    announced = {f"supervised/{name}" for name in ("edsr", "rcan", "swinir_m", "swinir_s", "fsrcnn")}
+    announced |= {f"MTKD/{name}" for name in ("stage1_fusion", "stage2", "stage2_best")}
+    announced |= {f"MTKD/ablation_{name}" for name in ("l1", "dct", "fft", "highband", "mean")}
+    assert announced <= {ids(path).removeprefix("train/").removesuffix(".yml") for path in RECIPES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids)
-def test_the_file_loads(path: Path) -> None:
-    options = load_options(path)
-    assert options.notices == []
+def test_every_method_has_a_recipe() -> None:
+    assert {load_options(path, check=False).model_type for path in RECIPES} == set(catalog.METHODS)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("path", ALL_SCALES, ids=ids)
+def test_the_file_loads_at_every_scale(path: Path, scale: int) -> None:
+    options = load_options(path, scale=scale)
+    assert options.notices == [] and options.scale == scale and options.num_gpu == "auto"
+    assert options.name.endswith(f"_x{scale}") or f"_x{scale}_" in options.name
+    train = options.datasets.train
+    assert train is None or (train.dataroot_lq.endswith(f"/X{scale}") and train.gt_size % scale == 0)  # pyright: ignore
+    assert {metric["crop_border"] for metric in options.val.metrics.values()} == {scale}
+
+
+@pytest.mark.parametrize("path", [path for path in RUNS if path not in ALL_SCALES], ids=ids)
+def test_a_file_of_the_demo_loads(path: Path) -> None:
+    assert load_options(path).notices == []
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_students_of_mtkd_are_one_word_away(scale: int, student: str) -> None:
+    assert recipe("MTKD/stage2_best", scale, f"network_g={student}").name == f"MTKD_{student}_x{scale}_best"
+    own = f"experiments/{student}_x{scale}/models/net_g_latest.pth"
+    force = (f"path:pretrain_network_g={own}",) if student == "rcan_lw" else ()
+    options = recipe("MTKD/stage2", scale, f"network_g={student}", *force)
+    assert options.name == f"MTKD_{student}_x{scale}"
+    assert options.path.pretrain_network_g == (own if force else f"zoo:{student}_x{scale}")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=ids)
-def test_the_file_opens_with_what_it_is_and_its_command(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()[1:]
-    comment = [line for line in lines[:6] if line.startswith("# ")]
-    assert 2 <= len(comment) <= 5 and not lines[len(comment)].startswith("#")
-    verb = "test" if ids(path).startswith("test/") else "train"
-    assert re.search(rf"mtkd (teach|{verb}) -opt options/{re.escape(ids(path))}\b", comment[-1])
-    for named in re.findall(r"options/\S+\.yml", "\n".join(comment)):
-        assert (ROOT / named).is_file(), f"{named} is named and missing"
-    assert max(map(len, lines)) <= 120
+def test_a_recipe_opens_with_a_sentence_and_its_command(path: Path) -> None:
+    comment = header(path)
+    # `mtkd list recipes` shows the first line.
+    assert re.fullmatch(r"# .{20,115}\.", comment[0]) and 2 <= len(comment) <= 7
+    assert re.search(rf"mtkd (teach|train) -opt options/{re.escape(ids(path))} --scale 4", "\n".join(comment))
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
+def test_what_comments_name_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 120
+    comments = " ".join(re.findall(r"# (.*)", text))
+    for named in re.findall(r"options/[\w/]+\.yml", comments):
+        assert (ROOT / named).is_file(), f"{named} is named and missing"
+    for named in re.findall(r"(?<![\w/])(\w+(?:/\w+)?\.yml)", comments):
+        basicsr = named.startswith("train_")
+        assert basicsr or (path.parent / named).is_file() or (path.parents[1] / named).is_file(), f"{named} is missing"
+    for named in re.findall(r"(?<!_)network_g=(\w+)", comments):
+        assert named in VARIANTS
+
+
+@pytest.mark.parametrize("path", RUNS, ids=ids)
 def test_the_first_line_tells_editors_the_schema(path: Path) -> None:
     key, _, schema = path.read_text(encoding="utf-8").splitlines()[0].partition("=")
     assert key == "# yaml-language-server: $schema"
-    assert (path.parent / schema).resolve() == ROOT / "options/schema.json"
+    assert (path.parent / schema).resolve() == OPTIONS / "schema.json"
 
 
 def test_the_schema_is_up_to_date() -> None:
-    found = json.loads((ROOT / "options/schema.json").read_text(encoding="utf-8"))
+    found = json.loads((OPTIONS / "schema.json").read_text(encoding="utf-8"))
     assert found == json.loads(json.dumps(json_schema())), "run: mtkd config schema > options/schema.json"
 
 
+def test_the_bases_say_the_same_of_data_and_measuring() -> None:
+    # A base has no base of its own, so these two repeat each other.
+    first, second = (yaml_loader.load(OPTIONS / f"base/{name}.yml").data for name in ("div2k", "mtkd"))
+    for data in (first, second):
+        del data["datasets"]["train"]["gt_size"]
+    for key in ("scale", "num_gpu", "manual_seed", "datasets", "val", "logger"):
+        assert first[key] == second[key]
+
+
 def test_no_two_runs_share_a_folder() -> None:
-    for verb in ("train", "test"):
-        names = [load_options(path, check=False).name for path in RECIPES if ids(path).startswith(verb)]
-        assert len(names) == len(set(names))
+    names = [load_options(path, check=False, scale=scale).name for path in RECIPES for scale in SCALES]
+    assert len(names) == len(set(names))
 
 
-def test_what_one_recipe_writes_is_what_the_next_one_reads() -> None:
-    written = {
-        f"experiments/{load_options(path, check=False).name}/models/net_g_latest.pth"
-        for path in RECIPES
-        if ids(path).startswith("train/")
-    }
-    read = set()
-    for path in RECIPES:
-        read |= set(re.findall(r"experiments/\S+\.pth", path.read_text(encoding="utf-8")))
-    assert read and read <= written
-
-
-def without_scale(data: Any, scale: int) -> Any:
-    """`data` with everything that may depend on the scale put in general terms."""
+def strings(data: Any) -> list[str]:
     if isinstance(data, dict):
-        out = {}
-        for key, value in data.items():
-            if key in ("scale", "crop_border"):
-                assert value == scale, f"{key} is {value} at scale {scale}"
-                value = "scale"
-            out[key] = without_scale(value, scale)
-        return out
-    if isinstance(data, list):
-        return [without_scale(item, scale) for item in data]
-    return re.sub(rf"x{scale}\b|x{scale}(?=_)|X{scale}\b", "xS", data) if isinstance(data, str) else data
+        return [text for value in data.values() for text in strings(value)]
+    return [data] if isinstance(data, str) else []
 
 
-def siblings() -> list[list[Path]]:
-    families: dict[str, list[Path]] = {}
-    for path in RECIPES:
-        if SCALE.search(path.name):
-            families.setdefault(SCALE.sub("S", ids(path)), []).append(path)
-    return list(families.values())
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_one_recipe_writes_is_what_the_next_one_reads(scale: int) -> None:
+    every = [load_options(path, check=False, scale=scale) for path in RECIPES]
+    written = {f"experiments/{options.name}/models/net_g_latest.pth" for options in every}
+    read = {
+        text for options in every for text in strings(options.model_dump()) if re.match(r"experiments/.*pth$", text)
+    }
+    assert read and read <= written
+    assert recipe("supervised/rcan", scale, "network_g=rcan_lw").name == f"rcan_lw_x{scale}"
 
 
-@pytest.mark.parametrize("family", siblings(), ids=lambda family: SCALE.sub("S", ids(family[0])))
-def test_siblings_differ_only_by_the_scale(family: list[Path]) -> None:
-    # Recipes of the compared methods come at x4 alone.
-    assert len(family) in (1, 3)
-    plain, gt_sizes, lq_sizes = [], [], []
-    for path in family:
-        found = SCALE.search(path.name)
-        assert found
-        scale, data = int(found.group()), yaml_loader.load(path).data
-        if "train" in data["datasets"]:
-            size = data["datasets"]["train"].pop("gt_size")
-            gt_sizes.append(size)
-            lq_sizes.append(size // scale)
-        plain.append(without_scale(data, scale))
-    assert all(other == plain[0] for other in plain)
-    # One size of lq crops, or one of gt crops, of which x3 takes the nearest that 3 divides.
-    assert len(set(lq_sizes)) <= 1 or max(gt_sizes) - min(gt_sizes) <= 1
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", SCALES)
 def test_the_published_recipe_of_mtkd(scale: int) -> None:
-    stage1 = load_options(ROOT / f"options/train/MTKD/stage1_fusion_x{scale}.yml")
-    stage2 = load_options(ROOT / f"options/train/MTKD/stage2_edsr_m_x{scale}.yml")
+    stage1, stage2 = recipe("MTKD/stage1_fusion", scale), recipe("MTKD/stage2", scale)
     assert list(stage1.teachers) == list(stage2.teachers) == ["edsr", "swinir", "rcan"]
     assert stage1.network_g == stage2.fusion.network  # pyright: ignore
     for options, lr, size in ((stage1, 2e-4, 256), (stage2, 2e-5, 128)):
@@ -141,7 +161,7 @@ def test_the_published_recipe_of_mtkd(scale: int) -> None:
         assert settings.optim_g.arguments() == {"type": "Adam", "lr": lr, "weight_decay": 0, "betas": (0.9, 0.999)}
         assert settings.scheduler.args["milestones"] == [250_000, 400_000, 450_000, 475_000]
         assert (settings.scheduler.args["gamma"], settings.total_iter, settings.ema_decay) == (0.5, 500_000, 0.999)
-        assert data.batch_size_per_gpu == 16 and abs(data.gt_size - size) <= 1
+        assert data.batch_size_per_gpu == 16 and abs(data.gt_size - size) <= 1  # pyright: ignore
     assert stage2.train is not None
     weights = {name: term.weight for name, term in stage2.train.terms.items()}
     assert weights == {"pixel": [(0, 0.1)], "target": [(0, 1.0)]}
@@ -149,21 +169,21 @@ def test_the_published_recipe_of_mtkd(scale: int) -> None:
 
 
 PARAMETERS = {
-    "EDSR_M": 1_517_571,
-    "EDSR_L": 43_089_923,
-    "RCAN": 15_592_355,
-    "RCAN_lw": 5_171_315,
-    "SwinIR_M": 11_900_199,
-    "SwinIR_M_DF2K": 11_900_199,
-    "SwinIR_S": 929_628,
-    "MTKD_fusion": 1_335_603,
+    "edsr_m": 1_517_571,
+    "edsr_l": 43_089_923,
+    "rcan": 15_592_355,
+    "rcan_lw": 5_171_315,
+    "swinir_m": 11_900_199,
+    "swinir_m_df2k": 11_900_199,
+    "swinir_s": 929_628,
+    "dctswin": 1_335_603,
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_networks_have_their_published_sizes(name: str) -> None:
-    network = load_options(ROOT / f"options/test/{name}_x4.yml").network_g
+    file = "MTKD/stage1_fusion" if name == "dctswin" else "supervised/edsr"
+    network = recipe(file, 4, f"network_g={name}").network_g
     with torch.device("meta"):
         net = catalog.get("arch", network.type)(**network.args)
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[name]

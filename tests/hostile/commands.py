@@ -54,7 +54,8 @@ _OTHERS = ("meta", "mps", "xpu", "cuda", "cuda:99", "cpu:1", "cpu", "hip", "priv
     "os:system", "builtins:dict", ":", "num_feat=4", "num_feat=", "=4",
            "num_feat=os.system('touch PWNED')", "args=['touch','PWNED']", "params", "params_ema", "~", "official",
            "fp16", "uint8", "none", "pytorch", "slurm", "sys", "evil", "this.is.no.module",
-           "train:optim_g:lr=x", "scale=2", "a:b=c", "=", "edsr_m_x2", "zoo:edsr_m_x2", "../x", "archs")  # fmt: skip
+           "train:optim_g:lr=x", "scale=2", "a:b=c", "=", "edsr_m_x2", "zoo:edsr_m_x2", "../x", "archs", "recipe:",
+           "recipe:../benchmark", "recipe:no/such")  # fmt: skip
 
 
 def actions(

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
+from mtkd.config import layers, load_options, resolved_yaml
 from tests.config import samples
 from tests.hostile import mutations
 from tests.hostile.cases import Case
@@ -60,7 +61,8 @@ def run_of(kind: str) -> tuple[str, ...]:
 def cases(ground: Ground) -> st.SearchStrategy[Case]:
     """Changed option files."""
     runnable = {"train": ground.validated(), "taught": ground.taught(), "test": ground.test()}
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "options").rglob("*.yml"))]
+    # Written out: a case is one file, and what is wrong with it should not be that its base is elsewhere.
+    texts = [resolved_yaml(load_options(path)) for path in layers.runs_among(sorted((ROOT / "options").rglob("*.yml")))]
     texts += [samples.BASICSR_EDSR, *(dump(data).decode() for data in (samples.TRAIN, samples.TEST))]
     texts += [path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests/bridge/options").glob("*.yml"))]
 

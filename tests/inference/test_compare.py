@@ -24,6 +24,7 @@ from mtkd.data.resize import bicubic_lq
 from mtkd.inference import compare as module
 from mtkd.inference.compare import Bicubic, Remembered, compare
 from mtkd.inference.evaluate import build_metrics, evaluate
+from mtkd.runtime import shipped
 from mtkd.training.loop import train
 from mtkd.zoo.table import ENTRIES
 from tests.helpers import photo
@@ -163,8 +164,9 @@ def test_a_file_is_held_to_the_usual_metrics_and_sets_that_are_here(
     ground: Ground, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = ground.student / "models/net_g_latest.pth"
-    with pytest.raises(MtkdError, match="no images to measure on.*--data FOLDER.*datasets/README.md.*benchmark.yml"):
+    with pytest.raises(MtkdError, match="of the sets of .*benchmark.yml none is here.*--data FOLDER.*datasets/README"):
         compare([str(file)])
+    assert f"the test sets are those of {shipped.file('options/benchmark.yml')}" in capsys.readouterr().out
     Path("options").mkdir()
     shutil.copy(Path(__file__).parents[2] / "options/benchmark.yml", "options")
     with pytest.raises(MtkdError, match="of the sets of options/benchmark.yml none is here.*--data FOLDER"):

@@ -23,7 +23,7 @@ from mtkd.zoo import ENTRIES, Source, build, read_checkpoint
 def zoo(*words: object) -> int:
     """Run `mtkd zoo WORDS`."""
     parser = argparse.ArgumentParser()
-    cli.add_parser(parser.add_subparsers())
+    cli.add(parser.add_subparsers())
     args = parser.parse_args(["zoo", *map(str, words)])
     return args.run(args)
 

@@ -1,0 +1,92 @@
+"""`mtkd teach`: run the teachers once over the training images, into a target store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from mtkd.commands import arguments
+from mtkd.contracts import MtkdError
+
+
+def add(subparsers: arguments.SubParsers) -> None:
+    """Add `teach` to the sub-parsers of a command line."""
+    teach = arguments.command(
+        subparsers,
+        "teach",
+        "run the teachers once over the training images, into the option file's target_store",
+        """mtkd teach -opt X.yml --dry_run                # how much disk and time it takes; writes nothing
+  mtkd teach -opt X.yml                          # everything here; after an interruption it goes on
+  mtkd train -opt X.yml                          # the student, at the price of training it alone
+
+X.yml names the store (target_store: targets_x4), or --force_yml target_store=targets_x4 does. Shared over jobs, each
+on any machine that sees the same images and weights:
+  mtkd teach -opt X.yml --shard 1/16             # ... to 16/16, in any order or all at once
+  mtkd teach -opt X.yml --merge                  # bring targets_x4.shard-* together first; runs no network
+Shared over the GPUs of a machine:
+  torchrun --nproc_per_node 8 -m mtkd teach -opt X.yml --launcher pytorch
+  mtkd teach -opt X.yml --merge""",
+    )
+    arguments.option_file(teach)
+    teach.add_argument("--dry_run", action="store_true", help="say what it takes, time the teachers on one crop, end")
+    teach.add_argument("--shard", metavar="K/N", help="make share K of N alone, in a file of its own")
+    teach.add_argument("--merge", action="store_true", help="make the store of its finished shards")
+    teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
+    arguments.tiles(teach, "run in tiles of N lq pixels (default: whole, or what fits into memory)")
+    teach.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the option file's")
+    teach.add_argument(
+        "--dtype",
+        choices=("uint8", "float16"),
+        default="uint8",
+        help="float16 keeps what 8 bits round away, unclamped, in twice the space (uint8)",
+    )
+    teach.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    arguments.launcher(teach)
+    teach.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the target store, one shard of it, or the store of its shards; 0 when it is done.
+
+    Raises:
+        MtkdError: the options name no store, or contradict each other, or the teachers cannot run.
+    """
+    from mtkd.config import load_options
+
+    options = load_options(args.opt, force=args.force_yml, kind="train")
+    if not options.target_store:
+        raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
+    from mtkd.targets import make as teach
+    from mtkd.targets import shards
+
+    path = Path(options.target_store)
+    file = shlex.join(
+        ["-opt", arguments.typed(args.opt), *(("--force_yml", *args.force_yml) if args.force_yml else ())]
+    )
+    if args.merge:
+        if args.shard or args.dry_run or args.launcher != "none":
+            raise MtkdError("--merge joins finished shards; leave out --shard, --dry_run and --launcher.")
+        shards.merge(options, path)
+        print(f"Targets are in {path}. Train with `mtkd train {file}`.")
+        return 0
+    shard, device = shards.Shard.parse(args.shard) if args.shard else shards.WHOLE, args.device
+    if args.launcher != "none":
+        if args.shard or args.device:
+            raise MtkdError("With --launcher each process takes its rank's shard and device; leave out those options.")
+        shard, device = shards.launched(args.launcher, options)
+    elif "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise MtkdError("torchrun started several processes, and this one was not told: add `--launcher pytorch`.")
+    recipe = teach.Recipe(
+        x8=args.x8, tile_size=args.tile, tile_pad=args.tile_pad, precision=args.precision, dtype=args.dtype
+    )
+    if args.dry_run:
+        teach.dry_run(options, path, recipe, shard=shard, device=device)
+        return 0
+    store = teach.teach(options, path, recipe, shard=shard, device=device)
+    if shard.count > 1:
+        print(f"Shard {shard} is in {store.path}. When all are there: `mtkd teach {file} --merge`.")
+    else:
+        print(f"Targets are in {store.path}. Train with `mtkd train {file}`.")
+    return 0

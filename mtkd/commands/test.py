@@ -1,0 +1,109 @@
+"""`mtkd test`: measure networks on test sets, by name or as an option file says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mtkd.commands import arguments
+from mtkd.contracts import MtkdError
+from mtkd.runtime import given
+
+_ROWS = ("bicubic", "teachers")
+
+
+def add(subparsers: arguments.SubParsers) -> None:
+    """Add `test` to the sub-parsers of a command line."""
+    test = arguments.command(
+        subparsers,
+        "test",
+        "measure networks on test sets: table, per-image CSV, JSON",
+        """mtkd test experiments/MTKD_edsr_m_x4                   # a run: its network, its metrics, on Set5, Set14, ...
+  mtkd test experiments/MTKD_edsr_m_x4 --with bicubic,teachers --data photos/
+  mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
+  mtkd test -opt options/benchmark.yml --scale 4         # what an option file says
+
+Of a run folder net_g_latest.pth is measured, else its newest checkpoint, and the average (EMA) where there is one; the
+table says which. A weights file says itself what it holds when mtkd wrote it (`mtkd zoo convert --to safetensors` makes
+such a file of others). Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
+Without --data the sets are those of options/benchmark.yml that are here, of your file or else of the one that comes
+with mtkd. Results go to results/NAME, and older ones are
+never overwritten: NAME is that of the network, of several comparison_xSCALE.""",
+    )
+    test.add_argument(
+        "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
+    )
+    test.add_argument(
+        "-opt", type=arguments.options, metavar="FILE", help="instead: a test option file (YAML, BasicSR's grammar)"
+    )
+    test.add_argument(
+        "--data",
+        nargs="+",
+        default=(),
+        type=given.path,
+        metavar="FOLDER",
+        help="folders of gt images, each a test set; lq is made by MATLAB's bicubic, or lies in FOLDER/lq beside "
+        "FOLDER/gt, under the same names",
+    )
+    test.add_argument(
+        "--with",
+        dest="beside",
+        default="",
+        metavar="ROWS",
+        help="more rows, with a comma between: bicubic, and teachers (those of the runs, their mean, the fused image)",
+    )
+    arguments.tiles(test, "run in tiles of N lq pixels, which may change numbers (default: whole)")
+    test.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    arguments.changes(test)
+    arguments.launcher(test)
+    test.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print the table, write it to `results/`; 0 at once for ranks above 0 of a launcher.
+
+    Raises:
+        MtkdError: nothing is named, or too much, or it cannot be measured.
+    """
+    from mtkd.config import load_options
+
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0 and args.launcher != "none":
+        # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
+        return 0
+    beside = [word.strip() for word in args.beside.split(",") if word.strip()]
+    if unknown := [word for word in beside if word not in _ROWS]:
+        raise MtkdError(f"--with {unknown[0]}: there are no such rows. It takes {' and '.join(_ROWS)}, with a comma.")
+    if args.opt is None:
+        if not args.networks:
+            raise MtkdError(
+                "Nothing is named to measure. Name run folders, weights files or zoo:NAME, before --data and its "
+                "folders: `mtkd test experiments/NAME`; or an option file: `mtkd test -opt FILE`."
+            )
+        if args.force_yml:
+            raise MtkdError("--force_yml and --scale change values of an option file, `-opt FILE`, and none is given.")
+        from mtkd.inference.compare import compare
+
+        compare(
+            args.networks,
+            data=args.data,
+            bicubic="bicubic" in beside,
+            teachers="teachers" in beside,
+            tile_size=args.tile,
+            tile_pad=args.tile_pad,
+            device=args.device,
+            command=arguments.command_line(),
+        )
+        return 0
+    if args.networks or args.data or beside:
+        raise MtkdError(
+            "-opt FILE says itself which network and which images are measured. Leave out the networks named, --data "
+            "and --with, or -opt."
+        )
+    options = load_options(args.opt, force=args.force_yml, kind="test")
+    from mtkd.build import named_device
+    from mtkd.inference.report import in_tiles, test
+
+    if args.tile is not None:
+        options = in_tiles(options, args.tile, args.tile_pad)
+    test(options, device=named_device(args.device) if args.device else None, command=arguments.command_line())
+    return 0
