@@ -200,7 +200,7 @@ class Runner:
                     "dataroot_lq": str(lq_folder),
                     "gt_size": 24 * SCALE,
                     "batch_size_per_gpu": 8,
-                    "residence": residence,
+                    "cache": "gpu" if residence == "device" else residence,
                 }
             },
             **rest,

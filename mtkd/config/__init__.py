@@ -2,9 +2,9 @@
 
 The grammar is BasicSR's: one file is one run, field names are BasicSR's keys, `train.X_opt` configures the loss term X
 of the method, `~` switches something off. On top come `teachers`, `fusion`, `target_store` and `method`. A key that is
-unknown, misspelt or of the wrong type is an error, and all errors are reported at once. BasicSR keys whose work our
-engine does by itself (`schema.TAKEN_OVER`), or that have no effect in this kind of file, are noted in
-`Options.notices`; keys of ours without effect are errors, because the run would not be what its file says.
+unknown, misspelt or of the wrong type is an error, and all errors are reported at once. BasicSR keys that need no work
+here (`basicsr_keys.IGNORED_KEYS`), or that have no effect in this kind of file, are noted in `Options.notices`; keys of
+ours without effect are errors, because the run would not be what its file says.
 
 Names are looked up while reading: networks, losses, metrics and methods exist in the catalog, and their arguments are
 checked against the signatures found there.
@@ -12,7 +12,9 @@ checked against the signatures found there.
 
 from __future__ import annotations
 
-from mtkd.config.reader import load_options, make_options
+from mtkd.config.problems import OptionError, Problem
+from mtkd.config.read import load_options, make_options
+from mtkd.config.resolved import resolved_yaml
 from mtkd.config.schema import (
     DatasetsOptions,
     EvalSetOptions,
@@ -32,11 +34,7 @@ from mtkd.config.schema import (
     TrainSetOptions,
     ValOptions,
     WandbOptions,
-    check_paths,
-    resolved_yaml,
-    weight_at,
 )
-from mtkd.config.yaml_loader import OptionError, Problem
 
 __all__ = [
     "DatasetsOptions",
@@ -59,9 +57,7 @@ __all__ = [
     "TrainSetOptions",
     "ValOptions",
     "WandbOptions",
-    "check_paths",
     "load_options",
     "make_options",
     "resolved_yaml",
-    "weight_at",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mtkd.config.schema import Options
@@ -39,6 +40,18 @@ def flat(options: Options) -> dict[str, Any]:
     if len(options.teachers) > 1:
         values["teachers (in order)"] = list(options.teachers)
     return values
+
+
+_CACHE, _RESIDENCE = "datasets.train.cache", "datasets.train.residence"
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flat` made of an option file of an older version, under the keys and values of this one."""
+    renamed = dict(values)
+    if _RESIDENCE in renamed:
+        old = renamed.pop(_RESIDENCE)
+        renamed[_CACHE] = "gpu" if old == "device" else old
+    return renamed
 
 
 def _text(value: Any) -> str:

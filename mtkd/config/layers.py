@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mtkd.config import yaml_loader
-from mtkd.config.yaml_loader import Document, KeyPath, OptionError, Problem
+from mtkd.config.problems import KeyPath, OptionError, Problem
+from mtkd.config.yaml_nodes import Document
 from mtkd.contracts import MtkdError
 from mtkd.runtime.given import path as given_path
 

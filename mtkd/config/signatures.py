@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from mtkd.config.yaml_loader import MAX_WHOLE
+from mtkd.config.yaml_nodes import MAX_WHOLE
 
 
 def annotations_of(target: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def annotations_of(target: Any) -> dict[str, Any]:
 
 
 def plain_hint(hint: Any) -> Any:
-    """The part of an annotation that YAML can express; None when there is no such part, or nothing is demanded."""
+    """The part of an annotation that YAML can express; None if there is none, or if the annotation allows anything."""
     if hint in (int, float, str, bool, type(None)):
         return hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -42,7 +42,8 @@ def plain_hint(hint: Any) -> Any:
         return typing.Union[tuple(plain)] if plain and not opaque else None  # noqa: UP007
     if origin in (tuple, list, dict) or (inspect.isclass(origin) and issubclass(origin, Sequence | Mapping)):
         plain = [arg if arg is ... else plain_hint(arg) for arg in args]
-        return None if None in plain or not plain else origin.__class_getitem__(tuple(plain))
+        generic: Any = origin
+        return None if None in plain or not plain else generic[tuple(plain)]
     return None
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -114,8 +114,9 @@ def optimizer(cls: type[torch.optim.Optimizer], lr: float, arguments: Mapping[st
     """
     if arguments.get("differentiable"):
         return "differentiable: true is for gradients through the optimizer, and a step of training has none."
+    make = cast(Callable[..., torch.optim.Optimizer], cls)  # pyright knows the base class, which takes no lr
     try:
-        cls([nn.Parameter(torch.zeros(1))], lr=lr, **arguments)
+        make([nn.Parameter(torch.zeros(1))], lr=lr, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         return f"{cls.__name__} refuses these arguments: {' '.join(str(error).split()).rstrip('.')}."
     return None

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
+from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 _MINIMUM = 31  # below, AlexNet's second pooling has nothing to pool
 
 
+@better("lower")
 @torch.no_grad()
 def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.PathLike[str] | None = None) -> Tensor:
     """LPIPS 0.1 with AlexNet of each image (Zhang et al., CVPR 2018), smaller is nearer, on RGB 8-bit images.

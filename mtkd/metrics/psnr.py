@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
 
 
+@better("higher")
 @torch.no_grad()
 def psnr(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = False) -> Tensor:
     """10 log10(255^2 / MSE) of each image in dB, BasicSR's `calculate_psnr` on the images as 8-bit files.

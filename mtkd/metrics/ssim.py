@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
+from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
 
 _WINDOW = 11
 _SIGMA = 1.5
 
 
+@better("higher")
 @torch.no_grad()
 def ssim(sr: Tensor, gt: Tensor, *, crop_border: int, test_y_channel: bool = False) -> Tensor:
     """Mean SSIM of each image (Wang et al., IEEE TIP 2004), BasicSR's `calculate_ssim` on the images as 8-bit files.

@@ -11,11 +11,12 @@ import torch
 
 from mtkd import zoo
 from mtkd.build import open_items
-from mtkd.config import ItemSetOptions, Options, Problem, check_paths
+from mtkd.config import ItemSetOptions, Options, Problem
 from mtkd.contracts import MtkdError
 from mtkd.data.paired import PairedImages
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.training import preflight
+from mtkd.training.paths import check_paths
 
 
 def check_data(options: Options) -> list[Problem]:

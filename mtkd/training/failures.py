@@ -48,7 +48,7 @@ def mendable(error: Exception, where: str = "") -> MtkdError | None:
     elif isinstance(error, torch.OutOfMemoryError):
         text = (
             f"The device ran out of memory: {first} Lower batch_size_per_gpu or gt_size, raise train.accumulate, use "
-            "`precision: bf16`, or `residence: ram` for the training images."
+            "`precision: bf16`, or `cache: ram` for the training images."
         )
     elif given.is_out_of_memory(error):
         text = (

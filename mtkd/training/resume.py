@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtkd import build, zoo
 from mtkd.config import Options
-from mtkd.config.diff import flat
+from mtkd.config.diff import flat, with_new_names
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignItems
 from mtkd.data.training import TrainingSet
@@ -204,7 +204,7 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
     if then is None:
         return [f"{path.name} does not say with which options and images it was trained; they are not compared."]
     differing: list[str] = []
-    before, after = dict(then.get("options", {})), dict(now["options"])
+    before, after = with_new_names(then.get("options", {})), dict(now["options"])
 
     def changed_line(key: str, old: Any, new: Any) -> str:
         return f"{key} was {_text(old)}, here it is {_text(new)}"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mtkd.config import TermOptions, weight_at
+from mtkd.config import TermOptions
 from mtkd.contracts import Step
+from mtkd.training.schedule import weight_at
 
 
 def weighted_total(out: Step, terms: Mapping[str, TermOptions], step: int) -> Tensor:

@@ -15,13 +15,13 @@ from mtkd.config import (
     OptionError,
     TermOptions,
     TrainSetOptions,
-    check_paths,
     load_options,
     make_options,
     resolved_yaml,
-    weight_at,
     yaml_loader,
 )
+from mtkd.training.paths import check_paths
+from mtkd.training.schedule import weight_at
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_each_basicsr_key_without_effect_gives_one_notice(basicsr_file: Path) ->
 @pytest.mark.parametrize(
     "key", ["find_unused_parameters", "val.pbar", "path.ignore_resume_networks", "datasets.val.pin_memory"]
 )
-def test_a_key_is_taken_over_only_where_basicsr_has_it(key: str) -> None:
+def test_a_key_is_ignored_only_where_basicsr_has_it(key: str) -> None:
     (notice,) = train({key: True}).notices
     assert notice.startswith(f"{key} ignored: ")
     name = key.split(".")[-1]
@@ -96,8 +96,8 @@ def test_a_key_is_taken_over_only_where_basicsr_has_it(key: str) -> None:
 def test_loader_workers_have_an_effect_only_where_images_stay_on_the_disk() -> None:
     keys = {"datasets.train.num_worker_per_gpu": 6}
     (notice,) = train(keys).notices
-    assert notice.startswith("datasets.train.num_worker_per_gpu ignored: ") and "`residence`" in notice
-    on_disk = train({**keys, "datasets.train.residence": "disk"})
+    assert notice.startswith("datasets.train.num_worker_per_gpu ignored: ") and "`cache`" in notice
+    on_disk = train({**keys, "datasets.train.cache": "disk"})
     assert on_disk.notices == []
     assert isinstance(on_disk.datasets.train, TrainSetOptions) and on_disk.datasets.train.num_worker_per_gpu == 6
     assert only_problem(train, {"datasets.train.num_worker_per_gpu": -1}).key == "datasets.train.num_worker_per_gpu"
@@ -231,7 +231,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("channels_last", "yes", "must be true or false, found 'yes'"),
         ("datasets.train.gt_size", 33, "must be a multiple of the scale 2"),
         ("datasets.train.gt_size", True, "must be a whole number"),
-        ("datasets.train.residence", "gpu", "must be 'auto', 'device', 'ram' or 'disk'"),
+        ("datasets.train.cache", "vram", "must be 'auto', 'gpu', 'ram' or 'disk'"),
         ("datasets.train.type", "PairedImageDatasett", "Did you mean PairedImageDataset"),
         ("datasets.train.type", 3, "must be 'PairedImageDataset'"),
         ("datasets.train.filename_tmpl", "x4", "must hold {} once"),
@@ -363,7 +363,7 @@ def test_two_sets_of_one_name_are_an_error() -> None:
 
 def test_the_kind_of_file_can_be_demanded(basicsr_file: Path) -> None:
     assert load_options(basicsr_file, kind="train").is_train
-    assert "a test file is wanted" in only_problem(load_options, basicsr_file, kind="test").message
+    assert "a test file is expected" in only_problem(load_options, basicsr_file, kind="test").message
 
 
 def test_lmdb_is_kept_and_memcached_is_refused() -> None:

@@ -13,7 +13,7 @@ from config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem
 from torch import nn
 
 from mtkd.config import OptionError, Options, load_options, make_options, trial, yaml_loader
-from mtkd.config.schema import FORCE
+from mtkd.config.problems import FORCE
 
 
 class NeedsValues(nn.Module):
@@ -45,7 +45,7 @@ def a_function() -> None:
         ({"num_gpu": 1e308}, "num_gpu", "found 1e+308"),
         ({"train.warmup_iter": 10**18}, "train.warmup_iter", "at most"),
         ({"datasets.train.batch_size_per_gpu": 10**12}, "datasets.train.batch_size_per_gpu", "at most 65536"),
-        ({"datasets.train.num_worker_per_gpu": 10**6, "datasets.train.residence": "disk"}, None, "at most 1024"),
+        ({"datasets.train.num_worker_per_gpu": 10**6, "datasets.train.cache": "disk"}, None, "at most 1024"),
         ({"datasets.val.name": "../../x"}, "datasets.val.name", "hold a slash"),
         ({"name": "x" * 240}, "name", "200 bytes, and has 240"),
         ({"name": "a\x1bb"}, "name", "unprintable"),

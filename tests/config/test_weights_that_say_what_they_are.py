@@ -15,10 +15,11 @@ from mtkd.archs.fsrcnn import FSRCNN
 from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.cli import main
-from mtkd.config import NetworkOptions, Options, check_paths, make_options, resolved_yaml, yaml_loader
+from mtkd.config import NetworkOptions, Options, make_options, resolved_yaml, yaml_loader
 from mtkd.config.diff import flat
 from mtkd.targets.store_check import check_facts, completed
 from mtkd.training.check import check_data
+from mtkd.training.paths import check_paths
 from mtkd.zoo import keymaps
 from tests.config.samples import TRAIN, changed, mtkd, only_problem
 from tests.runs import FUSION, TEACHERS, make_images, make_teachers, run_options

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtkd.config import yaml_loader
-from mtkd.config.yaml_loader import OptionError
+from mtkd.config.problems import OptionError
 
 
 def value(text: str) -> Any:
@@ -85,7 +85,7 @@ def test_aliases_and_merge_keys_work_and_own_keys_win() -> None:
         ("a: !mine {b: 1}", 1, "!mine is not allowed"),
         ("a: !!timestamp 2024-01-01", 1, "!!timestamp is not allowed"),
         ("a: !!set {b, c}", 1, "!!set is not allowed"),
-        ("a: !!int x", 1, "'x' is no int"),
+        ("a: !!int x", 1, "'x' is not a whole number"),
         ("a: 1\n2: b", 2, "a key must be a name, found '2'"),
         ("? [a]\n: b", 1, "a key must be a name"),
         ("a: [1, 2\nb: 3", 2, "not YAML"),

@@ -120,7 +120,7 @@ def plans(ground: Ground) -> dict[str, Plan]:
     found.append(_trained(ground, "train SGD accumulate", ground.validated(train=sgd)))
     found.append(_trained(ground, "train bf16", ground.validated(precision="bf16")))
     on_disk = ground.validated()
-    on_disk["datasets"]["train"] |= {"residence": "disk", "num_worker_per_gpu": 1}
+    on_disk["datasets"]["train"] |= {"cache": "disk", "num_worker_per_gpu": 1}
     found.append(_trained(ground, "train from disk", on_disk))
     taught = dump(ground.taught())
     teach = ("teach", "-opt", "run.yml")

@@ -131,7 +131,7 @@ def forced(ground: Ground) -> st.SearchStrategy[Case]:
         "path:resume_state",
         "path:pretrain_network_g", "path:results_root", "datasets:train:filename_tmpl", "datasets:val:filename_tmpl",
         "datasets:train:dataroot_lq",
-        "datasets:train:meta_info_file", "datasets:train:io_backend:type", "datasets:train:residence",
+        "datasets:train:meta_info_file", "datasets:train:io_backend:type", "datasets:train:cache",
         "datasets:train:num_worker_per_gpu",
         "datasets:train:use_rot", "datasets:test_1:name", "val:suffix", "val:tile:size", "val:tile:pad",
         "val:save_img", "val:metrics:psnr:better",

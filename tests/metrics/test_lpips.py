@@ -11,6 +11,7 @@ from torch import Tensor
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 from mtkd.metrics.lpips import ALEXNET_FILE, lpips
+from tests.metrics.alexnet import save_random_alexnet
 
 
 def _photo(name: str) -> Tensor:
@@ -19,18 +20,7 @@ def _photo(name: str) -> Tensor:
 
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The convolutions of a random AlexNet under torchvision's names: no weights are needed to test the plumbing."""
-    shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for i, (out, into, side) in shapes.items():
-        state[f"features.{i}.weight"] = (
-            torch.randn(out, into, side, side, generator=generator) / (into * side**2) ** 0.5
-        )
-        state[f"features.{i}.bias"] = 0.1 * torch.randn(out, generator=generator)
-    path = tmp_path_factory.mktemp("weights") / ALEXNET_FILE
-    torch.save(state, path)
-    return path
+    return save_random_alexnet(tmp_path_factory.mktemp("weights"))
 
 
 def test_value_is_that_of_the_package_with_the_weights_of_the_file(alexnet: Path) -> None:

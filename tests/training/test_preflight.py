@@ -85,7 +85,7 @@ def sizes_seen(sr: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_metric_is_tried_on_a_part_of_a_large_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = validated(tmp_path, {"mine": {"type": f"{__name__}:sizes_seen"}})
+    options = validated(tmp_path, {"mine": {"type": f"{__name__}:sizes_seen", "better": "lower"}})
     monkeypatch.setattr(preflight, "_TRIED_SIDE", 40)
     (problem,) = preflight.try_metrics(options)
     assert "(1, 3, 40, 40)" in problem.message and problem.message.count("val.metrics.mine") == 0

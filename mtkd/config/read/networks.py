@@ -1,0 +1,132 @@
+"""Reads `network_g`, `teachers` and `fusion`; a network is built once for trial."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from torch import nn
+
+from mtkd import zoo
+from mtkd.config import trial
+from mtkd.config.problems import KeyPath, format_value, key_text
+from mtkd.config.read.arguments import check_arguments, lookup, parameters_of, typed
+from mtkd.config.read.reader import Reader
+from mtkd.config.schema import FusionOptions, NetworkOptions, TeacherOptions
+from mtkd.contracts import MtkdError
+from mtkd.runtime.given import check_readable
+from mtkd.runtime.given import path as given_path
+from mtkd.variants import variant
+
+_NO_NETWORK = NetworkOptions(type="")
+"""Stands where a network could not be read; the problem is reported, so that it never leaves the reader."""
+
+
+def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int | None = None) -> NetworkOptions:
+    """A network by the name of a variant, or written out; what the run decides (its scale, ...) is filled in.
+
+    `num_teachers` is what an argument of that name has to be, None where no teachers are fused.
+    """
+    if isinstance(data, str):
+        try:
+            data = variant(data)
+        except MtkdError as error:
+            reader.problem(path, str(error))
+            return _NO_NETWORK
+    if (found := typed(reader, data, path)) is None:
+        return _NO_NETWORK
+    name, args = found
+    arch = lookup(reader, "arch", name, (*path, "type"))
+    if arch is None:
+        return NetworkOptions(type=name, args=args)
+    if reader.is_train and path == ("network_g",) and hasattr(arch, "adopt"):
+        message = f"only its weights tell what a {name} is, so it cannot be trained. Name another network."
+        reader.problem((*path, "type"), message)
+    parameters = parameters_of(arch)
+    for key, value, whose in (
+        ("upscale", reader.scale, "the run's scale"),
+        ("scale", reader.scale, "the run's scale"),
+        ("num_teachers", num_teachers, "the number of teachers"),
+    ):
+        if key not in parameters or not value:
+            continue
+        if key in args and args[key] != value:
+            reader.problem(
+                (*path, key),
+                f"is {args[key]!r}, and {whose} is {value}. Change one, or leave this out: it is filled in.",
+            )
+        args[key] = value
+    before = len(reader.problems)
+    args = check_arguments(reader, arch, args, path, f"a key of {name}")
+    if len(reader.problems) == before and (why := trial.network(name, args)) is not None:
+        reader.problem(path, why)
+    return NetworkOptions(type=name, args=args)
+
+
+def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions]:
+    """`teachers` in the order of the file, without those that could not be read."""
+    teachers = {}
+    for name, value in reader.mapping(data, ("teachers",)).items():
+        path = ("teachers", name)
+        if "." in name or hasattr(nn.ModuleDict(), name) or not name:
+            why = "it is empty, has a dot, or means something to torch"
+            reader.problem(path, f"cannot be a teacher's name: {why}. Use letters, digits and _.")
+        if isinstance(value, str):
+            value = {"pretrain": value}
+        if isinstance(value, dict):
+            value = {**value, "network": _network_of_weights(reader, value, path)}
+        if teacher := reader.section(TeacherOptions, value, path):
+            teachers[name] = teacher
+    return teachers
+
+
+def read_fusion(reader: Reader, data: Any) -> Literal["mean"] | FusionOptions | None:
+    """`fusion`; None when absent, or after reporting what is wrong."""
+    if data is None or data == "mean":
+        return data
+    if isinstance(data, str) and not _is_no_file(data):
+        data = {"pretrain": data}
+    if not isinstance(data, dict):
+        reader.problem(
+            ("fusion",),
+            f"must be `mean` or weights, a file or {{network: ..., pretrain: ...}}, found {format_value(data)}.",
+        )
+        return None
+    network = _network_of_weights(reader, data, ("fusion",), num_teachers=reader.num_teachers)
+    return reader.section(FusionOptions, {**data, "network": network}, ("fusion",))
+
+
+def _network_of_weights(
+    reader: Reader, data: dict[str, Any], path: KeyPath, *, num_teachers: int | None = None
+) -> NetworkOptions | None:
+    """`network`, or what `pretrain` says it is; None where it cannot say so yet, or after reporting why."""
+    if data.get("network") is not None:
+        return read_network(reader, data["network"], (*path, "network"), num_teachers=num_teachers)
+    source = data.get("pretrain")
+    if not isinstance(source, str) or not reader.check:
+        return None
+    try:
+        place = given_path(source)
+        check_readable(place)
+    except MtkdError:
+        return None  # the section says what is wrong with it
+    if not source.startswith("zoo:") and not os.path.exists(place):
+        return None  # `mtkd check --data` and the run report it
+    try:
+        found = zoo.describe(
+            source if source.startswith("zoo:") else str(place), key=data.get("param_key", "auto") or "auto"
+        )
+    except MtkdError as error:
+        reader.problem((*path, "pretrain"), str(error))
+        return None
+    if found.assumed:
+        assumed = ", ".join(f"{key} {value}" for key, value in found.assumed.items())
+        reader.notices.append(
+            f"{key_text(path)}: by its tensors {source} is {found.type}; assumed, as no tensor shows it: {assumed}."
+        )
+    return read_network(reader, {"type": found.type, **found.args}, (*path, "network"), num_teachers=num_teachers)
+
+
+def _is_no_file(text: str) -> bool:
+    """Whether `text` is rather a misspelt word than the path of weights that are not there yet."""
+    return text.isidentifier() and not os.path.exists(text)

@@ -1,0 +1,111 @@
+"""`datasets`: images to train on, to validate on and to test with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from mtkd.config.problems import format_value
+from mtkd.config.schema.fields import Batch, Count, FileName, Section, UserPath, Workers
+
+
+class _SetOptions(Section):
+    name: FileName = Field(description="what the data set is called in logs, tables and file names")
+    type: Literal["PairedImageDataset"] = Field(
+        description="`PairedImageDataset`, or a class of BasicSR's registry or your own (`my.module:MyClass`) with its "
+        "keys"
+    )
+    dataroot_gt: UserPath = Field(description="folder of gt images (high resolution)")
+    dataroot_lq: UserPath | None = Field(
+        default=None, description="folder of lq images (low resolution); `~`: lq is made from gt by MATLAB's bicubic"
+    )
+    meta_info_file: UserPath | None = Field(
+        default=None, description="text file that names the gt images to use, one a line; `~`: all of the folder"
+    )
+    filename_tmpl: str = Field(
+        default="{}", description="lq file name, without its suffix, where `{}` is the gt's: `'{}x4'` for `0801x4.png`"
+    )
+    io_backend: dict[str, str] | None = Field(
+        default=None, description="`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders"
+    )
+
+    @model_validator(mode="after")
+    def _template(self) -> _SetOptions:
+        rest = self.filename_tmpl.replace("{}", "", 1)
+        if "{}" not in self.filename_tmpl or "{" in rest or "}" in rest:
+            raise ValueError(
+                "filename_tmpl must hold {} once, for the gt's name, and no other brace; found "
+                f"{format_value(self.filename_tmpl)}."
+            )
+        if self.filename_tmpl != "{}" and self.dataroot_lq is None:
+            raise ValueError("filename_tmpl names lq files, and there is no dataroot_lq.")
+        return self
+
+
+class TrainSetOptions(_SetOptions):
+    """`datasets.train`. `gt_size` is the side of a gt crop in pixels."""
+
+    gt_size: Count = Field(description="side of the gt crops in pixels, a multiple of `scale`")
+    batch_size_per_gpu: Batch = Field(description="crops in a batch of one process")
+    use_hflip: bool = Field(default=True, description="mirror crops left-right with probability 1/2")
+    use_rot: bool = Field(
+        default=True,
+        description="mirror crops top-bottom and exchange their rows and columns, each with probability 1/2",
+    )
+    cache: Literal["auto", "gpu", "ram", "disk"] = Field(
+        default="auto",
+        description="where the decoded images stay: `gpu` is the memory of the device that trains, `disk` is for more "
+        "than memory holds, and `auto` takes the first that has room",
+    )
+    num_worker_per_gpu: Workers = Field(
+        default=4, description="processes that cut crops ahead, where the images stay on the disk; 0 is none"
+    )
+
+    @property
+    def residence(self) -> Literal["auto", "device", "ram", "disk"]:
+        """`cache` in the words of `mtkd.data.residence`: the device need not be a GPU."""
+        return "device" if self.cache == "gpu" else self.cache
+
+
+class EvalSetOptions(_SetOptions):
+    """`datasets.val`, `val_2`, `test_1`, ...: whole images, one at a time."""
+
+
+class ItemSetOptions(Section):
+    """A data set of a class from outside, `type`: what the engine needs of it, and the class's own keys in `args`."""
+
+    internal: ClassVar[frozenset[str]] = frozenset({"args"})
+    name: FileName
+    type: str
+    args: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        plain = handler(self)
+        return {**plain.pop("args"), **plain}
+
+
+class ItemTrainSetOptions(ItemSetOptions):
+    """The same in training; `num_worker_per_gpu` processes read items ahead."""
+
+    batch_size_per_gpu: Batch
+    num_worker_per_gpu: Workers = 0
+
+
+class DatasetsOptions(Section):
+    """`datasets`.
+
+    Attributes:
+        train: the training set, None in a test file.
+        evaluation: the val and test sets by their key (`val`, `test_1`), in BasicSR's order (sorted by key).
+    """
+
+    train: TrainSetOptions | ItemTrainSetOptions | None = None
+    evaluation: dict[str, EvalSetOptions | ItemSetOptions] = {}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        train = {} if self.train is None else {"train": self.train.model_dump()}
+        return {**train, **{key: value.model_dump() for key, value in self.evaluation.items()}}

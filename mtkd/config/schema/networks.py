@@ -1,0 +1,41 @@
+"""`network_g`, `teachers` and `fusion`: networks, and the weights of those that are frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_serializer
+
+from mtkd.config.schema.fields import Section, UserPath
+
+
+class NetworkOptions(Section):
+    """`{type: ARCH, **args}`: a name of the catalog and its constructor's arguments."""
+
+    type: str
+    args: dict[str, Any] = {}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"type": self.type, **self.args}
+
+
+class TeacherOptions(Section):
+    """One teacher.
+
+    `pretrain` is a file or `zoo:NAME`; `param_key` is the file's entry that holds the weights, None when the file is a
+    bare state dict, "auto" to look for `params_ema` first and `params` next. `network` is None only where the weights
+    are to say what they are and were not there when the options were read.
+    """
+
+    network: NetworkOptions | None = None
+    pretrain: UserPath
+    param_key: str | None = "auto"
+
+
+class FusionOptions(Section):
+    """The network that makes one image of the teachers'; fields as in `TeacherOptions`."""
+
+    network: NetworkOptions | None = None
+    pretrain: UserPath
+    param_key: str | None = "auto"
