@@ -52,7 +52,7 @@ def mendable(error: Exception, where: str = "") -> MtkdError | None:
         )
     elif given.is_out_of_memory(error):
         text = (
-            f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `residence: "
+            f"The memory of this machine is full: {first}. Lower batch_size_per_gpu or gt_size, or use `cache: "
             "disk` for the training images."
         )
     elif given.is_lost_process(error):
