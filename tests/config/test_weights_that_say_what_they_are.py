@@ -77,7 +77,7 @@ def test_a_name_for_every_scale() -> None:
     ("teacher", "words"),
     [
         ("zoo:edsr_l_x5", "Did you mean edsr_l_x"),
-        ("zoo:vgg19", "no network that makes images"),
+        ("zoo:vgg19", "not a network that makes images"),
         ("zoo:rcan_x4", "is 4, and the run's scale is 2"),
         (3, "must be a mapping"),
         ({}, "required, and missing"),
