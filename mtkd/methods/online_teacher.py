@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.contracts import Batch, MtkdError, Step
-from mtkd.losses.features.elementwise import improvement_mask, masked_distance_loss
+from mtkd.losses.features.elementwise import check_share, improvement_mask, masked_distance_loss
 from mtkd.methods.base import Method, Term
 from mtkd.runtime.modes import evaluating
 
@@ -36,6 +36,7 @@ class OnlineTeacherConfig:
 
     tail: str = "upsample"
     margin: float = 0.01
+    share: float = 1.0
     num_feat: int = 64
     num_block: int = 2
     code_channels: int = 4
@@ -46,6 +47,7 @@ class OnlineTeacherConfig:
         for name in ("num_feat", "code_channels", "code_stride"):
             if getattr(self, name) < 1:
                 raise MtkdError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        check_share(self.share)
 
 
 class OnlineTeacher(Method):
@@ -113,7 +115,7 @@ class OnlineTeacher(Method):
         sr, teacher_sr = both.chunk(2)
         ((features, delta),) = deltas
         losses = self.image_losses(sr, {"pixel": gt}) | self.image_losses(teacher_sr, {"teacher_pixel": gt})
-        mask = improvement_mask(sr, teacher_sr, gt, margin=self.options.margin)
+        mask = improvement_mask(sr, teacher_sr, gt, margin=self.options.margin, share=self.options.share)
         if "distill" in self.active:
             # SwinIR pads its maps to whole windows at the right and bottom. The mask covers the image alone.
             cut = (..., slice(lq.shape[-2]), slice(lq.shape[-1]))
