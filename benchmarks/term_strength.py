@@ -47,8 +47,8 @@ EQUAL_WIDTHS = "needs a student as wide as its teacher"
 class Setting:
     """What one run of this script measures on, and how long it trains."""
 
-    points: tuple[int, ...] = (0, 100, 300)
-    train_batch: int = 8
+    points: tuple[int, ...] = (0, 50, 150)
+    train_batch: int = 4
     train_lq: int = 24
     batch: int = 4
     lq: int = 48
@@ -137,7 +137,7 @@ CASES: dict[str, Case] = {
     "DUKD": Case("DUKD", student, one),
     "PISRTeacher": Case("PISRTeacher", privileged),
     "PISR": Case("PISR", lambda: variant("fsrcnn"), trained_privileged),
-    "CSD": Case("CSD", lambda: variant("edsr_demo"), options={"width": 0.5}, last=100),
+    "CSD": Case("CSD", lambda: variant("edsr_demo"), options={"width": 0.5}, last=50),
     "OnlineTeacher": Case("OnlineTeacher", student),
     "OnlineTeacher, published": Case(
         "OnlineTeacher", student, options={"margin": 0.01, "share": 1.0}, weights={"distill": 0.01}
@@ -301,8 +301,8 @@ def table(record: dict[str, Any]) -> str:
     heads = ["fresh" if point == "0" else f"after {point}" for point in points]
     vgg = "" if setting["vgg"] != "random" else " CSD's VGG-19 has random weights here."
     lines = [
-        f"Measured on {machines}, torch {torches}, commit {commits}, with `python benchmarks/term_strength.py`: x2, the "
-        "demo's photographs and networks (student EDSR 16x4, or FSRCNN; teacher EDSR 32x6; CSD splits that), Adam "
+        f"Measured on {machines}, torch {torches}, commit {commits}, with `python benchmarks/term_strength.py`: x2, "
+        "the demo's photographs and networks (student EDSR 16x4, or FSRCNN; teacher EDSR 32x6; CSD splits that), Adam "
         f"{setting['lr']:g}, batch {setting['train_batch']} of {_square(setting['train_lq'])} lq; gradients on "
         f"{setting['batch']} crops of {_square(setting['lq'])} lq that are "
         f"not trained on.{vgg}",
@@ -332,7 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=catalog.METHODS, help="measure these again, keep the other rows")
     parser.add_argument(
-        "--points", nargs="+", type=int, default=[0, 100, 300], help="iterations after which to measure"
+        "--points", nargs="+", type=int, default=list(Setting.points), help="iterations after which to measure"
     )
     parser.add_argument("--images", type=Path, help="folder of photographs to train on, instead of the demo's")
     parser.add_argument("--test", type=Path, help="folder of photographs to measure on, instead of the demo's")
