@@ -137,11 +137,11 @@ CASES: dict[str, Case] = {
     "DUKD": Case("DUKD", student, one),
     "PISRTeacher": Case("PISRTeacher", privileged),
     "PISR": Case("PISR", lambda: variant("fsrcnn"), trained_privileged),
+    "PISR, `vid` 0.3": Case("PISR", lambda: variant("fsrcnn"), trained_privileged, weights={"vid": 0.3}),
     "CSD": Case("CSD", lambda: variant("edsr_demo"), options={"width": 0.5}, last=50),
     "OnlineTeacher": Case("OnlineTeacher", student),
-    "OnlineTeacher, published": Case(
-        "OnlineTeacher", student, options={"margin": 0.01, "share": 1.0}, weights={"distill": 0.01}
-    ),
+    "OnlineTeacher, `share: 0.25`": Case("OnlineTeacher", student, options={"share": 0.25}),
+    "OnlineTeacher, RIFE's": Case("OnlineTeacher", student, options={"margin": 0.01}, weights={"distill": 0.01}),
 }
 
 
