@@ -30,6 +30,10 @@ def script() -> ModuleType:
     return module
 
 
+PUBLISHED_AS_IT_IS = {("PISRTeacher", "imitation"), ("PISR", "vid")}
+"""Terms whose default weight is the paper's and leaves them without effect, as docs/methods.md says."""
+
+
 def student_terms(method: str) -> set[str]:
     return {name for name, term in catalog.get("method", method).terms.items() if not term.critic}
 
@@ -56,6 +60,17 @@ def test_the_page_shows_what_is_stored_and_every_term_is_in_it(script: ModuleTyp
         for name, term in row["terms"].items():
             default = catalog.get("method", row["method"]).terms[name].weight
             assert term["weight"] == script.CASES[label].weights.get(name, default), f"{label}, {name}: another weight"
+
+
+def test_no_default_is_inert(script: ModuleType) -> None:
+    inert = set()
+    for label, row in json.loads(script.RESULTS.read_text(encoding="utf-8"))["cases"].items():
+        if script.CASES[label].weights:
+            continue
+        for name, term in row["terms"].items():
+            if term["weight"] and max(at["weighted_ratio"] for at in term["at"].values()) < 0.03:
+                inert.add((label, name))
+    assert inert == PUBLISHED_AS_IT_IS, "a weight under which a term has no effect is no default"
 
 
 def test_ratio_is_that_of_gradients_taken_by_hand(
