@@ -163,14 +163,13 @@ def training_pairs(options: Options) -> PairedImages:
 
 
 def _training_section(options: Options) -> TrainSetOptions:
-    if options.datasets.train is None:
-        raise MtkdError("The option file has no `datasets.train` section.")
-    if isinstance(options.datasets.train, ItemTrainSetOptions):
+    train_set = options.train_set
+    if isinstance(train_set, ItemTrainSetOptions):
         raise MtkdError(
-            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops. Targets need the "
-            "whole images of a PairedImageDataset."
+            f"datasets.train.type is {train_set.type}, which makes its own crops. Targets need the whole images of a "
+            "PairedImageDataset."
         )
-    return options.datasets.train
+    return train_set
 
 
 def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> ForeignItems:

@@ -48,7 +48,7 @@ def try_networks(options: Options) -> list[Problem]:
         try:
             return make()
         except Exception as error:  # noqa: BLE001  a class from outside may raise anything
-            problems.append(options._origin.problem(key, _reason(error)))
+            problems.append(options.problem(key, _reason(error)))
         return None
 
     sections = {("teachers", name): teacher for name, teacher in options.teachers.items()}
@@ -140,9 +140,9 @@ def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]
         else:
             broken += filter(None, map(read, indices))
         for text in broken[:_SHOWN]:
-            problems.append(options._origin.problem(("datasets", key), text))
+            problems.append(options.problem(("datasets", key), text))
         if len(broken) > _SHOWN:
-            problems.append(options._origin.problem(("datasets", key), f"and {len(broken) - _SHOWN} more images."))
+            problems.append(options.problem(("datasets", key), f"and {len(broken) - _SHOWN} more images."))
     return problems
 
 
@@ -168,7 +168,7 @@ def try_metrics(
         try:
             (function,) = build_metrics({metric: given}).values()
         except Exception as error:  # noqa: BLE001  a metric from outside may raise anything
-            problems.append(options._origin.problem(key, _reason(error)))
+            problems.append(options.problem(key, _reason(error)))
             continue
         for section, name, gt in smallest:
             try:
@@ -179,7 +179,7 @@ def try_metrics(
                 height, width = gt.shape[-2:]
                 where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
                 reason = _reason(error).removeprefix(f"val.metrics.{metric}: ")
-                problems.append(options._origin.problem(key, where + reason))
+                problems.append(options.problem(key, where + reason))
                 break
     return problems
 
@@ -224,7 +224,7 @@ def _opened(options: Options, problems: list[Problem]) -> ImageSets:
         try:
             sets[key] = build.build_image_set(given, options.scale, phase=key.split("_")[0])
         except MtkdError as error:
-            problems.append(options._origin.problem(("datasets", key), str(error)))
+            problems.append(options.problem(("datasets", key), str(error)))
     return sets
 
 

@@ -29,7 +29,7 @@ def check_data(options: Options) -> list[Problem]:
     problems = [*check_machine(options), *check_folders(options), *check_paths(options), *_check_zoo_names(options)]
     if not options.is_train and not options.val.metrics:
         message = "missing: `mtkd test` would measure nothing. To enlarge images without gt: `mtkd upscale -opt FILE`."
-        problems.append(options._origin.problem(("val", "metrics"), message))
+        problems.append(options.problem(("val", "metrics"), message))
     missing = {problem.key.rpartition(".")[0] for problem in problems}
     for key, given in {"train": options.datasets.train, **options.datasets.evaluation}.items():
         where = f"datasets.{key}"
@@ -41,7 +41,7 @@ def check_data(options: Options) -> list[Problem]:
             else:
                 PairedImages.of_section(given.model_dump(), scale=options.scale)
         except MtkdError as error:
-            problems.append(options._origin.problem(("datasets", key), str(error)))
+            problems.append(options.problem(("datasets", key), str(error)))
     said = {problem.message for problem in problems}
     return [*problems, *(problem for problem in preflight.try_parts(options) if problem.message not in said)]
 
@@ -55,10 +55,10 @@ def check_machine(options: Options) -> list[Problem]:
         message = (
             f"is {options.num_gpu}, and this machine shows {shown} CUDA devices. `auto` takes what is there, 0 the CPU."
         )
-        problems.append(options._origin.problem(("num_gpu",), message))
+        problems.append(options.problem(("num_gpu",), message))
     if options.precision == "fp16" and (not shown or options.num_gpu == 0):
         message = "fp16 needs a CUDA device; on the CPU use bf16 or fp32."
-        problems.append(options._origin.problem(("precision",), message))
+        problems.append(options.problem(("precision",), message))
     return problems
 
 
@@ -70,12 +70,12 @@ def check_folders(options: Options) -> list[Problem]:
     folder = RunFolder(root / options.name)
     if options.is_train and options.path.resume_state is None and folder.starts_leftovers(options.name) is None:
         message = f"{folder.root} holds a run, and none is overwritten. Go on with --auto_resume, or change `name`."
-        problems.append(options._origin.problem(("name",), message))
+        problems.append(options.problem(("name",), message))
     there = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not there.is_dir():
-        problems.append(options._origin.problem(("path", key), f"{there} is a file, and must be a folder."))
+        problems.append(options.problem(("path", key), f"{there} is a file, and must be a folder."))
     elif not os.access(there, os.W_OK | os.X_OK):
-        problems.append(options._origin.problem(("path", key), f"nothing can be written into {there}."))
+        problems.append(options.problem(("path", key), f"nothing can be written into {there}."))
     return problems
 
 
@@ -86,7 +86,7 @@ def _check_zoo_names(options: Options) -> list[Problem]:
             try:
                 zoo.entry(value)
             except MtkdError as error:
-                problems.append(options._origin.problem(path, str(error)))
+                problems.append(options.problem(path, str(error)))
     return problems
 
 

@@ -19,12 +19,11 @@ def compile_run(run: Run) -> None:
     batch = next(run.batches())
 
     def trial() -> None:
-        assert run.options.train is not None
         torch.compiler.cudagraph_mark_step_begin()
         # Call the method, not its DDP wrapper: a rank that fails inside DDP would miss an all-reduce and block others.
         with fabric.autocast():
             out = method(batch, run.state.start)
-        fabric.backward(weighted_total(out, run.options.train.terms, run.state.start))
+        fabric.backward(weighted_total(out, run.options.training.terms, run.state.start))
 
     compiled = compile_networks(
         networks,

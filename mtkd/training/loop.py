@@ -90,8 +90,7 @@ def train(
 
 def _loop(run: Run, stop: StopRequest) -> None:
     options, log, trace = run.options, run.log, run.trace
-    assert options.train is not None and options.datasets.train is not None
-    logger, total_steps = options.logger, options.train.total_iter
+    logger, total_steps = options.logger, options.training.total_iter
     if run.losses_due:
         # The run failed after an iteration and before its log line.
         _log_losses(run, run.state.start, seconds=float("nan"))
@@ -170,8 +169,7 @@ def _finish(run: Run) -> None:
 
 def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
     """One optimizer step; returns the raw terms, the weighted total and the method's logs, detached, unread."""
-    assert run.options.train is not None
-    settings, fabric = run.options.train, run.fabric
+    settings, fabric = run.options.training, run.fabric
     torch.manual_seed(step_seed(run.seed, step, fabric.global_rank))
     for name, optimizer in run.optimizers.items():
         for group in optimizer.param_groups:
@@ -198,8 +196,7 @@ def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tenso
 
 def _backward(run: Run, batch: Batch, step: int, *, last: bool) -> tuple[Step, Tensor]:
     """Forward and backward of one batch; `last` of the optimizer step's, when ranks average their gradients."""
-    settings, fabric = run.options.train, run.fabric
-    assert settings is not None
+    settings, fabric = run.options.training, run.fabric
     if run.options.compile:
         torch.compiler.cudagraph_mark_step_begin()
     with fabric.no_backward_sync(run.wrapped, enabled=not last):  # pyright: ignore[reportArgumentType]

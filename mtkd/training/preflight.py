@@ -38,7 +38,7 @@ def try_packages(options: Options) -> list[Problem]:
             importlib.import_module(module)
         except ImportError as error:
             message = f"{package} cannot be imported ({error}). `pip install {package}`, or set {without}."
-            problems.append(options._origin.problem(("logger", key), message))
+            problems.append(options.problem(("logger", key), message))
     return problems
 
 
@@ -51,5 +51,5 @@ def try_optimizers(options: Options) -> list[Problem]:
             try:
                 fresh_state(torch.zeros(2, 2), optimizer.arguments())
             except MtkdError as error:
-                problems.append(options._origin.problem(("train", key), str(error)))
+                problems.append(options.problem(("train", key), str(error)))
     return problems

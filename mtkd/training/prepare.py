@@ -48,7 +48,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     Raises:
         MtkdError: anything a user can mend. A start that fails leaves nothing behind.
     """
-    if options.train is None or options.datasets.train is None:
+    if not options.is_train or options.datasets.train is None:
         raise MtkdError("Training needs the sections `train` and `datasets.train` in the option file.")
     raise_if_any([*preflight.try_packages(options), *preflight.try_optimizers(options)])
     fabric = launch(launcher, num_gpu=options.num_gpu, precision=options.precision)
@@ -118,8 +118,8 @@ def _built(
     if from_weights:
         _load_start(options, method)
     _move(method, fabric.device, _memory_format(options))
-    assert options.train is not None
-    ema = Ema(method.student, options.train.ema_decay) if options.train.ema_decay else None
+    decay = options.training.ema_decay
+    ema = Ema(method.student, decay) if decay else None
     optimizers, rates = _build_optimizers(options, method)
     sampler = _build_sampler(options, data, seed, fabric)
     val_sets = {key: build.build_image_set(given, options.scale) for key, given in options.datasets.evaluation.items()}
@@ -162,7 +162,7 @@ class _Data:
 
 
 def _open_data(options: Options, seed: int) -> _Data:
-    train_set = options.datasets.train
+    train_set = options.train_set
     if isinstance(train_set, ItemTrainSetOptions):
         return _Data(items=build.open_items(train_set, options.scale, phase="train", seed=seed))
     with Progress("decoding the training images", print) as decoding:
@@ -172,8 +172,7 @@ def _open_data(options: Options, seed: int) -> _Data:
 
 def _build_method(options: Options, data: _Data, seed: int) -> Method:
     """The method with its student and teachers, on the CPU."""
-    assert options.train is not None
-    task = Task(scale=options.scale, num_samples=data.num_samples, total_steps=options.train.total_iter)
+    task = Task(scale=options.scale, num_samples=data.num_samples, total_steps=options.training.total_iter)
     torch.manual_seed(seed)
     student = build.build_network(options.network_g, options.scale)
     teachers = {} if data.targets is not None else build.build_teachers(options)
@@ -216,16 +215,15 @@ def _move(method: Method, device: torch.device, memory_format: torch.memory_form
 def _build_optimizers(
     options: Options, method: Method
 ) -> tuple[dict[str, torch.optim.Optimizer], dict[str, LearningRate]]:
-    assert options.train is not None
-    optimizers, rates = {}, {}
+    settings, optimizers, rates = options.training, {}, {}
     for name, parameters in method.param_groups().items():
-        given = options.train.optim_g if name == "main" else options.train.optim_d
+        given = settings.optim_g if name == "main" else settings.optim_d
         if given is None:
             key = "optim_g" if name == "main" else "optim_d"
             raise MtkdError(f"{options.model_type} trains a {name} group: give train.{key} (type, lr, ...).")
         optimizers[name] = build_optimizer(parameters, given.model_dump())
-        scheduler = options.train.scheduler.model_dump() if options.train.scheduler else None
-        rates[name] = learning_rate(given.lr, scheduler, options.train.warmup_iter)
+        scheduler = settings.scheduler.model_dump() if settings.scheduler else None
+        rates[name] = learning_rate(given.lr, scheduler, settings.warmup_iter)
     if options.precision == "fp16" and len(optimizers) > 1:
         raise MtkdError(
             f"{options.model_type} trains {len(optimizers)} groups of parameters with an optimizer each, and one fp16 "
@@ -235,8 +233,7 @@ def _build_optimizers(
 
 
 def _build_sampler(options: Options, data: _Data, seed: int, fabric: Fabric) -> CropSampler | ForeignSampler:
-    train_set = options.datasets.train
-    assert train_set is not None
+    train_set = options.train_set
     sampler_settings: dict[str, Any] = {
         "batch_size": train_set.batch_size_per_gpu,
         "rank": fabric.global_rank,

@@ -43,7 +43,6 @@ def state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> t
     Raises:
         MtkdError: the folder holds work and no whole checkpoint, or later checkpoints than path.resume_state.
     """
-    assert options.train is not None
     if auto_resume:
         found, notices = _newest_whole(folder)
         if found is not None:
@@ -109,17 +108,16 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
     Raises:
         MtkdError: it belongs to another run, or holds values that do not fit, named by what and where they are.
     """
-    assert run.options.train is not None
     done, method = int(state["iter"]), run.method
-    if done > run.options.train.total_iter:
+    if done > run.options.training.total_iter:
         raise MtkdError(
-            f"{path} is of iteration {done:,d}, and train.total_iter is {run.options.train.total_iter:,d}: there "
+            f"{path} is of iteration {done:,d}, and train.total_iter is {run.options.training.total_iter:,d}: there "
             "is nothing to go on with. Raise total_iter, or give this run another `name`."
         )
     weights = path.parent.parent / "models" / f"net_g_{done}.pth"
     method.check_metadata(build.load_weights(method.student, str(weights), key="params"))
     if run.ema is not None:
-        _restore_average(run.ema.net, weights, run.options.train.ema_decay)
+        _restore_average(run.ema.net, weights, run.options.training.ema_decay)
     if state.get("seed", run.seed) != run.seed:
         raise MtkdError(
             f"{path} was trained with manual_seed {state['seed']}, and the option file says {run.seed}: the "
@@ -141,7 +139,6 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
 
 def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Path) -> None:
     """Give the moments of `state` to the optimizers of `run`; everything else of them comes from the option file."""
-    assert run.options.train is not None
     done, method = int(state["iter"]), run.method
     if len(state["optimizers"]) != len(run.optimizers):
         raise MtkdError(f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(run.optimizers)}.")
@@ -150,7 +147,7 @@ def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Pa
         state["optimizers"][0] = in_our_order(state["optimizers"][0], method.student, weights)
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     for (group, optimizer), saved in zip(run.optimizers.items(), state["optimizers"], strict=True):
-        given = run.options.train.optim_g if group == "main" else run.options.train.optim_d
+        given = run.options.training.optim_g if group == "main" else run.options.training.optim_d
         assert given is not None
         inner = optimizer.optimizer
         own = [names[id(parameter)] for part in inner.param_groups for parameter in part["params"]]

@@ -92,15 +92,13 @@ class Run:
 
     def epoch(self, done: int) -> int:
         """Passes over the training images that `done` iterations have begun, on all ranks together."""
-        assert self.options.train is not None and self.options.datasets.train is not None
-        batch = self.options.datasets.train.batch_size_per_gpu * self.options.train.accumulate
+        batch = self.options.train_set.batch_size_per_gpu * self.options.training.accumulate
         return done * batch * self.fabric.world_size // self.num_samples
 
     def batches(self) -> Iterator[Batch]:
         """Training batches from iteration `state.start` on, `train.accumulate` for each iteration."""
-        assert self.options.train is not None
-        every, curriculum = self.options.train.accumulate, self.options.train.curriculum
-        start, stop = self.state.start * every, self.options.train.total_iter * every
+        every, curriculum = self.options.training.accumulate, self.options.training.curriculum
+        start, stop = self.state.start * every, self.options.training.total_iter * every
         if curriculum is None:
             return self.sampler.batches(start, stop)
         # Classes from outside make their own crops, and an option file with both is refused.

@@ -73,8 +73,7 @@ def save_weights(run: Run, step: int | str) -> None:
     if not run.fabric.is_global_zero:
         return
     facts = build.network_facts(run.options) | build.plain(run.method.metadata())
-    assert run.options.train is not None
-    facts["iteration"] = run.options.train.total_iter if step == LATEST else step
+    facts["iteration"] = run.options.training.total_iter if step == LATEST else step
     ema = run.ema.net if run.ema is not None else None
     checkpoint.write_weights(run.folder.model(step), run.method.student, ema, facts)
 
