@@ -19,7 +19,7 @@ from mtkd.runtime.pixels import to_image
 def adapted(kind: RegistryKind, name: str) -> Any | None:
     """`registered`, called as mtkd calls its own.
 
-    Losses are built with `loss_weight=1.0` (the option file's weight is applied once, by the engine), are called
+    Losses are built with `loss_weight=1.0` (the option file's weight is applied once, by `weighted_total`), are called
     `(sr, target)` and return one scalar: the parts of a `PerceptualLoss` are added, a loss that looks at `sr` alone
     gets nothing else. Metrics take (N, 3, H, W) RGB tensors in [0, 1] and give (N,) values; inside they get what
     BasicSR gives them, 8-bit BGR arrays, or the tensors where their name ends in `_pt`. Signatures are the originals'.

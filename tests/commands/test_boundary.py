@@ -141,6 +141,6 @@ def test_output_onto_a_full_disk_is_2() -> None:
         RuntimeError("Gloo connectFullMesh failed with timeout"),
     ],
 )
-def test_a_process_that_lost_another_of_its_run_is_no_defect(error):
+def test_a_process_that_lost_another_of_its_run_is_no_defect(error) -> None:
     assert str(boundary.explanation(error)).startswith("Another process of this run has ended")
     assert boundary.explanation(RuntimeError("closed")) is None

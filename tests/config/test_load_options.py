@@ -1,3 +1,5 @@
+"""Option files read into `Options`: BasicSR's files, defaults, and every problem with its file, line and key."""
+
 from __future__ import annotations
 
 import copy
@@ -6,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config.samples import BASICSR_EDSR, TEACHER, TRAIN, changed, evaluation, fake, mtkd, only_problem, problems, train
 
 from mtkd import catalog
 from mtkd.config import (
@@ -22,6 +23,18 @@ from mtkd.config import (
 )
 from mtkd.training.paths import check_paths
 from mtkd.training.schedule import weight_at
+from tests.config.samples import (
+    BASICSR_EDSR,
+    TEACHER,
+    TRAIN,
+    changed,
+    evaluation,
+    fake,
+    mtkd,
+    only_problem,
+    problems,
+    train,
+)
 
 
 @pytest.fixture(autouse=True)

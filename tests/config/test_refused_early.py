@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem, problems, train
 from torch import nn
 
 from mtkd.config import OptionError, Options, load_options, make_options, trial, yaml_loader
 from mtkd.config.problems import FORCE
+from tests.config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem, problems, train
 
 
 class NeedsValues(nn.Module):

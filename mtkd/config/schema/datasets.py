@@ -74,7 +74,7 @@ class EvalSetOptions(_SetOptions):
 
 
 class ItemSetOptions(Section):
-    """A data set of a class from outside, `type`: what the engine needs of it, and the class's own keys in `args`."""
+    """A data set of a class from outside, `type`: what a run needs of it, and the class's own keys in `args`."""
 
     internal: ClassVar[frozenset[str]] = frozenset({"args"})
     name: FileName
