@@ -1,7 +1,7 @@
-"""Networks, metrics and images, tried before time is spent on them.
+"""Trials of networks, metrics and images before a run.
 
-Training, `mtkd check --data` and `mtkd test` share these functions, so that each finds what the others would. None
-writes a file.
+Training, `mtkd check --data` and `mtkd test` share these functions, so that all find the same problems. None writes a
+file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mtkd.runtime.pixels import to_tensor
 ImageSets = Mapping[str, PairedImages | ForeignImages]
 
 _SIDE = 48
-"""Side of the lq image that networks are tried on where no crop size says what they will get: a multiple of most."""
+"""Side of the lq image that networks are tried on where no crop size is given: a multiple of most window sizes."""
 _SHOWN = 20
 _TRIED_SIDE = 512
 """Pixels of an image that metrics are tried on: more than any needs, and a scan of 180 megapixels would take 14 GB."""
@@ -117,7 +117,8 @@ def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> 
 
 
 def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]:
-    """A problem for each validation or test image that cannot be decoded, or decodes to another size than promised.
+    """A problem for each validation or test image that cannot be decoded, or decodes to another size than its header
+    has.
 
     Args:
         sets: the opened data sets by their keys; opened here when None, and a set that cannot be is a problem too.
@@ -202,7 +203,7 @@ def _student(options: Options) -> nn.Module:
 
 
 def _fetched(value: Any) -> bool:
-    """Whether every `zoo:NAME` in `value` is on the disk; of a plain text, whether the file is."""
+    """Whether every `zoo:NAME` in `value` is on the disk; for a plain text, whether the file is."""
     if isinstance(value, str):
         path = zoo.converted_path(zoo.entry(value)) if value.startswith("zoo:") else Path(value).expanduser()
         return path.is_file()

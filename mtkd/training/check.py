@@ -1,4 +1,4 @@
-"""`mtkd check --data`: all about files and this machine that a run would trip over, found without starting one."""
+"""`mtkd check --data`: every problem of files and of this machine that would stop a run, found without starting one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from mtkd.training.paths import check_paths
 
 
 def check_data(options: Options) -> list[Problem]:
-    """What this machine lacks for the run, missing files and folders, and for data sets that are there unpaired,
-    unreadable and wrongly sized images.
+    """Problems of this machine, missing files and folders, and unpaired, unreadable and wrongly sized images.
 
-    Only image headers are read; of a data set from outside, the first item. Nothing is fetched: a `zoo:` name must be
-    one, and need not be here.
+    Only image headers are read; of a data set from outside, the first item. Nothing is fetched: a `zoo:` name must
+    exist in the zoo, and its file need not be here.
     """
     problems = [*check_machine(options), *check_folders(options), *check_paths(options), *_check_zoo_names(options)]
     if not options.is_train and not options.val.metrics:
@@ -69,7 +68,7 @@ def check_folders(options: Options) -> list[Problem]:
     problems = []
     folder = RunFolder(root / options.name)
     if options.is_train and options.path.resume_state is None and folder.starts_leftovers(options.name) is None:
-        message = f"{folder.root} holds a run, and none is overwritten. Go on with --auto_resume, or change `name`."
+        message = f"{folder.root} holds a run, which is never overwritten. Go on with --auto_resume, or change `name`."
         problems.append(options.problem(("name",), message))
     there = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not there.is_dir():

@@ -1,7 +1,7 @@
 """Prepare a run: everything that can fail is built and tried here, before the first iteration.
 
-The order is part of the promise. Seeds are set before what they seed, and blocks of `together` hold what may fail on
-one process alone, so that no other process waits for it.
+The order matters. Each seed is set just before what it seeds. Blocks of `together` hold what may fail on one process
+alone, so that no other process waits for it.
 """
 
 from __future__ import annotations
@@ -90,23 +90,23 @@ def _prepared(
         if state_path is not None:
             notices = [*notices, *resume.restore(run, saved, state_path)]
             run.state.saved = run.state.start if state_path.parent == folder.states else 0
-        # Open the log last: only now is it known from which iteration on its rows are repeated.
+        # Open the log last: its rows are dropped from the iteration on that the run starts at.
         run = replace(run, log=_open_log(run), notices=tuple(notices))
     return run
 
 
 def _seed(options: Options, saved: dict[str, Any]) -> int:
-    """The file's seed, else that of the run being resumed, else one drawn from BasicSR's range."""
+    """The file's seed, else that of the run being resumed, else one drawn from 1 to 10000."""
     if options.manual_seed is not None:
         return options.manual_seed
-    # Not torch's generator, which every new process seeds alike.
+    # Not torch's generator: it starts with the same seed in every process.
     return saved.get("seed", random.SystemRandom().randint(1, 10000))
 
 
 def _built(
     options: Options, fabric: Fabric, folder: RunFolder, held: Claim | None, seed: int, *, from_weights: bool
 ) -> Run:
-    """The run of this process before processes have met over it: nothing here may wait for others.
+    """The run of this process, not yet joined with others: nothing here may wait for them.
 
     Args:
         from_weights: start from path.pretrain_network_g where it is given; False when a training state brings weights.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunState:
-    """Where a run is. Besides the tensors it trains, nothing else of a run changes.
+    """The progress of a run. Besides it, only the tensors of a run change.
 
     Attributes:
         start: iteration that this process goes on from.
@@ -58,8 +58,8 @@ class Run:
     """Everything a run consists of, ready to step.
 
     Attributes:
-        wrapped: the method as the processes of a run call it together.
-        record: what a training state keeps of the run, see `resume.record`.
+        wrapped: the method inside DDP, where there are several processes.
+        record: what a training state records of the run, see `resume.record`.
         trace: losses that have not been logged yet.
         held: the claim on the run folder; None on ranks other than 0.
         notices: lines for the log, beside those of `options`.
@@ -106,7 +106,7 @@ class Run:
         return self.sampler.batches(start, stop, lambda k: curriculum.gt_size_at(k // every))
 
     def label(self, key: str) -> str:
-        """What the screen calls the validation set `key`: its `name`, with the key where several have that name."""
+        """The name of the validation set `key` on the screen: its `name`, with the key where several have that name."""
         sets = self.options.datasets.evaluation
         name = sets[key].name or key
         return name if sum(given.name == sets[key].name for given in sets.values()) == 1 else f"{name} ({key})"

@@ -122,7 +122,7 @@ def test_safetensors_need_nothing_else_to_be_built(
 ) -> None:
     target = official.with_name("edsr.safetensors")
     assert zoo("convert", official, target, "--to", "safetensors") == 0
-    assert "Assumed, as no file shows it: res_scale=1.0" in capsys.readouterr().out
+    assert "Assumed, because the file does not show it: res_scale=1.0" in capsys.readouterr().out
     lq = torch.rand(1, 3, 5, 5)
     expected = run_edsr(state, lq, blocks=1, scale=2, res_scale=1.0)
     torch.testing.assert_close(build(target)(lq), expected, atol=1e-4, rtol=1e-4)
