@@ -207,7 +207,7 @@ def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
     elif source.exists():
         pairs = [(source, destination / f"{source.stem}.png" if destination.is_dir() else destination)]
         if pairs[0][1].suffix.lower() not in IMAGE_SUFFIXES:
-            raise MtkdError(f"{destination} is neither a folder nor the name of an image: {' '.join(IMAGE_SUFFIXES)}.")
+            raise MtkdError(f"{destination} is neither a folder nor an image's name: {' '.join(IMAGE_SUFFIXES)}.")
     else:
         raise MtkdError(f"There is no image or folder {source}.")
     for path, out in pairs:

@@ -42,7 +42,10 @@ def check_data(options: Options) -> list[Problem]:
         except MtkdError as error:
             problems.append(options.problem(("datasets", key), str(error)))
     said = {problem.message for problem in problems}
-    return [*problems, *(problem for problem in preflight.try_parts(options) if problem.message not in said)]
+    # A data set whose folder is missing is reported once, at the key of the folder.
+    absent = {key for key in missing if key.startswith("datasets.")}
+    tried = (problem for problem in preflight.try_parts(options) if problem.key not in absent)
+    return [*problems, *(problem for problem in tried if problem.message not in said)]
 
 
 def check_machine(options: Options) -> list[Problem]:

@@ -44,7 +44,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "a/b: No such file or directory."),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "File name too long."),
         (FULL, "No space left on device. Make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied. Choose a place"),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied. Choose a folder"),
         (MemoryError(), "not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "not enough memory"),

@@ -65,7 +65,7 @@ class TrainSetOptions(_SetOptions):
 
     @property
     def residence(self) -> Literal["auto", "device", "ram", "disk"]:
-        """`cache` in the words of `mtkd.data.residence`: the device need not be a GPU."""
+        """`cache` by the names of `mtkd.data.residence`, where `gpu` is `device`: it need not be a GPU."""
         return "device" if self.cache == "gpu" else self.cache
 
 
