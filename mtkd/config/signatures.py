@@ -26,7 +26,7 @@ def annotations_of(target: Any) -> dict[str, Any]:
 
 
 def plain_hint(hint: Any) -> Any:
-    """The part of an annotation that YAML can express; None where YAML can express none of it, or it allows anything."""
+    """The part of an annotation that YAML can express; None where there is none, or it allows anything."""
     if hint in (int, float, str, bool, type(None)):
         return hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)
