@@ -1,4 +1,4 @@
-"""Where image files lie: a folder, or a BasicSR lmdb. Both answer the same four questions about them."""
+"""Sources of image files, a folder or a BasicSR lmdb, with one interface."""
 
 from __future__ import annotations
 

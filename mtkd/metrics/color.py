@@ -1,4 +1,4 @@
-"""What every metric compares: the 8-bit images a user would save, and their Y channel, to BasicSR's last digit."""
+"""The images that every metric compares: rounded to 8 bits as saved, RGB or Y, equal to BasicSR's to the last digit."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
         return
     wanted = getattr(net, "img_range", stored)
     if abs(stored - wanted) > 1e-2:
-        raise MtkdError(f"{source} works on values up to {stored:g}, your option file has img_range {wanted:g}.")
+        raise MtkdError(f"{source} works on values up to {stored:g}, your options have img_range {wanted:g}.")
     mean = getattr(net, "mean", None)
     if (
         isinstance(mean, Tensor)
@@ -142,7 +142,7 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
         )
     ):
         raise MtkdError(
-            f"{source} was trained with rgb_mean {list(DIV2K_MEAN)}, your option file has "
+            f"{source} was trained with rgb_mean {list(DIV2K_MEAN)}, your options have "
             f"{[round(value, 4) for value in mean.flatten().tolist()]}."
         )
 
@@ -179,12 +179,11 @@ def _difference(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     found = keymaps.infer(state)
     described = ", ".join(f"{name} {value}" for name, value in found.items())
     if ours is None or theirs.arch != ours.arch:
-        return f"This is {theirs.arch} ({described}), your option file has {type(net).__name__}."
+        return f"This is {theirs.arch} ({described}), your options have {type(net).__name__}."
     wanted = keymaps.infer(own)
     differing = [name for name in found if found[name] != wanted.get(name)]
     return " ".join(
-        f"This is {theirs.arch} with {name} {found[name]}, your option file has {wanted.get(name)}."
-        for name in differing
+        f"This is {theirs.arch} with {name} {found[name]}, your options have {wanted.get(name)}." for name in differing
     )
 
 

@@ -177,7 +177,7 @@ def test_one_changed_bit_is_found_and_the_image_named(tmp_path) -> None:
         content = bytearray(path.read_bytes())
         content[-4 if dtype == "uint8" else -7] ^= 16  # the last pixel of the second image
         path.write_bytes(content)
-        with pytest.raises(MtkdError, match=r"1 of 3 images are not what was written \(b\)"):
+        with pytest.raises(MtkdError, match=r"1 of 3 images differ from their checksums \(b\)"):
             ImageStore(path).verify()
 
 
@@ -263,7 +263,7 @@ def test_the_header_that_the_crafted_ones_change_is_good(tmp_path) -> None:
     (tmp_path / "s").write_bytes(crafted())
     assert ImageStore(tmp_path / "s")[0].shape == (2, 2, 3)
     (tmp_path / "s").write_bytes(crafted() + b"more")
-    with pytest.raises(MtkdError, match="longer than it says, by 4 bytes"):
+    with pytest.raises(MtkdError, match="longer than its header says, by 4 bytes"):
         ImageStore(tmp_path / "s")
     (tmp_path / "folder").mkdir()
     with pytest.raises(MtkdError, match="folder is not an image store"):

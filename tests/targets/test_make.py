@@ -391,7 +391,7 @@ def test_a_damaged_store_or_shard_is_named_and_not_used(tmp_path: Path) -> None:
         merge(options, store, progress=quiet)
     damage(teach(options, store, progress=quiet).path)
     for use in (lambda: train(options), lambda: teach(options, store, progress=quiet)):
-        with pytest.raises(MtkdError, match="targets is damaged: 1 of 4 images are not what was written"):
+        with pytest.raises(MtkdError, match="targets is damaged: 1 of 4 images differ from their checksums"):
             use()
 
 

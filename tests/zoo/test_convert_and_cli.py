@@ -205,7 +205,7 @@ def test_the_network_of_an_entry_can_be_named(publish, official: Path) -> None:
 
 def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: Path) -> None:
     target = official.with_name("out.safetensors")
-    with pytest.raises(MtkdError, match="num_feat 8, your option says 64"):
+    with pytest.raises(MtkdError, match="num_feat 8, your options have 64"):
         zoo("convert", official, target, "--to", "safetensors", "--like", "edsr_m_x2")
     assert not target.exists()
 
@@ -217,7 +217,7 @@ def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: P
             ("--arch", "EDSR", "--arg", "num_feat=-1"),
             "--arch describes EDSR in a way that cannot be built: RuntimeError",
         ),
-        (("--arch", "EDSR", "--arg", "num_feat=10000000"), "num_feat 8, your option says 10000000"),
+        (("--arch", "EDSR", "--arg", "num_feat=10000000"), "num_feat 8, your options have 10000000"),
         (("--arch", "EDSR", "--arg", "num_block=100000000"), "--arch describes a network of too many parts"),
         (("--arch", "EDSR", "--arg", "nonsense=1"), "--arch describes EDSR with arguments it does not take"),
         (
