@@ -105,7 +105,7 @@ def test_weights_of_another_network_list_what_differs(capsys: pytest.CaptureFixt
     torch.save({"params": other.state_dict()}, "rcan.pth")
     run["path"]["pretrain_network_g"] = "rcan.pth"
     said = train(capsys, run)
-    assert "This is RCAN" in said and "option says EDSR" in said
+    assert "This is RCAN" in said and "options have EDSR" in said
     assert "not in the file: body.0.conv1.weight" in said and "not in the network: body.0.residual_group" in said
 
 

@@ -201,7 +201,7 @@ def test_answers_on_cuda_are_those_on_the_cpu(tmp_path: Path, precision: Any) ->
 def test_an_answer_that_is_not_finite_names_the_image(tmp_path: Path) -> None:
     huge = [[1e6, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
     options = one_teacher(tmp_path, teachers=pointwise(tmp_path / "teachers", huge))
-    with pytest.raises(MtkdError, match="answer to astronaut is not finite.*--precision bf16"):
+    with pytest.raises(MtkdError, match="image of astronaut is not finite.*--precision bf16"):
         teach(options, tmp_path / "targets", Recipe(dtype="float16"), progress=quiet)
 
 
@@ -278,7 +278,7 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
         train(run_options(tmp_path, **retrained))
     other = {**given, "images": make_images(tmp_path / "other")}
     (tmp_path / "other/rocket.png").unlink()
-    with pytest.raises(MtkdError, match="another run: images was"):
+    with pytest.raises(MtkdError, match="option file: images is"):
         train(run_options(tmp_path, **other))
     assert not (tmp_path / "experiments").exists()
     train(options)
@@ -370,7 +370,7 @@ def test_a_merge_killed_after_its_store_was_named_ends_at_the_next_call(
     foreign = teach(options, tmp_path / "targets.shard-1-of-9", Recipe(dtype="float16"), progress=quiet)
     said: list[str] = []
     merged = merge(options, path, progress=said.append)
-    assert f"targets: {path} is complete already" in said and f"{foreign.path} is no shard" in said[-1]
+    assert f"targets: {path} is complete already" in said and f"{foreign.path} is not a shard" in said[-1]
     assert merged.digest() == teach(options, tmp_path / "whole", progress=quiet).digest()
     assert sorted(file.name for file in tmp_path.glob("targets.shard*")) == [foreign.path.name]
 
