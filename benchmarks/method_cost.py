@@ -131,6 +131,7 @@ CASES = {
     "FitNet": Case("FitNet", student, one),
     "AT": Case("AT", student, one),
     "PKT": Case("PKT", student, one),
+    "RKD": Case("RKD", student, one),
     "CRD": Case("CRD", student, one),
     "StructuredKD": Case("StructuredKD", student, one),
     "DUKD": Case("DUKD", student, one),

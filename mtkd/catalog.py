@@ -52,6 +52,7 @@ METHODS = {
     "FitNet": "mtkd.methods.fitnet:FitNet",
     "AT": "mtkd.methods.at:AT",
     "PKT": "mtkd.methods.pkt:PKT",
+    "RKD": "mtkd.methods.rkd:RKD",
     "CRD": "mtkd.methods.crd:CRD",
     "DUKD": "mtkd.methods.dukd:DUKD",
     "StructuredKD": "mtkd.methods.structured:StructuredKD",

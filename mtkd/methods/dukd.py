@@ -49,9 +49,8 @@ class DUKD(Method):
     Deviations. One optimizer step on the sum, where the authors' code takes a second one on the extra images, with the
     first one's gradients left in; the teacher is frozen; F^-1 undoes the operations in reverse order (the code repeats
     their order, which is wrong whenever transposition meets one flip alone, 12.6 % of the draws). Tiles that are not
-    square are never transposed, and each image of a batch draws its own tiles, where the code draws one set of positions
-    for all. Where lq is not divisible by the scale, zoom-out starts from lq cut at the bottom
-    and the right.
+    square are never transposed. Each image draws its own tiles, where the code draws one set of positions for the whole
+    batch. Where lq is not divisible by the scale, zoom-out starts from lq cut at the bottom and the right.
     """
 
     paper = (

@@ -75,6 +75,7 @@ SETUPS: dict[str, Setup] = {
     "FitNet": Setup(edsr, lambda: {"teacher": edsr(12, blocks=3)}),
     "AT": Setup(edsr, lambda: {"teacher": edsr(12, blocks=3)}),
     "PKT": Setup(edsr, lambda: {"teacher": rcan(12)}),
+    "RKD": Setup(edsr, lambda: {"teacher": rcan(12)}, options={"grid": 2, "angle_vectors": 8}),
     "StructuredKD": Setup(edsr, one_teacher, options={"critic_feat": 4}),
     "DUKD": Setup(edsr, one_teacher, options={"tiles": 2}),
     "CRD": Setup(edsr, one_teacher, options={"positions": 20, "queue_size": 50, "radius": 1}),
