@@ -135,6 +135,7 @@ CASES = {
     "CRD": Case("CRD", student, one),
     "StructuredKD": Case("StructuredKD", student, one),
     "DUKD": Case("DUKD", student, one),
+    "DCKD without VQGAN": Case("DCKD", student, one),
     "CSD": Case("CSD", teacher, options={"width": 0.5, "vgg": "random"}),
     "OnlineTeacher": Case("OnlineTeacher", student),
     "PISR step 1 (FSRCNN)": Case("PISRTeacher", privileged),

@@ -55,6 +55,7 @@ METHODS = {
     "RKD": "mtkd.methods.rkd:RKD",
     "CRD": "mtkd.methods.crd:CRD",
     "DUKD": "mtkd.methods.dukd:DUKD",
+    "DCKD": "mtkd.methods.dckd:DCKD",
     "StructuredKD": "mtkd.methods.structured:StructuredKD",
     "PISRTeacher": "mtkd.methods.pisr:PISRTeacher",
     "PISR": "mtkd.methods.pisr:PISR",

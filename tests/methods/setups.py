@@ -78,6 +78,7 @@ SETUPS: dict[str, Setup] = {
     "RKD": Setup(edsr, lambda: {"teacher": rcan(12)}, options={"grid": 2, "angle_vectors": 8}),
     "StructuredKD": Setup(edsr, one_teacher, options={"critic_feat": 4}),
     "DUKD": Setup(edsr, one_teacher, options={"tiles": 2}),
+    "DCKD": Setup(edsr, one_teacher, options={"vqgan": "random", "negatives": 1}),
     "CRD": Setup(edsr, one_teacher, options={"positions": 20, "queue_size": 50, "radius": 1}),
     "PISRTeacher": Setup(privileged, plain=fsrcnn),
     "PISR": Setup(fsrcnn, lambda: {"privileged": privileged()}),
