@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import zoo
-from mtkd.archs.edsr import EDSR
 from mtkd.contracts import MtkdError
 from mtkd.losses.vqgan import VQGANEncoder, VQGANFeatures, code_distribution_loss
 from mtkd.methods import dckd
@@ -69,7 +69,7 @@ def test_contrast_and_distribution_are_their_formulas(monkeypatch: pytest.Monkey
         for parameter in method.history.past.parameters():
             parameter.mul_(1.1)
     shifts = iter((0.1, -0.2))
-    losses = method(given, 0 + 0).losses
+    losses = method(given, 0).losses
     vqgan, lq = VQGANFeatures("random"), given.lq
     sr, target = method.student(lq), method.teachers["teacher"](lq)
     negatives = [method.history.past(x) for x in (lq, (lq + 0.1).clamp(0, 1), (lq - 0.2).clamp(0, 1))]
@@ -190,9 +190,6 @@ def test_a_file_of_taming_transformers_becomes_the_zoos(tmp_path: Path, monkeypa
     modules = [".".join(name.split(".")[: i + 1]) for i in range(3)]
     callback = type("ModelCheckpoint", (), {"__module__": name})
     with pytest.MonkeyPatch.context() as patch:
-        import sys
-        import types
-
         for module in modules:
             patch.setitem(sys.modules, module, types.ModuleType(module))
         sys.modules[name].ModelCheckpoint = callback  # pyright: ignore[reportAttributeAccessIssue]
@@ -202,11 +199,3 @@ def test_a_file_of_taming_transformers_becomes_the_zoos(tmp_path: Path, monkeypa
     found = VQGANFeatures(converted).net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in found.items())
     assert zoo.read_checkpoint(converted).state.keys() == state.keys()
-
-
-def test_the_students_copies_are_of_any_network() -> None:
-    net = EDSR(num_in_ch=3, num_out_ch=3, num_feat=8, num_block=2, upscale=2)
-    history = History(net, average_decay=0.5, decay=0.1, refresh=[1])
-    kept = copy.deepcopy(history.past)
-    history.follow(net, 0)
-    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), history.past.parameters(), strict=True))
