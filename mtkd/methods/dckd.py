@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -44,7 +44,7 @@ class DCKDConfig:
     vqgan: str | None = None
     probability: float = 0.5
     negatives: int = 4
-    refresh: list[int] = field(default_factory=lambda: [1000, 2000, 3000])
+    refresh: tuple[int, ...] = (1000, 2000, 3000)
     history_decay: float = 0.1
     ema_decay: float = 0.999
 
@@ -160,7 +160,7 @@ class History(nn.Module):
         past: the history student.
     """
 
-    def __init__(self, student: nn.Module, *, average_decay: float, decay: float, refresh: list[int]) -> None:
+    def __init__(self, student: nn.Module, *, average_decay: float, decay: float, refresh: Sequence[int]) -> None:
         super().__init__()
         self.average, self.past = (copy.deepcopy(student).eval().requires_grad_(False) for _ in range(2))
         self.average_decay, self.decay, self.refresh = average_decay, decay, refresh

@@ -17,7 +17,9 @@ from mtkd.losses.vqgan import VQGANEncoder, VQGANFeatures, code_distribution_los
 from mtkd.methods import dckd
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.dckd import DCKD, History, noisy
+from mtkd.training.loop import train
 from tests.methods.setups import TASK, batch, edsr
+from tests.runs import make_images, make_teachers, run_options
 
 EVERYTHING: dict[str, dict[str, Any]] = {name: {} for name in DCKD.terms}
 
@@ -164,8 +166,8 @@ def test_noise_is_gaussian_clipped_and_grey_for_half_of_the_images() -> None:
         (lambda: build(EVERYTHING, vqgan="nowhere/vqgan.ckpt"), "not at nowhere"),
         (lambda: build(probability=1.5), "probability"),
         (lambda: build(negatives=-1), "negatives"),
-        (lambda: build(refresh=[]), "refresh"),
-        (lambda: build(refresh=[0]), "refresh"),
+        (lambda: build(refresh=()), "refresh"),
+        (lambda: build(refresh=(0,)), "refresh"),
         (lambda: DCKD(edsr(), {}, TASK), "1 teacher image"),
     ],
 )
@@ -199,3 +201,33 @@ def test_a_file_of_taming_transformers_becomes_the_zoos(tmp_path: Path, monkeypa
     found = VQGANFeatures(converted).net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in found.items())
     assert zoo.read_checkpoint(converted).state.keys() == state.keys()
+
+
+@pytest.mark.slow
+def test_a_run_with_former_students_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTKD_HOME", str(tmp_path / "home"))
+    images, teachers = make_images(tmp_path / "images"), make_teachers(tmp_path / "teachers")
+
+    def run(name: str, steps: int) -> dict[str, Tensor]:
+        terms = {f"{term}_opt": {} for term in DCKD.terms}
+        options = run_options(
+            tmp_path,
+            images=images,
+            name=name,
+            model_type="DCKD",
+            teachers={"edsr": teachers["edsr"]},
+            method={"vqgan": "random", "refresh": [2], "negatives": 1},
+            logger={"print_freq": 1, "save_checkpoint_freq": 3},
+            train={**terms, "total_iter": steps, "scheduler": {"type": "MultiStepLR", "milestones": [100]}},
+        )
+        weights = train(options, auto_resume=True)
+        average = torch.load(weights, weights_only=True)["params_ema"]
+        state = torch.load(weights.parents[1] / "training_states" / f"{steps}.state", weights_only=True)["method"]
+        return average | {key: value for key, value in state.items() if key.startswith("history.")}
+
+    whole = run("whole", 6)
+    run("parts", 3)
+    resumed = run("parts", 6)
+    assert whole.keys() == resumed.keys() and any(key.startswith("history.past") for key in whole)
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
