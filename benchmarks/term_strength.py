@@ -126,7 +126,9 @@ CASES: dict[str, Case] = {
     "AT": Case("AT", student, one),
     "AT, `form: fakd`": Case("AT", student, one, options={"form": "fakd"}, weights={"attention": 2.0}),
     "PKT": Case("PKT", student, one),
+    "RKD": Case("RKD", student, one),
     "CRD": Case("CRD", student, one),
+    "DCKD": Case("DCKD", student, one, without=dict.fromkeys(("contrast", "distribution"), "needs VQGAN's weights")),
     "StructuredKD": Case(
         "StructuredKD",
         student,
