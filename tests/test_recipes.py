@@ -80,10 +80,11 @@ def made_small(recipe: Path, tmp_path: Path, *, scale: int, lq_side: int, studen
     plain.pop("target_store", None)
     plain["path"] = {"experiments_root": str(tmp_path / "experiments")}
     images = plain["datasets"]["train"]
-    for key in ("dataroot_lq", "filename_tmpl"):
+    root = "dataroot_lq" if images.get("dataroot_gt") is None else "dataroot_gt"
+    for key in ("dataroot_gt", "dataroot_lq", "filename_tmpl"):
         images.pop(key, None)
     images |= {
-        "dataroot_gt": str(photographs()),
+        root: str(photographs()),
         "meta_info_file": str(ROOT / "datasets/demo/train_photographs.txt"),
         "gt_size": lq_side * scale,
         "batch_size_per_gpu": 2,

@@ -94,8 +94,8 @@ def _weights_of(state: Path) -> Path:
 def record(options: Options, world_size: int, images: TrainingSet | None, items: ForeignItems | None) -> dict[str, Any]:
     """What a training state keeps of its run, to be compared when it is taken up: options, images, processes."""
     if images is not None:
-        names = [list(images.gt.names), [list(size) for size in images.gt.sizes]]
-        content = {"count": len(images.gt), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
+        names = [list(images.names), [list(size) for size in images.sizes]]
+        content = {"count": len(images), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
     else:
         content = {"count": len(items or ())}
     plain = json.loads(json.dumps(flat(options), default=str))

@@ -81,7 +81,9 @@ def test_the_file_loads_at_every_scale(path: Path, scale: int) -> None:
     assert options.notices == [] and options.scale == scale and options.num_gpu == "auto"
     assert options.name.endswith(f"_x{scale}") or f"_x{scale}_" in options.name
     train = options.datasets.train
-    assert train is None or (train.dataroot_lq.endswith(f"/X{scale}") and train.gt_size % scale == 0)  # pyright: ignore
+    assert train is None or (isinstance(train, TrainSetOptions) and train.gt_size % scale == 0)
+    folder = train.dataroot_lq if isinstance(train, TrainSetOptions) and train.dataroot_gt else None
+    assert folder is None or folder.endswith(f"/X{scale}")
     assert {metric["crop_border"] for metric in options.val.metrics.values()} == {scale}
 
 
