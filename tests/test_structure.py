@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -216,6 +217,69 @@ def test_what_the_catalog_asks_of_the_bridge_does_not_need_the_catalog() -> None
         assert not [target for target in found if is_within(target, "mtkd.catalog") or "outward" in target], name
     at_module_level = [found.target for found in imports_of_file(PACKAGE / "basicsr" / "__init__.py") if not found.lazy]
     assert "mtkd.basicsr.outward" not in at_module_level
+
+
+def modules_imported() -> dict[str, set[str]]:
+    """Module of ours -> modules of ours that it imports anywhere, in functions too, but not for types alone."""
+    modules = {module_name(file) for file in FILES}
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        module = module_name(file)
+        targets = [found.target for found in imports_of_file(file) if not found.for_types]
+        # `from mtkd.config import diff` imports a module, `from mtkd.config import Options` a name of one.
+        met = {target if target in modules else target.rpartition(".")[0] for target in targets}
+        graph[module] = (met & modules) - {module, "mtkd"}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle in `graph`, or nothing."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_needs_itself_however_late_it_is_imported() -> None:
+    assert circle(modules_imported()) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+
+
+def test_every_arrow_between_parts_points_down() -> None:
+    """The rows of the table stand in the order of the floors, the ground floor first."""
+    floors = {part: floor for floor, part in enumerate(rules())}
+    together = {"losses": "losses", "metrics": "losses", "data": "losses"}
+    up = set()
+    for module, targets in modules_imported().items():
+        part = module.partition(".")[2].partition(".")[0]
+        for target in targets:
+            other = target.split(".")[1]
+            if together.get(part, part) == together.get(other, other):
+                continue
+            if floors[other] > floors[part]:
+                up.add(f"{module} -> {target}")
+    # The bridge has two directions: what it gives the catalog stands below it, what it takes from the catalog above.
+    assert {arrow for arrow in up if not arrow.startswith("mtkd.catalog -> mtkd.basicsr.")} == set()
+    assert up <= {"mtkd.catalog -> mtkd.basicsr.inward", "mtkd.catalog -> mtkd.basicsr.shim"}
+
+
+LONGEST = {"config": 250}
+"""Lines of a file, by part; elsewhere 350."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_long_file_says_why(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    part = file.relative_to(PACKAGE).parts[0]
+    lines, most = len(text.splitlines()), LONGEST.get(part, 350)
+    reason = re.search(r"[Ll]ong because", ast.get_docstring(ast.parse(text)) or "")
+    assert lines <= most or (reason and part not in LONGEST), (
+        f"{lines} lines: split it, or say `long because` in its docstring"
+    )
 
 
 def test_only_the_bridge_imports_basicsr() -> None:

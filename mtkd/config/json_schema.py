@@ -208,9 +208,3 @@ def _logger() -> dict[str, Any]:
     wandb["properties"]["project"] = nullable(wandb["properties"]["project"]["description"])
     schema["properties"]["wandb"] = wandb
     return schema
-
-
-if __name__ == "__main__":
-    from mtkd.config.page import page
-
-    print(page(), end="")

@@ -9,7 +9,7 @@ from mtkd.config.json_schema import option_file
 INTRODUCTION = """\
 # Option files
 
-Made from the schema by `python -m mtkd.config.json_schema > docs/options.md`; edit the schema, not this page.
+Made from the schema by `python -m mtkd.config.page > docs/options.md`; edit the schema, not this page.
 
 One file is one run. The keys are BasicSR's, further ones are ours. `mtkd check FILE` finds every problem of a file at
 once, `mtkd config diff A B` shows what differs between two. `options/schema.json`, made by `mtkd config schema`, is for
@@ -93,3 +93,7 @@ def _kind(value: dict[str, Any]) -> str:
     words |= {"integer": "whole number"}
     kinds = value.get("type", [])
     return " or ".join(words.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+
+
+if __name__ == "__main__":
+    print(page(), end="")

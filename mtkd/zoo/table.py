@@ -1,7 +1,7 @@
 """Published weights by name: what they are, where they are, how to know them. Nothing here was trained by this project.
 
 Where the same network is offered by several hosts, the files differ (naming, container) though the weights are the
-same, so every `Source` has a file name and a hash of its own. The file is long because it is one table.
+same, so every `Source` has a file name and a hash of its own. Long because it is one table.
 """
 
 from __future__ import annotations

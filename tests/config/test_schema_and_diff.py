@@ -118,7 +118,7 @@ def test_every_ignored_key_is_in_the_schema(schema: dict[str, Any]) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     found = (ROOT / "docs/options.md").read_text(encoding="utf-8")
-    assert found == page(), "run: python -m mtkd.config.json_schema > docs/options.md"
+    assert found == page(), "run: python -m mtkd.config.page > docs/options.md"
 
 
 def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str], schema: dict[str, Any]) -> None:
