@@ -14,6 +14,7 @@ from mtkd.contracts import MtkdError, Task
 from mtkd.data.foreign import ForeignImages, ForeignItems
 from mtkd.data.paired import PairedImages
 from mtkd.data.training import TrainingSet, open_training_set
+from mtkd.data.unlabelled import UnlabelledImages, images_of_section
 from mtkd.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ def open_training_images(options: Options, progress: Callable[[int, int], None] 
     )
 
 
-def training_pairs(options: Options) -> PairedImages:
+def training_files(options: Options) -> PairedImages | UnlabelledImages:
     """The training images where they lie, nothing decoded."""
-    return PairedImages.of_section(_training_section(options).model_dump(), scale=options.scale)
+    return images_of_section(_training_section(options).model_dump(), scale=options.scale)
 
 
 def _training_section(options: Options) -> TrainSetOptions:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from mtkd.commands import boundary, check, config, demo, teach, test, train, upscale, zoo
 from mtkd.commands import list as listing
+from mtkd.commands.arguments import in_words
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given
 
@@ -47,8 +48,8 @@ def _run(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
     if hasattr(args, "launcher"):
         given.check_environment()
-    if hasattr(args, "force_yml") and args.scale is not None:
-        args.force_yml = [*args.force_yml, f"scale={args.scale}"]
+    if hasattr(args, "force_yml"):
+        args.force_yml = [*args.force_yml, *in_words(args)]
     with _no_exit("The command"):
         if imports := getattr(args, "imports", ()):
             from mtkd import catalog

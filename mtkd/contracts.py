@@ -39,7 +39,9 @@ class Batch(NamedTuple):
     """One training batch.
 
     `index` (N,) int64 is the position of each image in the data set. `target` is the matching crop of the
-    stored teacher image, shaped as `gt`, or None when teachers run on line.
+    stored teacher image, shaped as `gt`, or None when teachers run on line. `gt` is None where the training images
+    are photographs without ground truth; only methods whose active terms read no gt get such a batch
+    (`Method.gt_terms`).
     """
 
     lq: Tensor

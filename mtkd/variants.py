@@ -71,6 +71,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> arch of the catalog and its arguments."""
 
 
+TEACHERS: dict[str, str] = {"edsr_m": "edsr_l", "rcan_lw": "rcan", "swinir_s": "swinir_m_div2k"}
+"""Student -> the published teacher of its family, trained on DIV2K: `{teacher}` in option files."""
+
+
 def variant(name: str) -> dict[str, Any]:
     """The network `name` as an option file writes it out: `type` and its arguments, a copy.
 

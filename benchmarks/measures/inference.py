@@ -69,7 +69,7 @@ def section(rows: list[dict[str, Any]], aims: list[Aim], notes: list[str], devic
         title="Inference: latency",
         setting=(
             "x4, one lq image in device memory that becomes an image of the size in the row, no gradients, weights "
-            "drawn at random, the networks of options/train/MTKD/stage2.yml, in eval mode. BasicSR: its own "
+            "drawn at random, the networks of options/train/MTKD/stage2_published.yml, in eval mode. BasicSR: its own "
             "classes (SwinIR's input padded to whole windows, as its SwinIRModel does), contiguous, torch's defaults. "
             "mtkd: channels_last as in training and upscaling, TF32 allowed as by default (CUDA), `compiled` with "
             "torch.compile after its compilation. Peak memory is what the call needs beside weights and input."

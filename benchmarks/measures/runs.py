@@ -26,7 +26,7 @@ from mtkd.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENTS = {"EDSR_M": "edsr_m", "RCAN_lw": "rcan_lw", "SwinIR_S": "swinir_s"}
-"""The three students of `options/train/MTKD/stage2.yml`, and their networks."""
+"""The three students of `options/train/MTKD/stage2_published.yml`, and their networks."""
 SCALE, LQ = 4, 32
 TINY = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": SCALE}
 
@@ -49,7 +49,7 @@ def recipe(student: str, folder: Path, device: str, *, small: bool = False) -> d
     `small` keeps one block of every network.
     """
     force = [f"network_g={STUDENTS[student]}", "path:pretrain_network_g=~"]
-    options = load_options(ROOT / "options/train/MTKD/stage2.yml", scale=SCALE, force=force)
+    options = load_options(ROOT / "options/train/MTKD/stage2_published.yml", scale=SCALE, force=force)
     plain: dict[str, Any] = yaml_loader.parse(resolved_yaml(options)).data
     if small:
         shrink(plain["network_g"])

@@ -66,7 +66,7 @@ def section(rows: list[dict[str, Any]], aims: list[Aim], peaks: dict[str, float]
         title="Scaling: use of the machine, and growth",
         setting=(
             f"x4 training steps on one batch in memory, batch {batch} of {runs.LQ}x{runs.LQ} lq unless the row says "
-            "otherwise, fp32 unless it says so; the students of options/train/MTKD/stage2.yml, without "
+            "otherwise, fp32 unless it says so; the students of options/train/MTKD/stage2_published.yml, without "
             "teachers. Flops are 3 (forward, and backward to maps and to weights) x 2 x the multiply-adds of the "
             "student's forward; use is flops / time / the best rate that a large square matrix product of the same "
             f"dtype reached in this run, round by round beside the student. Growth is shown for {GROWING}: batch, "

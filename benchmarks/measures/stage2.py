@@ -58,8 +58,9 @@ def section(rows: list[dict[str, Any]], aims: list[Aim], notes: list[str], devic
         setting=(
             f"x4, batch {batch} of {runs.LQ}x{runs.LQ} lq patches (the option files' gt_size 128), one batch that "
             "stays in memory, weights drawn at random (speed does not depend on them). A step is the trainer's own: "
-            "forward, backward, Adam, EMA 0.999, with the networks and options of options/train/MTKD/stage2.yml "
-            f"in fp32. `{ALONE}` is the same file with model_type SRModel and L1 to gt; `{STORE}` is MTKD with its "
+            "forward, backward, Adam, EMA 0.999, with the networks and options of "
+            f"options/train/MTKD/stage2_published.yml in fp32. `{ALONE}` is the same file with model_type SRModel "
+            f"and L1 to gt; `{STORE}` is MTKD with its "
             f"target from memory; `{ON_LINE}` is MTKD with EDSR_L, SwinIR_M, RCAN and DCTSwin frozen in the step. "
             f"`{PUBLISHED}` is the authors' released code rebuilt on BasicSR's networks (and our DCTSwin, without its "
             "residual): teachers and fusion network in eval mode but not frozen and under autograd, the target not "

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
+from mtkd.contracts import MtkdError
 from mtkd.runtime import given, shipped
+from mtkd.variants import variant
 
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -37,7 +39,7 @@ def option_file(command: argparse.ArgumentParser) -> None:
 
 
 def changes(command: argparse.ArgumentParser) -> None:
-    """Add `--force_yml`, `--scale` and `--import`."""
+    """Add `--force_yml`, `--scale`, `--student` and `--import`."""
     command.add_argument(
         "--force_yml",
         nargs="+",
@@ -47,6 +49,12 @@ def changes(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--scale", type=scale, metavar="N", help="the scale, also where the file says {scale}; as --force_yml scale=N"
+    )
+    command.add_argument(
+        "--student",
+        type=student,
+        metavar="NAME",
+        help="the network, also where the file says {network_g} or {teacher}; as --force_yml network_g=NAME",
     )
     command.add_argument(
         "--import",
@@ -102,6 +110,21 @@ def scale(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 4 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"must be a whole number such as 2, 3 or 4, found {text[:60]!r}")
     return int(text)
+
+
+def student(text: str) -> str:
+    """A network of known size by its name."""
+    try:
+        variant(text)
+    except MtkdError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def in_words(args: argparse.Namespace) -> list[str]:
+    """`--scale` and `--student` as items of `--force_yml`; they come after those that were given."""
+    named = {"scale": args.scale, "network_g": args.student}
+    return [f"{key}={value}" for key, value in named.items() if value is not None]
 
 
 def pixels(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What completes an option file: its `base: FILE`, `{scale}` and `{network_g}`.
+"""What completes an option file: its `base: FILE`, `{scale}`, `{network_g}` and `{teacher}`.
 
 All are resolved before anything is checked, so that the rest of the package gets complete options.
 """
@@ -16,10 +16,12 @@ from mtkd.config.problems import KeyPath, OptionError, Problem
 from mtkd.config.yaml_nodes import Document
 from mtkd.contracts import MtkdError
 from mtkd.runtime.given import path as given_path
+from mtkd.variants import TEACHERS
 
 BASE = "base"
 SCALE = "{scale}"
 NETWORK = "{network_g}"
+TEACHER = "{teacher}"
 
 
 def load(path: str | Path) -> Document:
@@ -114,13 +116,13 @@ def _means_something(path: KeyPath, key: str) -> bool:
     return (path == ("train",) and key.endswith("_opt")) or key in ("param_key", "param_key_g")
 
 
-def holds_scale(data: Any) -> bool:
-    """Whether a text inside `data` has `{scale}` in it."""
-    if isinstance(data, dict):
-        return any(map(holds_scale, data.values()))
-    if isinstance(data, list):
-        return any(map(holds_scale, data))
-    return isinstance(data, str) and SCALE in data
+def place_of(word: str, data: Any, path: KeyPath = ()) -> KeyPath | None:
+    """Where a text inside `data` first has `word` (`{scale}`) in it; None where none has."""
+    if isinstance(data, dict | list):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        found = (place_of(word, value, (*path, key)) for key, value in items)
+        return next((place for place in found if place is not None), None)
+    return path if isinstance(data, str) and word in data else None
 
 
 def with_scale(data: Any, scale: int) -> Any:
@@ -140,6 +142,23 @@ def with_network(data: dict[str, Any]) -> dict[str, Any]:
     network = data.get("network_g")
     name = network.get("type") if isinstance(network, dict) else network
     return _filled(data, NETWORK, name) if isinstance(name, str) else data
+
+
+def with_teacher(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the teacher of the student's family (`variants.TEACHERS`) in place of `{teacher}` in its texts.
+
+    Raises:
+        MtkdError: nobody has said which teacher is that of `network_g`.
+    """
+    network = data.get("network_g")
+    if not isinstance(network, str) or network not in TEACHERS:
+        known = ", ".join(f"{teacher} of {student}" for student, teacher in TEACHERS.items())
+        raise MtkdError(
+            f"{TEACHER} stands for the published teacher of the student's family, and "
+            f"{network if isinstance(network, str) else 'a network that is written out'} has none. There are {known}. "
+            "Write the teacher's weights instead: a file, or `zoo:NAME`."
+        )
+    return _filled(data, TEACHER, TEACHERS[network])
 
 
 def _filled(data: Any, word: str, value: int | str) -> Any:

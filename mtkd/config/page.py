@@ -24,10 +24,11 @@ where the value stands.
 
 `{scale}` in a text is the number of `scale`, which `--scale N` of every command sets: `name: EDSR_x{scale}`. A text
 that is `'{scale}'` alone becomes the number. `{network_g}` is likewise the name of the network that `network_g` names
-(its `type` where it is written out), so that one file serves several students: `--force_yml network_g=rcan_lw`. Other
-braces stay what they are. What is no text and depends on the scale is the crop size:
-`gt_size: {x2: 128, x3: 129, x4: 128}`. `mtkd config show FILE --scale N` prints the file with all of that written out,
-as a run keeps it in `resolved.yml`; the print is an option file that says the same.
+(its `type` where it is written out), which `--student NAME` sets, so that one file serves several students, and
+`{teacher}` the published teacher of that student's family: `edsr_l` of `edsr_m`, `rcan` of `rcan_lw`, `swinir_m_div2k`
+of `swinir_s`; of another student it is an error. Other braces stay what they are. What is no text and depends on the
+scale is the crop size: `gt_size: {x2: 128, x3: 129, x4: 128}`. `mtkd config show FILE --scale N` prints the file with
+all of that written out, as a run keeps it in `resolved.yml`; the print is an option file that says the same.
 
 Networks of known sizes have names, `network_g: edsr_m`, wherever a network stands; `mtkd list archs` shows them with
 what they mean. `{type: ARCH, ...}` writes any network out.

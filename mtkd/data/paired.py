@@ -116,7 +116,7 @@ class PairedImages(Sequence[PairedImage]):
                 self.sizes.append(size)
                 if self.lq_paths is not None and partners is not None:
                     self.lq_paths.append(partners[gt_path])
-        self.names = _names(self.gt_paths, self.dataroot_gt)
+        self.names = names_of(self.gt_paths, self.dataroot_gt)
         roots = str(self.dataroot_gt) + ("" if self.dataroot_lq is None else f" and {self.dataroot_lq}")
         raise_problems(f"The images of {roots} cannot be used at scale {scale}", problems)
         self._say_turned_alone()
@@ -258,7 +258,7 @@ class PairedImages(Sequence[PairedImage]):
             )
 
 
-def _names(paths: Sequence[Path], root: Path) -> list[str]:
+def names_of(paths: Sequence[Path], root: Path) -> list[str]:
     """Unique names of images: the file's without suffix; with its sub-folder, then also with its suffix, where several
     are called so.
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -37,8 +37,9 @@ class CropSampler:
     image is visited once per pass (a batch may straddle two passes).
 
     Args:
-        lq, gt: stores of the same images; gt is exactly `scale` times as high and wide.
-        target: store of teacher images, sized as gt, or None.
+        lq, gt: stores of the same images; gt is exactly `scale` times as high and wide. Without gt, None, batches have
+            none either.
+        target: store of teacher images, `scale` times as high and wide as lq, or None.
         scale: gt side / lq side.
         gt_size: side of the square gt crop in pixels, a multiple of `scale`.
         batch_size: samples per rank.
@@ -60,7 +61,7 @@ class CropSampler:
         self,
         *,
         lq: ImageStore,
-        gt: ImageStore,
+        gt: ImageStore | None,
         target: ImageStore | None = None,
         scale: int,
         gt_size: int,
@@ -85,10 +86,12 @@ class CropSampler:
         self.device = _with_index(torch.device(device))
         self.memory_format = memory_format
         _check_together(lq, gt, target, scale)
-        stores = [lq, gt] if target is None else [lq, gt, target]
+        large = {"gt": gt, "target": target}
+        self._words = [word for word, store in large.items() if store is not None]
+        stores = [lq, *(store for store in large.values() if store is not None)]
         self._crops = Crops(
             stores,
-            [1, scale, scale][: len(stores)],
+            [1, *[scale] * len(self._words)],
             batch_size=batch_size,
             use_hflip=use_hflip,
             use_rot=use_rot,
@@ -210,8 +213,10 @@ class CropSampler:
         for part in crops:
             image = part.to(self.device, non_blocking=True).to(torch.float32, memory_format=self.memory_format)
             images.append(image.div_(255) if part.dtype == torch.uint8 else image)
-        lq, gt, *target = images
-        return Batch(lq, gt, index.to(self.device, non_blocking=True), target[0] if target else None)
+        large = dict(zip(self._words, images[1:], strict=True))
+        # No method whose active terms read gt is given images without: the option file is refused before.
+        gt = cast(Tensor, large.get("gt"))
+        return Batch(images[0], gt, index.to(self.device, non_blocking=True), large.get("target"))
 
     def _lq_side(self, gt_size: int | None) -> int:
         if gt_size is None:
@@ -244,8 +249,13 @@ def _with_index(device: torch.device) -> torch.device:
     return device
 
 
-def _check_together(lq: ImageStore, gt: ImageStore, target: ImageStore | None, scale: int) -> None:
-    problems = []
+def _check_together(lq: ImageStore, gt: ImageStore | None, target: ImageStore | None, scale: int) -> None:
+    problems: list[str] = []
+    if gt is None:
+        if target is not None:
+            _check_target(lq, target, scale, problems)
+        raise_problems(f"The image stores do not fit together at scale {scale}", problems)
+        return
     for word, store, factor in (("lq", lq, 1), ("target", target, scale)):
         if store is None:
             continue
@@ -264,3 +274,14 @@ def _check_together(lq: ImageStore, gt: ImageStore, target: ImageStore | None, s
         if h % scale or w % scale
     ]
     raise_problems(f"The image stores do not fit together at scale {scale}", problems)
+
+
+def _check_target(lq: ImageStore, target: ImageStore, scale: int, problems: list[str]) -> None:
+    if target.names != lq.names:
+        problems.append(f"target store {target.path} holds other images, or another order, than lq store {lq.path}")
+        return
+    problems += [
+        f"target image {name} is {size[0]}x{size[1]} (height x width) and must be {h * scale}x{w * scale}"
+        for name, size, (h, w) in zip(lq.names, target.sizes, lq.sizes, strict=True)
+        if size != (h * scale, w * scale)
+    ]

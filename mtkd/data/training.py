@@ -14,25 +14,45 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
-from mtkd.data.paired import PairedImages, raise_problems
+from mtkd.data.paired import PairedImage, PairedImages, raise_problems
 from mtkd.data.store import ImageStore, StoreWriter, cpus
+from mtkd.data.unlabelled import UnlabelledImages, images_of_section
 
 logger = logging.getLogger("mtkd")
 
 _RULE = "1: RGB uint8, gt cut to lq * scale, lq bicubic as MATLAB when there is no dataroot_lq"
 _DAY = 24 * 3600
+_Images: TypeAlias = PairedImages | UnlabelledImages
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The stores of one training set; image i of `lq` belongs to image i of `gt`, which is `scale` times as large."""
+    """The stores of one training set; image i of `lq` belongs to image i of `gt`, which is `scale` times as large.
+
+    Attributes:
+        gt: None where the photographs have no ground truth.
+    """
 
     lq: ImageStore
-    gt: ImageStore
+    gt: ImageStore | None
+    scale: int
+
+    def __len__(self) -> int:
+        return len(self.lq)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the images, in order."""
+        return self.lq.names
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each gt, or of what a teacher makes of each lq."""
+        return [(height * self.scale, width * self.scale) for height, width in self.lq.sizes]
 
 
 def open_training_set(
@@ -52,47 +72,51 @@ def open_training_set(
 
     Args:
         options: `dataroot_gt`, `dataroot_lq`, `meta_info_file`, `filename_tmpl`, `io_backend` as in `PairedImages`, and
-            `gt_size`, which no image may be smaller than. Other keys are for others and ignored here.
+            `gt_size`, which no image may be smaller than. Other keys are for others and ignored here. Without
+            `dataroot_gt` the images of `dataroot_lq` are photographs without ground truth (`UnlabelledImages`).
         scale: gt side / lq side.
         cache_dir: made when it does not exist. An entry takes 3 bytes per pixel of all lq and gt images.
         workers: decoding threads; default is the number of CPUs this process may use.
         progress: called as progress(done, total) after each pair, in the calling thread; never when the entry exists.
 
     Raises:
-        MtkdError: everything `PairedImages` finds wrong, or files that cannot be decoded, all listed at once.
+        MtkdError: everything `PairedImages` or `UnlabelledImages` finds wrong, or files that cannot be decoded, all
+            listed at once.
     """
-    pairs = PairedImages.of_section(options, scale=scale)
-    facts = _facts(pairs)
+    images = images_of_section(options, scale=scale)
+    facts = _facts(images)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     cache = expanded(cache_dir)
     entry = cache / key
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        found = _opened(entry)
+        found = _opened(entry, images)
         if found is None:
             with _locked(cache / f"{key}.lock"):
                 # Another process may have made it in the meantime.
-                found = _opened(entry)
+                found = _opened(entry, images)
                 if found is None:
                     _discard(entry)
-                    _decode(pairs, facts, entry, workers or cpus(), progress)
-        return found or _stores(entry)
+                    _decode(images, facts, entry, workers or cpus(), progress)
+        return found or _stores(entry, images)
     except OSError as error:
         raise MtkdError(f"The image cache {cache} cannot be written: {error.strerror or error}.") from error
 
 
-def _stores(entry: Path) -> TrainingSet:
-    return TrainingSet(lq=ImageStore(entry / "lq.safetensors"), gt=ImageStore(entry / "gt.safetensors"))
+def _stores(entry: Path, images: _Images) -> TrainingSet:
+    gt = ImageStore(entry / "gt.safetensors") if isinstance(images, PairedImages) else None
+    return TrainingSet(lq=ImageStore(entry / "lq.safetensors"), gt=gt, scale=images.scale)
 
 
-def _opened(entry: Path) -> TrainingSet | None:
+def _opened(entry: Path, images: _Images) -> TrainingSet | None:
     """The stores of `entry`, every image compared with its checksum; None where they must be made (again)."""
     if not entry.is_dir():
         return None
     try:
-        found = _stores(entry)
+        found = _stores(entry, images)
         found.lq.verify()
-        found.gt.verify()
+        if found.gt is not None:
+            found.gt.verify()
         return found
     except MtkdError as error:
         logger.warning("%s The training images are decoded again.", str(error).partition(" Delete it")[0])
@@ -107,18 +131,20 @@ def _discard(entry: Path) -> None:
         shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _facts(pairs: PairedImages) -> dict[str, Any]:
+def _facts(images: _Images) -> dict[str, Any]:
     return {
         "rule": _RULE,
-        "scale": pairs.scale,
-        "lq": "bicubic" if pairs.lq_paths is None else "files",
-        "files": hashlib.sha256(json.dumps(pairs.stamps()).encode()).hexdigest(),
-        "sizes": hashlib.sha256(json.dumps(pairs.sizes).encode()).hexdigest(),
+        "scale": images.scale,
+        "lq": "bicubic" if images.lq_paths is None else "files",
+        "files": hashlib.sha256(json.dumps(images.stamps()).encode()).hexdigest(),
+        "sizes": hashlib.sha256(json.dumps(images.sizes).encode()).hexdigest(),
+        # Entries of pairs keep the key that they always had.
+        **({} if isinstance(images, PairedImages) else {"gt": "none"}),
     }
 
 
 def _decode(
-    pairs: PairedImages,
+    images: _Images,
     facts: dict[str, Any],
     entry: Path,
     workers: int,
@@ -126,23 +152,26 @@ def _decode(
 ) -> None:
     _remove_leftovers(entry)
     temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
-    lq_sizes = [(height // pairs.scale, width // pairs.scale) for height, width in pairs.sizes]
+    lq_sizes = [(height // images.scale, width // images.scale) for height, width in images.sizes]
     with ExitStack() as at_end:
         at_end.callback(shutil.rmtree, temporary, ignore_errors=True)
-        lq = StoreWriter(temporary / "lq.safetensors", pairs.names, lq_sizes, facts)
+        lq = StoreWriter(temporary / "lq.safetensors", images.names, lq_sizes, facts)
         at_end.callback(lq.close)
-        gt = StoreWriter(temporary / "gt.safetensors", pairs.names, pairs.sizes, facts)
-        at_end.callback(gt.close)
+        gt = None
+        if isinstance(images, PairedImages):
+            gt = StoreWriter(temporary / "gt.safetensors", images.names, images.sizes, facts)
+            at_end.callback(gt.close)
 
         def decode(i: int) -> None:
-            pair = pairs[i]
-            lq.put(i, pair.lq)
-            gt.put(i, pair.gt)
+            image = images[i]
+            lq.put(i, image.lq)
+            if gt is not None and isinstance(image, PairedImage):
+                gt.put(i, image.gt)
 
         problems: dict[int, str] = {}
         # Threads suffice: OpenCV, torch and file writing all release the interpreter lock.
         with ThreadPoolExecutor(workers) as pool:
-            jobs = {pool.submit(decode, i): i for i in range(len(pairs))}
+            jobs = {pool.submit(decode, i): i for i in range(len(images))}
             try:
                 for done, job in enumerate(as_completed(jobs), start=1):
                     try:
@@ -150,13 +179,15 @@ def _decode(
                     except MtkdError as error:
                         problems[jobs[job]] = str(error)
                     if progress is not None:
-                        progress(done, len(pairs))
+                        progress(done, len(images))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        raise_problems(f"The images of {pairs.dataroot_gt} cannot be used", [problems[i] for i in sorted(problems)])
+        root = images.dataroot_gt if isinstance(images, PairedImages) else images.dataroot_lq
+        raise_problems(f"The images of {root} cannot be used", [problems[i] for i in sorted(problems)])
         lq.finish()
-        gt.finish()
+        if gt is not None:
+            gt.finish()
         # mkdtemp lets only the owner in; a cache may be shared.
         temporary.chmod(0o755)
         try:

@@ -87,6 +87,8 @@ class Method(nn.Module):
     terms: ClassVar[Mapping[str, Term]] = {}
     teacher_use: ClassVar[Literal["none", "image", "network"]] = "none"
     """What the method needs of teachers: nothing, one image per lq (may come from a store), or the networks."""
+    gt_terms: ClassVar[tuple[str, ...] | None] = None
+    """The terms that read `batch.gt`; with all of them off the method trains without gt. None: it always needs gt."""
     paper: ClassVar[str] = ""
     """Where the method comes from: authors, venue, arXiv number."""
     Config: ClassVar[Callable[..., Any]] = NoOptions

@@ -84,6 +84,7 @@ class DCKD(Method):
 
     paper = "DCKD (Zhou et al., AAAI 2025, arXiv 2412.08939), with the label consistency of its code"
     teacher_use = "network"
+    gt_terms = ("pixel",)
     Config = DCKDConfig
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),

@@ -58,6 +58,7 @@ class DUKD(Method):
         "2025), first called DUKD: Data Upcycling Knowledge Distillation for Image Super-Resolution"
     )
     teacher_use = "network"
+    gt_terms = ("pixel", "zoom_in")
     Config = DUKDConfig
     terms = {
         "pixel": Term("sr against gt", weight=5.0, loss="L1Loss"),

@@ -60,6 +60,7 @@ class FAKD(Method):
 
     paper = "FAKD (He et al., Feature-Affinity Based Knowledge Distillation for Efficient SR, ICIP 2020)"
     teacher_use = "network"
+    gt_terms = ("pixel",)
     Config = FAKDConfig
     terms = {
         "pixel": Term("sr against gt", weight=0.5, loss="L1Loss"),

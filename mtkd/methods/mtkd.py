@@ -18,6 +18,7 @@ class MTKD(Method):
 
     paper = "MTKD (Jiang et al., ECCV 2024, arXiv 2404.09571), stage 2"
     teacher_use = "image"
+    gt_terms = ("pixel",)
     terms = {
         "pixel": Term("sr against gt", weight=0.1, loss="L1Loss"),
         "target": Term("sr against the fused image, by sub-band", loss="WaveletLoss"),

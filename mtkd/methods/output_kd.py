@@ -28,6 +28,7 @@ class OutputKD(Method):
 
     paper = "the logits baseline of DCKD (AAAI 2025, arXiv 2412.08939), equations 2-3; several teachers as in FAKD"
     teacher_use = "image"
+    gt_terms = ("pixel",)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
         "target": Term("sr against the teacher's image", loss="L1Loss"),

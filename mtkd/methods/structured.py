@@ -66,6 +66,7 @@ class StructuredKD(FeatureMethod):
     rate 4e-4).
     """
 
+    gt_terms = ("pixel", "holistic", "critic", "penalty")  # the critic's with `real: gt`, and they go together
     paper = "Structured Knowledge Distillation (Liu et al., CVPR 2019, arXiv 1903.04197), adapted to images"
     Config = StructuredKDConfig
     rule = staticmethod(deep_features)

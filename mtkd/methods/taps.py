@@ -183,6 +183,7 @@ class FeatureMethod(Method):
     """
 
     teacher_use = "network"
+    gt_terms = ("pixel",)
     Config: ClassVar[Callable[..., Any]] = TapConfig
     rule: ClassVar[Rule]
     """The paper's choice of taps, a static method."""

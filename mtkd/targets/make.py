@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import __version__, build
-from mtkd.build import open_training_images, training_pairs
+from mtkd.build import open_training_images, training_files
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import try_writing
@@ -116,7 +116,7 @@ def teach(
     about = "targets" if shard.count == 1 else f"shard {shard}"
     with Progress("decoding the training images", progress, bar=shard.count == 1) as decoding:
         images = open_training_images(options, decoding)
-    lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
+    lq, share = images.lq, shard.indices(len(images))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
     if predict is None:
         # A whole store of an older mtkd stays valid. Shards must agree, because they are merged.
@@ -124,7 +124,7 @@ def teach(
         store = complete_already(out, facts | version)
         progress(f"{about}: {out} is complete already")
         return store
-    names, sizes = [gt.names[i] for i in share], [gt.sizes[i] for i in share]
+    names, sizes = [images.names[i] for i in share], [images.sizes[i] for i in share]
     check_disk(out, bytes_to_write(out, sizes, recipe.dtype))
     writer = StoreWriter(out, names, sizes, facts, dtype=recipe.dtype, durable=True)
     try:
@@ -165,15 +165,15 @@ def dry_run(
         raise MtkdError(
             f"{out} exists already, so there is nothing to measure. `mtkd teach` without --dry_run checks that it fits."
         )
-    pairs = training_pairs(options)
-    share = shard.indices(len(pairs))
-    sizes = [pairs.sizes[i] for i in share]
+    files = training_files(options)
+    share = shard.indices(len(files))
+    sizes = [files.sizes[i] for i in share]
     left = missing_images(out, len(share))
     device = _set_up(options, device)
     teacher = _Teacher(options, recipe, device)
 
     scale = options.scale
-    lq = to_tensor(pairs[share[0]].lq, device)
+    lq = to_tensor(files[share[0]].lq, device)
     side = _PROBE_SIDE.get(device.type, 64)
     if recipe.tile_size is not None:
         side = min(side, recipe.tile_size + 2 * recipe.tile_pad)
@@ -188,7 +188,7 @@ def dry_run(
     begun = "" if len(left) == len(share) else f", {len(share) - len(left)} of them made already"
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     progress(
-        f"{len(share)} of {len(pairs)} images{here}{begun}: {sum(h * w for h, w in sizes) / 1e6:,.1f} megapixels\n"
+        f"{len(share)} of {len(files)} images{here}{begun}: {sum(h * w for h, w in sizes) / 1e6:,.1f} megapixels\n"
         f"to write: {size_text(size)} of {recipe.dtype} to {out}; free there: {size_text(free_bytes(out))}\n"
         f"device: {device}{name}, {recipe.resolved_precision(options)}\n"
         f"time: about {clock(total)}, from {seconds:.3f} s for an lq crop of {crop.shape[-2]}x{crop.shape[-1]}"

@@ -44,7 +44,7 @@ def merge(options: Options, path: Path, *, progress: Log = print) -> ImageStore:
     shards = [Shard(number, counts[0]) for number in range(1, counts[0] + 1)]
     with Progress("decoding the training images", progress) as decoding:
         images = open_training_images(options, decoding)
-    names, total = images.gt.names, len(images.gt)
+    names, total = images.names, len(images)
     absent = [shard for shard in shards if not shard.path(path).exists()]
     if absent:
         lacking = sum(len(missing_images(shard.path(path), len(shard.indices(total)))) for shard in absent)
@@ -62,8 +62,8 @@ def merge(options: Options, path: Path, *, progress: Log = print) -> ImageStore:
             raise MtkdError(f"{store.path} does not hold the images of the shard in its name. Was the file renamed?")
         store.verify()
     dtype = stores[0].dtype
-    check_disk(path, bytes_to_write(path, images.gt.sizes, dtype))
-    writer = StoreWriter(path, names, images.gt.sizes, facts, dtype=dtype, durable=True)
+    check_disk(path, bytes_to_write(path, images.sizes, dtype))
+    writer = StoreWriter(path, names, images.sizes, facts, dtype=dtype, durable=True)
     try:
         with Progress("merging", progress) as merged:
             missing = writer.missing()

@@ -13,7 +13,7 @@ from mtkd import zoo
 from mtkd.build import open_items
 from mtkd.config import ItemSetOptions, Options, Problem
 from mtkd.contracts import MtkdError
-from mtkd.data.paired import PairedImages
+from mtkd.data.unlabelled import images_of_section
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.training import preflight
 from mtkd.training.paths import check_paths
@@ -38,7 +38,7 @@ def check_data(options: Options) -> list[Problem]:
             if isinstance(given, ItemSetOptions):
                 open_items(given, options.scale, phase=key.split("_")[0])
             else:
-                PairedImages.of_section(given.model_dump(), scale=options.scale)
+                images_of_section(given.model_dump(), scale=options.scale)
         except MtkdError as error:
             problems.append(options.problem(("datasets", key), str(error)))
     said = {problem.message for problem in problems}

@@ -156,7 +156,7 @@ class _Data:
     @property
     def num_samples(self) -> int:
         if self.images is not None:
-            return len(self.images.gt)
+            return len(self.images)
         assert self.items is not None
         return len(self.items)
 

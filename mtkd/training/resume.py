@@ -93,8 +93,8 @@ def _weights_of(state: Path) -> Path:
 def record(options: Options, world_size: int, images: TrainingSet | None, items: ForeignItems | None) -> dict[str, Any]:
     """What a training state records of its run, compared when it is resumed: options, images, processes."""
     if images is not None:
-        names = [list(images.gt.names), [list(size) for size in images.gt.sizes]]
-        content = {"count": len(images.gt), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
+        names = [list(images.names), [list(size) for size in images.sizes]]
+        content = {"count": len(images), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
     else:
         content = {"count": len(items or ())}
     plain = json.loads(json.dumps(flat(options), default=str))

@@ -196,6 +196,18 @@ def test_the_scale_of_a_command_without_option_file_is_its_own(capsys: pytest.Ca
     assert {line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]} == {"x2"}
 
 
+def test_the_student_is_a_word_of_every_command_that_takes_an_option_file(capsys: pytest.CaptureFixture[str]) -> None:
+    cell = ["recipe:FAKD/fakd", "--scale", "3", "--student", "rcan_lw"]
+    assert main(["check", *cell]) == 0
+    assert main(["config", "show", *cell, "--force_yml", "network_g=edsr_m"]) == 0
+    said = capsys.readouterr().out
+    assert "name: FAKD_rcan_lw_x3" in said and "zoo:rcan_x3" in said
+    with pytest.raises(SystemExit):
+        main(["train", "-opt", "recipe:FAKD/fakd", "--student", "rcan_lv"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "No network is called 'rcan_lv'" in said and "rcan_lw" in said and "swinir_s" in said
+
+
 def test_a_launchers_variable_that_is_no_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from mtkd import catalog
 from mtkd.cli import main
 from mtkd.config import Options, layers, load_options, resolved_yaml, yaml_loader
 from mtkd.config.diff import flat
+from mtkd.variants import TEACHERS
 from tests.config.samples import TEST, TRAIN, changed, only_problem, problems
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,20 @@ datasets:
         assert (images.dataroot_lq, images.filename_tmpl) == (f"lq/X{scale}", "{}x4")  # pyright: ignore
         assert options.val.metrics["psnr"]["crop_border"] == scale
         assert options.network_g.args["upscale"] == scale
+
+
+def test_teacher_is_that_of_the_students_family(write: Any) -> None:
+    text = "model_type: AT\nteachers: {teacher: 'zoo:{teacher}_x{scale}'}\n"
+    file = write(RUN + text)
+    problem = only_problem(load_options, file, scale=2)
+    assert problem.key == "teachers.teacher" and problem.line == 5
+    assert "a network that is written out has none" in problem.message and "rcan of rcan_lw" in problem.message
+    for student, teacher in TEACHERS.items():
+        options = load_options(file, scale=2, force=[f"network_g={student}"])
+        assert options.teachers["teacher"].pretrain == f"zoo:{teacher}_x2"
+    assert "edsr_l has none" in only_problem(load_options, file, scale=2, force=["network_g=edsr_l"]).message
+    forced = load_options(file, scale=2, force=["network_g=edsr_tiny", "teachers:teacher=zoo:edsr_m_x2"])
+    assert forced.teachers["teacher"].pretrain == "zoo:edsr_m_x2"
 
 
 def test_the_scale_that_is_given_counts(write: Any) -> None:
@@ -279,9 +294,9 @@ fusion:
 target_store: experiments/targets/MTKD_fusion_x{scale}
 train:
   ema_decay: 0.999
-  optim_g: {type: Adam, lr: 2e-4, weight_decay: 0, betas: [0.9, 0.999]}
-  scheduler: {type: MultiStepLR, milestones: [250000, 400000, 450000, 475000], gamma: 0.5}
-  total_iter: 500000
+  optim_g: {type: Adam, lr: 1e-4, weight_decay: 0, betas: [0.9, 0.99]}
+  scheduler: {type: MultiStepLR, milestones: [100000, 200000], gamma: 0.1}
+  total_iter: 250000
   pixel_opt: ~
   spatial_opt: {type: L1Loss, loss_weight: 1.0}
   target_opt:
@@ -308,7 +323,7 @@ STUDENTS = {
 @pytest.mark.parametrize("student", STUDENTS)
 def test_a_recipe_is_the_file_that_writes_all_of_it_out(tmp_path: Path, student: str, scale: int) -> None:
     text = WHOLE.replace("{student}", student).replace("{network}", STUDENTS[student])
-    text = text.replace("{scale}", str(scale)).replace("{gt_size}", "129" if scale == 3 else "128")
+    text = text.replace("{scale}", str(scale)).replace("{gt_size}", str(48 * scale))
     (tmp_path / "whole.yml").write_text(text)
     recipe = ROOT / "options/train/MTKD/stage2_best.yml"
     short = load_options(recipe, scale=scale, force=[f"network_g={student}"])

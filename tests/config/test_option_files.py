@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mtkd import catalog
-from mtkd.config import Options, load_options, yaml_loader
+from mtkd import catalog, zoo
+from mtkd.config import Options, TrainSetOptions, load_options, yaml_loader
 from mtkd.config.json_schema import json_schema
-from mtkd.variants import VARIANTS
+from mtkd.variants import TEACHERS, VARIANTS
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,23 @@ RUNS = [path for path in FILES if path not in BASES]
 RECIPES = sorted((OPTIONS / "train").rglob("*.yml"))
 ALL_SCALES = [*RECIPES, OPTIONS / "benchmark.yml"]
 SCALES = (2, 3, 4)
-STUDENTS = ("edsr_m", "rcan_lw", "swinir_s")
+STUDENTS = {"edsr_m": "edsr_l", "rcan_lw": "rcan", "swinir_s": "swinir_m_div2k"}
+"""Student -> its teacher where a method has one."""
+ROWS = {
+    "supervised/scratch": "scratch_{}_x{}",
+    "OutputKD/kd": "OutputKD_{}_x{}",
+    "AT/at": "AT_{}_x{}",
+    "FAKD/fakd": "FAKD_{}_x{}",
+    "DUKD/dukd": "DUKD_{}_x{}",
+    "DCKD/dckd": "DCKD_{}_x{}",
+    "MTKD/stage2": "MTKD_{}_x{}",
+    "MTKD/stage2_best": "MTKD_{}_x{}_best",
+}
+"""Rows of the table of methods -> names of their runs. All stand on the protocol."""
+PROTOCOL = {
+    "optim_g": {"type": "Adam", "lr": 1e-4, "weight_decay": 0, "betas": (0.9, 0.99)},
+    "scheduler": {"type": "MultiStepLR", "milestones": [100_000, 200_000], "gamma": 0.1},
+}
 
 
 def ids(path: Path) -> str:
@@ -49,8 +66,8 @@ def test_what_is_written_is_written_once() -> None:
 
 def test_all_announced_recipes_are_there() -> None:
     announced = {f"supervised/{name}" for name in ("edsr", "rcan", "swinir_m", "swinir_s", "fsrcnn")}
-    announced |= {f"MTKD/{name}" for name in ("stage1_fusion", "stage2", "stage2_best")}
-    announced |= {f"MTKD/ablation_{name}" for name in ("l1", "dct", "fft", "highband", "mean")}
+    announced |= {f"MTKD/{name}" for name in ("stage1_fusion", "stage2", "stage2_best", "stage2_published")}
+    announced |= {f"MTKD/ablation_{name}" for name in ("loss", "mean", "two_teachers_stage2")} | set(ROWS)
     assert announced <= {ids(path).removeprefix("train/").removesuffix(".yml") for path in RECIPES}
 
 
@@ -65,7 +82,9 @@ def test_the_file_loads_at_every_scale(path: Path, scale: int) -> None:
     assert options.notices == [] and options.scale == scale and options.num_gpu == "auto"
     assert options.name.endswith(f"_x{scale}") or f"_x{scale}_" in options.name
     train = options.datasets.train
-    assert train is None or (train.dataroot_lq.endswith(f"/X{scale}") and train.gt_size % scale == 0)  # pyright: ignore
+    assert train is None or (isinstance(train, TrainSetOptions) and train.gt_size % scale == 0)
+    folder = train.dataroot_lq if isinstance(train, TrainSetOptions) and train.dataroot_gt else None
+    assert folder is None or folder.endswith(f"/X{scale}")
     assert {metric["crop_border"] for metric in options.val.metrics.values()} == {scale}
 
 
@@ -76,12 +95,41 @@ def test_a_file_of_the_demo_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_students_of_mtkd_are_one_word_away(scale: int, student: str) -> None:
-    assert recipe("MTKD/stage2_best", scale, f"network_g={student}").name == f"MTKD_{student}_x{scale}_best"
+@pytest.mark.parametrize("row", ROWS)
+def test_every_cell_of_the_table_is_two_words_away_and_follows_the_protocol(row: str, scale: int, student: str) -> None:
+    options = recipe(row, scale, f"network_g={student}")
+    assert options.notices == [] and options.name == ROWS[row].format(student, scale)
+    arch, _ = VARIANTS[student]
+    assert options.network_g.type == arch and options.network_g.args["upscale"] == scale
+    if "teacher" in options.teachers:
+        assert options.teachers["teacher"].pretrain == f"zoo:{STUDENTS[student]}_x{scale}"
+    else:
+        members = () if row == "supervised/scratch" else ("edsr", "swinir", "rcan")
+        assert tuple(options.teachers) == members
+    settings, data = options.training, options.datasets.train
+    assert isinstance(data, TrainSetOptions)
+    assert options.path.pretrain_network_g is None
+    assert settings.optim_g.arguments() == PROTOCOL["optim_g"]
+    assert settings.scheduler.arguments() | PROTOCOL["scheduler"] == settings.scheduler.arguments()
+    assert (settings.total_iter, settings.ema_decay, settings.warmup_iter) == (250_000, 0.999, -1)
+    assert (data.gt_size, data.batch_size_per_gpu, data.use_hflip, data.use_rot) == (48 * scale, 16, True, True)
+    assert (data.dataroot_gt, options.manual_seed) == ("datasets/DIV2K/DIV2K_train_HR", 10)
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_the_published_teachers_fit_their_students(student: str) -> None:
+    assert TEACHERS == STUDENTS
+    for scale in SCALES:
+        assert zoo.entry(f"{TEACHERS[student]}_x{scale}").arch == VARIANTS[student][0]
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_students_of_published_mtkd_are_one_word_away(scale: int, student: str) -> None:
     own = f"experiments/{student}_x{scale}/models/net_g_latest.pth"
     force = (f"path:pretrain_network_g={own}",) if student == "rcan_lw" else ()
-    options = recipe("MTKD/stage2", scale, f"network_g={student}", *force)
-    assert options.name == f"MTKD_{student}_x{scale}"
+    options = recipe("MTKD/stage2_published", scale, f"network_g={student}", *force)
+    assert options.name == f"MTKD_published_{student}_x{scale}"
     assert options.path.pretrain_network_g == (own if force else f"zoo:{student}_x{scale}")
 
 
@@ -102,9 +150,31 @@ def test_what_comments_name_is_there(path: Path) -> None:
         assert (ROOT / named).is_file(), f"{named} is named and missing"
     for named in re.findall(r"(?<![\w/])(\w+(?:/\w+)?\.yml)", comments):
         basicsr = named.startswith("train_")
-        assert basicsr or (path.parent / named).is_file() or (path.parents[1] / named).is_file(), f"{named} is missing"
-    for named in re.findall(r"(?<!_)network_g=(\w+)", comments):
-        assert named in VARIANTS
+        places = (path.parent, path.parents[1], OPTIONS / "base")
+        assert basicsr or any((place / named).is_file() for place in places), f"{named} is missing"
+    for named in re.findall(r"(?<!_)network_g=(\w+)|--student (\w+)", comments):
+        assert "".join(named) in VARIANTS
+
+
+def words(comment: list[str]) -> list[list[str]]:
+    """The lists of words after each `--force_yml` of a comment, which may go on in its next line."""
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return [[word for word in shlex.split(part) if "=" in word] for part in text.split("--force_yml ")[1:]]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "--force_yml" in path.read_text("utf-8")], ids=ids)
+def test_what_comments_change_loads(path: Path) -> None:
+    plain = load_options(path, scale=4)
+    for force in words(header(path)):
+        options = load_options(path, scale=4, force=force)
+        assert options.notices == [] and options != plain
+
+
+def test_the_authors_schedule_of_fakd_is_kept() -> None:
+    (force,) = words(header(OPTIONS / "train/FAKD/fakd.yml"))
+    settings = recipe("FAKD/fakd", 4, *force).training
+    assert settings.total_iter == 200_000 and settings.optim_g.arguments()["betas"] == (0.9, 0.999)
+    assert settings.scheduler.args["milestones"] == [150_000] and settings.scheduler.args["gamma"] == 0.5
 
 
 @pytest.mark.parametrize("path", RUNS, ids=ids)
@@ -152,7 +222,7 @@ def test_what_one_recipe_writes_is_what_the_next_one_reads(scale: int) -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_published_recipe_of_mtkd(scale: int) -> None:
-    stage1, stage2 = recipe("MTKD/stage1_fusion", scale), recipe("MTKD/stage2", scale)
+    stage1, stage2 = recipe("MTKD/stage1_fusion", scale), recipe("MTKD/stage2_published", scale)
     assert list(stage1.teachers) == list(stage2.teachers) == ["edsr", "swinir", "rcan"]
     assert stage1.network_g == stage2.fusion.network  # pyright: ignore
     for options, lr, size in ((stage1, 2e-4, 256), (stage2, 2e-5, 128)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,11 +87,13 @@ SETUPS: dict[str, Setup] = {
 }
 
 
-def build(name: str, seed: int = 0) -> Method:
+def build(name: str, seed: int = 0, *, without: Collection[str] = ()) -> Method:
+    """The method of its setup, with random weights; terms in `without` are off."""
     setup = SETUPS[name]
     torch.manual_seed(seed)
     cls = catalog.get("method", name)
     terms = setup.terms if setup.terms is not None else {term: {} for term in cls.terms}
+    terms = {term: given for term, given in terms.items() if term not in without}
     method = cls(setup.student(), setup.teachers(), TASK, MethodConfig(terms=terms, options=setup.options))
     wake(method.student)
     return method.train()

@@ -71,6 +71,16 @@ def test_emits_exactly_its_terms(name: str) -> None:
         assert value.shape == () and not value.requires_grad
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if catalog.get("method", name).gt_terms is not None])
+def test_a_method_that_says_so_needs_no_gt_without_the_terms_that_read_it(name: str) -> None:
+    images = batch()
+    expected, out = (
+        build(name, without=catalog.get("method", name).gt_terms)(images._replace(gt=gt), 0) for gt in (images.gt, None)
+    )
+    assert out.losses and out.losses.keys() == expected.losses.keys()
+    assert all(torch.equal(value, expected.losses[term]) for term, value in out.losses.items())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_trainable_parameter_has_one_optimizer(name: str) -> None:
     method = build(name)

@@ -105,7 +105,7 @@ def test_store_holds_the_teachers_answers_at_full_size(tmp_path: Path) -> None:
         for index in range(len(store)):
             expected = to_image(net.eval()(to_tensor(images.lq[index]).contiguous()))
             assert np.array_equal(store[index], expected)
-            assert store.sizes[index] == images.gt.sizes[index]
+            assert store.sizes[index] == images.sizes[index]
     assert {key: store.facts[key] for key in ("x8", "precision", "dtype")} == {
         "x8": False, "precision": "fp32", "dtype": "uint8",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What changes an option file's values before they are read: `--force_yml` and `{scale}`."""
+"""What changes an option file's values before they are read: `--force_yml`, `{scale}`, `{network_g}`, `{teacher}`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mtkd.config.read.reader import section_inside
 from mtkd.config.schema import DatasetsOptions, EvalSetOptions, Options, Section, TeacherOptions, TrainSetOptions
 from mtkd.config.signatures import whole
 from mtkd.config.yaml_nodes import is_text
+from mtkd.contracts import MtkdError
 
 
 def apply_force(data: dict[str, Any], item: str) -> KeyPath | list[Problem]:
@@ -42,18 +43,24 @@ def apply_force(data: dict[str, Any], item: str) -> KeyPath | list[Problem]:
 
 
 def filled(data: dict[str, Any], origin: Origin) -> dict[str, Any]:
-    """`data` with the number of `scale` in place of `{scale}`, and the name of the network in place of `{network_g}`.
+    """`data` with the number of `scale` in place of `{scale}`, and the names of the network and of its teacher in place
+    of `{network_g}` and `{teacher}`.
 
     Raises:
-        OptionError: `{scale}` stands somewhere, and there is no `scale`.
+        OptionError: `{scale}` stands somewhere, and there is no `scale`; `{teacher}` does, and the student has none.
     """
-    if layers.holds_scale(data):
+    if layers.place_of(layers.SCALE, data) is not None:
         scale = whole(data.get("scale"))
         if scale is None:
             message = f"required, and missing: {layers.SCALE} stands in this file. Add --scale N, or `scale: N`."
             raise OptionError([origin.problem(("scale",), message)])
         if isinstance(scale, int) and not isinstance(scale, bool):
             data = layers.with_scale(data, scale)
+    if (place := layers.place_of(layers.TEACHER, data)) is not None:
+        try:
+            data = layers.with_teacher(data)
+        except MtkdError as error:
+            raise OptionError([origin.problem(place, str(error))]) from error
     return layers.with_network(data)
 
 

@@ -19,6 +19,7 @@ from mtkd.config.schema import (
     SchedulerName,
     SchedulerOptions,
     TrainOptions,
+    TrainSetOptions,
 )
 from mtkd.config.signatures import is_number
 
@@ -69,6 +70,25 @@ def check_curriculum(reader: Reader, train: TrainOptions | None, datasets: Datas
         if side > images.gt_size or (reader.scale and side % reader.scale):
             message = f"{side} must be a multiple of scale and at most datasets.train.gt_size, {images.gt_size}."
             reader.problem(("train", "curriculum", "gt_size", index), message)
+
+
+def check_gt(reader: Reader, train: TrainOptions | None, datasets: DatasetsOptions) -> None:
+    """Report terms that compare with gt where the training images have none."""
+    images = datasets.train
+    if train is None or reader.method is None or not isinstance(images, TrainSetOptions) or images.dataroot_gt:
+        return
+    readers, path = reader.method.gt_terms, ("datasets", "train", "dataroot_gt")
+    found = [f"train.{name}_opt" for name in train.terms if readers is None or name in readers]
+    if readers is None:
+        message = (
+            f"missing, and {reader.model_type} needs gt for {', '.join(found)}. Give dataroot_gt, or take a method "
+        )
+        reader.problem(path, message + "that can do without, such as OutputKD or MTKD.")
+    elif found:
+        message = (
+            f"missing, and {reader.model_type} compares with gt in {', '.join(found)}. Give dataroot_gt, or switch "
+        )
+        reader.problem(path, f"{message}{'them' if len(found) > 1 else 'it'} off (`~`): the teacher alone remains.")
 
 
 def _check_lengths(reader: Reader, train: TrainOptions) -> None:

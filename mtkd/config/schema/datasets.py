@@ -45,8 +45,13 @@ class _SetOptions(Section):
 
 
 class TrainSetOptions(_SetOptions):
-    """`datasets.train`. `gt_size` is the side of a gt crop in pixels."""
+    """`datasets.train`. `gt_size` is the side of a gt crop in pixels, or of the target's where there is no gt."""
 
+    dataroot_gt: UserPath | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None,
+        description="folder of gt images (high resolution); `~` beside `dataroot_lq`: photographs without ground "
+        "truth, for methods whose active terms compare with the teacher alone",
+    )
     gt_size: Count = Field(description="side of the gt crops in pixels, a multiple of `scale`")
     batch_size_per_gpu: Batch = Field(description="crops in a batch of one process")
     use_hflip: bool = Field(default=True, description="mirror crops left-right with probability 1/2")
@@ -62,6 +67,14 @@ class TrainSetOptions(_SetOptions):
     num_worker_per_gpu: Workers = Field(
         default=4, description="processes that cut crops ahead, where the images stay on the disk; 0 is none"
     )
+
+    @model_validator(mode="after")
+    def _roots(self) -> TrainSetOptions:
+        if self.dataroot_gt is None and self.dataroot_lq is None:
+            raise ValueError("dataroot_gt is required, and missing (dataroot_lq alone: photographs without gt).")
+        if self.dataroot_gt is None and self.filename_tmpl != "{}":
+            raise ValueError("filename_tmpl makes lq names from those of gt, and there is no dataroot_gt.")
+        return self
 
     @property
     def residence(self) -> Literal["auto", "device", "ram", "disk"]:
