@@ -34,6 +34,7 @@ ROWS = {
     "AT/at": "AT_{}_x{}",
     "FAKD/fakd": "FAKD_{}_x{}",
     "DUKD/dukd": "DUKD_{}_x{}",
+    "DCKD/dckd": "DCKD_{}_x{}",
     "MTKD/stage2": "MTKD_{}_x{}",
     "MTKD/stage2_best": "MTKD_{}_x{}_best",
 }

@@ -1,4 +1,4 @@
-"""Reads `method`, and holds the teachers against what the method needs."""
+"""Reads `method`, and checks the teachers against what the method needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtkd.contracts import MtkdError
 
 
 def read_method(reader: Reader, data: Any) -> dict[str, Any]:
-    """The options of the method, held against its `Config`, which is made once for trial."""
+    """The options of the method, checked by building its `Config` once."""
     given = reader.mapping(data, ("method",))
     if reader.method is None:
         return given
@@ -51,7 +51,7 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
     if number > 1 and not has_fusion and not reader.method.takes_several_teachers(method):
         reader.problem(
             ("teachers",),
-            f"{name} imitates one image, and there are {number} teachers; say how they become one: `fusion: mean`, "
+            f"{name} imitates one image, but there are {number} teachers. Fuse them: `fusion: mean`, "
             "or `fusion: {network: {type: DCTSwin}, pretrain: FILE}`.",
         )
     if has_fusion and number < 2:
