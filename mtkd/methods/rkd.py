@@ -44,7 +44,7 @@ class RKD(FeatureMethod):
     gives `grid` x `grid` vectors, averages of the last features before the upsampler over its cells. Angles are among
     `angle_vectors` = 64 of them, the batch size of RepDistiller, because the number of angles grows with the third
     power. The published weights 25 and 50 (RepDistiller, mdistiller) stand beside a cross-entropy; beside an L1 they
-    would begin with 8 and 26 times its gradient, so ours are 0.4 and 0.8, of the same proportion (docs/methods.md).
+    would begin with about 10 and 26 times its gradient, so ours are 0.4 and 0.8 (docs/methods.md).
     """
 
     paper = "RKD (Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068), adapted to patches"
