@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
     `index` (N,) int64 is the position of each image in the data set. `target` is the matching crop of the
     stored teacher image, shaped as `gt`, or None when teachers run on line. `gt` is None where the training images
-    are photographs without ground truth; only methods whose active terms read no gt get such a batch
+    are photographs without ground truth, which only methods whose active terms read no gt are given
     (`Method.gt_terms`).
     """
 

@@ -19,8 +19,14 @@ FILES = sorted((ROOT / "options" / "train").rglob("*.yml"))
 RECIPES = [path for path in FILES if path.stem != "swinir_m"]
 """SwinIR_M made small is SwinIR_S."""
 ROWS = (
-    *("supervised/scratch", "OutputKD/kd", "AT/at", "FAKD/fakd", "DUKD/dukd", "DCKD/dckd"),
-    *("MTKD/stage2", "MTKD/stage2_best"),
+    "supervised/scratch",
+    "OutputKD/kd",
+    "AT/at",
+    "FAKD/fakd",
+    "DUKD/dukd",
+    "DCKD/dckd",
+    "MTKD/stage2",
+    "MTKD/stage2_best",
 )
 STUDENTS = ("edsr_m", "rcan_lw", "swinir_s")
 SCALES = (2, 3, 4)

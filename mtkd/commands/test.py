@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
                 "folders: `mtkd test experiments/NAME`; or an option file: `mtkd test -opt FILE`."
             )
         if args.force_yml:
-            raise MtkdError("--force_yml, --scale and --student change an option file, but there is no `-opt FILE`.")
+            raise MtkdError("--force_yml, --scale and --student change an option file, `-opt FILE`, and none is given.")
         from mtkd.inference.compare import compare
 
         compare(

@@ -1,4 +1,4 @@
-"""What completes an option file: its `base: FILE`, `{scale}`, `{network_g}` and `{teacher}`.
+"""What an option file leaves to others: `base: FILE`, on which it stands, `{scale}`, `{network_g}` and `{teacher}`.
 
 All are resolved before anything is checked, so that the rest of the package gets complete options.
 """
