@@ -1,6 +1,6 @@
 """What the catalog's classes say of themselves, read from their source: importing them would import torch first.
 
-Only what is written plainly is understood: texts, numbers and sums of them, names of constants, calls of `Term`. A test
+Only what is written plainly is understood: texts, numbers, tuples and sums of them, names of constants, calls of `Term`. A test
 compares all of it with the classes.
 """
 
@@ -97,6 +97,8 @@ def evaluate(module: str, node: ast.expr) -> Any:
             return node.value
         case ast.Dict():
             return {value(key): value(item) for key, item in zip(node.keys, node.values, strict=True) if key}
+        case ast.Tuple():
+            return tuple(value(item) for item in node.elts)
         case ast.UnaryOp(op=ast.USub()):
             return -value(node.operand)
         case ast.BinOp() if type(node.op) in _OPERATORS:

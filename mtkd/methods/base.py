@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import catalog
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step, Task
+from mtkd.methods.asked import unread
 from mtkd.runtime.device import DTYPES
 from mtkd.runtime.given import errors_of
 from mtkd.runtime.hidden import Hidden
@@ -34,6 +35,8 @@ class Term:
             None when the formula belongs to the method.
         options: the term's own options with their defaults, besides `loss_weight` and the loss's arguments.
         critic: the term trains the critic, not the student.
+        uses: options of the `method:` section, and "teachers", that are read for this term. What only terms read that
+            are off has no effect, and the user hears of it. An option that no term names is read always.
     """
 
     about: str
@@ -41,6 +44,7 @@ class Term:
     loss: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     critic: bool = False
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ class Method(nn.Module):
         unknown = [name for name in active if name not in self.terms]
         if unknown:
             raise MtkdError(f"{type(self).__name__} has no term {unknown[0]!r}; its terms are {', '.join(self.terms)}.")
+        asked = Asked(options=self.options, terms=active, scale=task.scale, teachers=tuple(teachers))
+        for _, why in self.refuses(asked):
+            raise MtkdError(why)
         self.active = tuple(name for name in self.terms if name in active)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
@@ -135,6 +142,16 @@ class Method(nn.Module):
         `self.student`, `self.teachers`, `self.task`, `self.options`, `self.active`, `self.criteria` and
         `self.term_options` are there. Modules that are set here train along, and their initial weights are drawn here.
         """
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        """What no run can do, by key. Reading an option file reports all of it; construction raises the first."""
+        yield from ()
+
+    @classmethod
+    def ignores(cls, asked: Asked) -> Iterator[Remark]:
+        """What changes nothing in such a run, by key; the user is told. Values that are the defaults are no news."""
+        yield from unread(cls.terms, cls.Config, asked)
 
     @classmethod
     def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:

@@ -26,6 +26,12 @@ from mtkd.runtime.modes import evaluating
 Rule = Callable[[nn.Module], list[str]]
 """A paper's choice of taps for one network."""
 
+TAPS = ("student_taps", "teacher_taps")
+"""The options of `TapConfig`, which terms on features use."""
+
+COMPARED = TAPS + ("teachers",)  # noqa: RUF005  `mtkd list` reads sums from the source
+"""What a term on features of student and teacher uses."""
+
 PROBE_SIZE = 16
 """Side of the lq on which taps are tried out."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtkd.config.problems import key_text
 from mtkd.config.read.arguments import check_arguments
 from mtkd.config.read.reader import Reader
-from mtkd.contracts import MtkdError
+from mtkd.config.schema import DatasetsOptions, TrainOptions
+from mtkd.contracts import Asked, MtkdError
 
 
 def read_method(reader: Reader, data: Any) -> dict[str, Any]:
@@ -23,6 +25,38 @@ def read_method(reader: Reader, data: Any) -> dict[str, Any]:
         except (MtkdError, ValueError, TypeError) as error:
             reader.problem(path, str(error))
     return result
+
+
+def check_effects(
+    reader: Reader,
+    method: dict[str, Any],
+    train: TrainOptions | None,
+    datasets: DatasetsOptions,
+    *,
+    has_store: bool,
+) -> None:
+    """Report what training would refuse, in its words, and note what would do nothing.
+
+    What does nothing is a notice: an ablation over a `base` switches terms off and leaves the rest as it is, and files
+    of runs that were made before have to be read.
+    """
+    if reader.method is None or train is None or reader.problems:
+        return
+    names = tuple(reader.mapping(reader.data.get("teachers"), ("teachers",)))
+    fused = reader.data.get("fusion") is not None
+    has = {"teachers": bool(names), "fusion": fused, "target_store": has_store}
+    asked = Asked(
+        options=reader.method.Config(**method),
+        terms={name: term.args for name, term in train.terms.items()},
+        scale=reader.scale or 1,
+        teachers=() if has_store else ("fused",) if fused else names,
+        sources=tuple(key for key, there in has.items() if there),
+        batch_size=datasets.train.batch_size_per_gpu if datasets.train is not None else None,
+    )
+    for path, why in reader.method.refuses(asked):
+        reader.problem(path, why)
+    for path, why in reader.method.ignores(asked):
+        reader.notices.append(f"{key_text(path)} {why}")
 
 
 def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -> None:
