@@ -85,6 +85,7 @@ class Asked:
         terms: active term -> its options.
         scale: of the run.
         teachers: names of the networks that the method gets: one with `fusion`, none with a `target_store`.
+        declared: names under `teachers`.
         sources: the keys of the option file that supply teachers or their images.
         batch_size: images of one batch; None where nobody says.
     """
@@ -93,5 +94,6 @@ class Asked:
     terms: Mapping[str, Mapping[str, Any]]
     scale: int
     teachers: tuple[str, ...]
+    declared: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     batch_size: int | None = None

@@ -91,6 +91,10 @@ class Method(nn.Module):
     terms: ClassVar[Mapping[str, Term]] = {}
     teacher_use: ClassVar[Literal["none", "image", "network"]] = "none"
     """What the method needs of teachers: nothing, one image per lq (may come from a store), or the networks."""
+    alone: ClassVar[str] = ""
+    """Why the method cannot be one of several in a run; empty where it can."""
+    combines: ClassVar[Mapping[str, type[Method]]] = {}
+    """The methods of a combination, by name."""
     paper: ClassVar[str] = ""
     """Where the method comes from: authors, venue, arXiv number."""
     Config: ClassVar[Callable[..., Any]] = NoOptions
@@ -160,6 +164,31 @@ class Method(nn.Module):
         `options` is the `method:` section. Where this is False, several teachers need `fusion`.
         """
         return False
+
+    @classmethod
+    def needs(
+        cls, options: Mapping[str, Any], declared: Sequence[str], *, fusion: bool, stored: bool
+    ) -> tuple[list[str], list[str]]:
+        """Which of the `declared` teachers it gets as they are, and of which it gets the one image that fusion makes.
+
+        `stored`: the images come from a target store.
+        """
+        if stored:
+            return [], []
+        return ([], list(declared)) if fusion else (list(declared), [])
+
+    @classmethod
+    def imitated(cls, options: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
+        """Which of the `declared` teachers make the image that a target store keeps."""
+        return list(declared)
+
+    def student_modules(self) -> Sequence[str]:
+        """Modules of the student whose output `forward` reads, for a combination to keep."""
+        return ()
+
+    def teacher_modules(self, name: str) -> Sequence[str]:
+        """The same of the teacher `name`."""
+        return ()
 
     def forward(self, batch: Batch, step: int) -> Step:
         """Raw loss terms of one batch; `step` counts from 0. The names in `losses` and `critic` are `self.active`."""

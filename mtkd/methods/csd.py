@@ -66,6 +66,7 @@ class CSD(Method):
         ),
     }
     Config = CSDConfig
+    alone = "its student is a slice of the network"
 
     @classmethod
     def refuses(cls, asked: Asked) -> Iterator[Remark]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,6 +88,12 @@ class FAKD(Method):
         }
         for name, loss in self.affinities.items():
             self.taps.check(name, loss)
+
+    def student_modules(self) -> Sequence[str]:
+        return self.taps.student.modules
+
+    def teacher_modules(self, name: str) -> Sequence[str]:
+        return self.taps.teachers[name].modules
 
     def forward(self, batch: Batch, step: int) -> Step:
         sr, students = self.taps.student.read(self.student, batch.lq)

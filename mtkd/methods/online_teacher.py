@@ -81,6 +81,7 @@ class OnlineTeacher(Method):
         "image_control": Term("sr against gt, where the teacher is better", weight=None, uses=("margin",)),
     }
     Config = OnlineTeacherConfig
+    alone = "its teacher is made of the student's own features, inside the student's pass"
 
     @classmethod
     def refuses(cls, asked: Asked) -> Iterator[Remark]:

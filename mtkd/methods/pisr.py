@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -132,6 +132,9 @@ class PISR(Method):
         location, scale = self.estimator(features)
         losses["vid"] = vid_loss(location, wanted, scale=scale, pdf=self.term_options["vid"]["pdf"])
         return Step(sr, losses)
+
+    def student_modules(self) -> Sequence[str]:
+        return self.taps.modules if "vid" in self.active else ()
 
     def _teacher(self) -> Privileged:
         return _privileged(only_teacher(self).net, f"teachers.{next(iter(self.teachers))}.network")

@@ -67,6 +67,8 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
         reader.problem(("datasets",), "has a `train` set: this is a training file, and a test file is expected.")
     _refuse_unsupported_model(reader)
     top = {key: value for key, value in reader.data.items() if _is_known(reader, key)}
+    if isinstance(top.get("model_type"), str) and "+" in top["model_type"]:
+        top["model_type"] = " + ".join(name.strip() for name in top["model_type"].split("+"))
     head = reader.section(Head, {key: top[key] for key in top if key in Head.model_fields}, ())
     scale = top.get("scale")
     # What the sections are read with, even where another key of the head is wrong.
