@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtkd.config import Options, resolved_yaml
-from mtkd.inference.named import target
+from mtkd.inference.named import find_target, networks_of
 from mtkd.targets.make import Recipe, teach
 from mtkd.training.loop import train
 from tests.runs import make_images, make_teachers, run_options
@@ -17,13 +17,18 @@ from tests.runs import make_images, make_teachers, run_options
 pytestmark = pytest.mark.slow
 
 
+TEACHERS: dict[Path, dict[str, Any]] = {}
+
+
 def both(tmp_path: Path, **changes: Any) -> Options:
-    place = tmp_path.parent
+    place = tmp_path.parent.resolve()
     if not (place / "images").exists():
         make_images(place / "images")
+        # Once: a store is held to the very files of its teachers.
+        TEACHERS[place] = make_teachers(place / "teachers")
     given = {
         "model_type": "MTKD + FAKD",
-        "teachers": make_teachers(place / "teachers"),
+        "teachers": TEACHERS[place],
         "fusion": "mean",
         "method": {"FAKD": {"teachers": ["rcan"]}},
         **changes,
@@ -50,4 +55,6 @@ def test_a_run_of_two_methods_resumes_exactly(tmp_path: Path, stored: bool) -> N
 def test_the_run_is_measured_as_any_other(tmp_path: Path) -> None:
     options = both(tmp_path / "one", train={"total_iter": 2})
     train(options, option_text=resolved_yaml(options))
-    assert target(str(tmp_path / "one/experiments/tiny")) is not None
+    found = find_target(str(tmp_path / "one/experiments/tiny"))
+    names = [subject.name for subject in networks_of([found], teachers=True)]
+    assert len(names) == 4  # two teachers, their mean, the student
