@@ -165,7 +165,8 @@ def _train() -> dict[str, Any]:
     }
     term = {
         "type": ["object", "null"],
-        "description": "a loss term of the method (of several: `NAME.target_opt`), `~` switches it off; see docs/methods.md",
+        "description": "a loss term of the method (of several: `NAME.target_opt`), `~` switches it off; see "
+        "docs/methods.md",
         "properties": {"loss_weight": weight},
     }
     schema["properties"] |= {
