@@ -14,7 +14,7 @@ from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.contracts import Batch, MtkdError
 from mtkd.methods.base import Method, MethodConfig
 from mtkd.methods.combined import combined
-from tests.methods.setups import TASK, batch, edsr, one_teacher
+from tests.methods.setups import SETUPS, TASK, batch, build, edsr, one_teacher
 from tests.methods.test_conformance import optimizers_of, run
 
 PAIRS = [
@@ -58,6 +58,37 @@ def test_the_loss_is_the_sum_of_the_losses_apart(name: str) -> None:
         alone.load_state_dict({key: own[key] for key in alone.state_dict()})
         apart += weighted(alone, batch(dtype=torch.float64)).item()
     assert total.item() == pytest.approx(apart, rel=1e-12)
+
+
+CAN = [name for name in catalog.METHODS if name not in ALONE and catalog.METHODS[name] != catalog.METHODS["SRModel"]]
+
+
+@pytest.mark.parametrize("name", CAN)
+def test_every_method_says_in_a_combination_what_it_says_alone(name: str) -> None:
+    """A method that cannot say so needs `alone`; one that taps the student or a teacher names what it taps."""
+    setup, cls = SETUPS[name], catalog.get("method", name)
+    alone = build(name).double()
+    torch.manual_seed(2)
+    nets = {key: teacher.net for key, teacher in alone.teachers.items()}
+    config = MethodConfig(
+        terms={"pixel": {}, **{f"{name}.{term}": alone.term_options[term] for term in alone.active if term != "pixel"}},
+        options={name: dict(setup.options)},
+    )
+    whole = catalog.get("method", f"SRModel + {name}")(setup.student(), nets, TASK, config).train().double()
+    own = {
+        key if key.startswith("student.") else f"parts.{name}.{key}": value for key, value in alone.state_dict().items()
+    }
+    whole.load_state_dict(own)
+    for step in range(2):
+        outs = []
+        for method in (alone, whole):
+            torch.manual_seed(11 + step)
+            outs.append(method(batch(dtype=torch.float64, seed=step), step))
+        expected = {**outs[0].losses, **outs[0].critic}
+        found = {key.removeprefix(f"{name}."): value for key, value in {**outs[1].losses, **outs[1].critic}.items()}
+        assert found.keys() == expected.keys(), cls
+        for key, value in expected.items():
+            assert found[key].item() == pytest.approx(value.item(), rel=1e-9), key
 
 
 def test_student_and_teacher_run_once_whatever_reads_them() -> None:
