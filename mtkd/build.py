@@ -36,12 +36,12 @@ def build_network(options: NetworkOptions, scale: int | None = None) -> nn.Modul
 
 
 def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", strict: bool = True) -> dict[str, Any]:
-    """Load `source` (a file or `zoo:NAME`) into `net`, whose `origin` then says which weights it has, and return the
-    facts stored with them.
+    """Load `source` (a file or `zoo:NAME`) into `net`, set its `origin` (which weights these are), and return the facts
+    stored with them.
 
     Args:
         key: entry of the file that holds the weights; "auto" takes `params_ema`, then `params`, then the usual others.
-        strict: every key must match; `False` reports what differs, as BasicSR's `strict_load_g: false` does.
+        strict: every key must match; `False` loads what fits and reports the rest.
 
     Raises:
         MtkdError: no such file, an unsafe or broken one, or one that holds another network.
@@ -54,10 +54,10 @@ def load_weights(net: nn.Module, source: str, *, key: str | None = "auto", stric
 
 
 def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
-    """The network of a teacher or of the fusion, as the option file says, or as its weights do.
+    """The network of a teacher or of the fusion, from the option file, or from its weights.
 
     Raises:
-        MtkdError: the weights must say it, and are missing or do not.
+        MtkdError: the file leaves it to the weights, which are missing or do not describe a network.
     """
     if section.network is not None:
         return section.network
@@ -107,7 +107,7 @@ def _fused(options: Options, ensemble: Ensemble) -> tuple[str, FusedTeacher]:
     facts = load_weights(fusion, options.fusion.pretrain, key=options.fusion.param_key or "auto")
     if "members" not in facts:
         raise MtkdError(
-            f"{options.fusion.pretrain} does not say for which teachers, in which order, it was trained; a fusion "
+            f"{options.fusion.pretrain} does not list the teachers, in order, that it was trained for; a fusion "
             "checkpoint written by mtkd does. Train one with `model_type: MTKDFusion`."
         )
     ensemble.check_order(facts["members"])
@@ -125,7 +125,7 @@ def build_method(
     """The method `options.model_type`, with the terms that the option file leaves active.
 
     In training, `zoo:NAME` anywhere in the options of the method and its terms becomes a file, fetched when it is not
-    there (`vgg: zoo:vgg19`). A test has no terms, so that nothing would be done with it.
+    there (`vgg: zoo:vgg19`). In a test nothing is fetched, because there are no terms to use it.
 
     Args:
         teacher_precision: "fp32", "bf16" or "fp16" to run teachers under an autocast of their own; None for the
@@ -140,7 +140,7 @@ def build_method(
 
 
 def output_network(options: Options) -> nn.Module:
-    """The lq -> sr network an option file describes, with its weights, in eval mode; its `origin` says which they are.
+    """The lq -> sr network an option file describes, with its weights, in eval mode; its `origin` names them.
 
     Raises:
         MtkdError: the file names no weights, or they do not fit; random weights are never used silently.
@@ -185,14 +185,13 @@ def training_pairs(options: Options) -> PairedImages:
 
 
 def _training_section(options: Options) -> TrainSetOptions:
-    if options.datasets.train is None:
-        raise MtkdError("The option file has no `datasets.train` section.")
-    if isinstance(options.datasets.train, ItemTrainSetOptions):
+    train_set = options.train_set
+    if isinstance(train_set, ItemTrainSetOptions):
         raise MtkdError(
-            f"datasets.train.type is {options.datasets.train.type}, which makes its own crops. Targets need the "
-            "whole images of a PairedImageDataset."
+            f"datasets.train.type is {train_set.type}, which makes its own crops. Targets need the whole images of a "
+            "PairedImageDataset."
         )
-    return options.datasets.train
+    return train_set
 
 
 def open_items(given: ItemSetOptions, scale: int, *, phase: str, seed: int = 0) -> ForeignItems:
@@ -208,7 +207,7 @@ def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImag
 
 
 def network_facts(options: Options) -> dict[str, Any]:
-    """What is stored beside the student's weights so that the file describes itself."""
+    """The facts stored beside the student's weights, by which the file describes itself."""
     return {
         "arch": {"type": options.network_g.type, "args": plain(options.network_g.args)},
         "scale": options.scale,

@@ -11,10 +11,10 @@ Methods are also named together, "MTKD + FAKD": the class of both (`mtkd.methods
 
 Our own table always wins over BasicSR's registry, so a network called EDSR is mtkd's EDSR whatever else is imported.
 
-What a name leads to is held against its kind before it is called: a network, loss or data set is a class of that
-kind, a metric takes two images. An option file is the user's word and may name anything of the right kind. A weights
-file is not: for a name that stands in a file, `get(..., from_file=True)` looks only at the table and at what the user
-has imported.
+What a name stands for is checked against its kind before it is called: a network, loss or data set must be a class of
+that kind, a metric must take two images. An option file is trusted and may name anything of the right kind. A weights
+file is not trusted: for its names `get(..., from_file=True)` searches only the table and the modules that the user has
+imported.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     """Class or function called `name`.
 
     Args:
-        from_file: the name stands in a weights file, which may come from anybody. Only the table and what the user has
-            imported (with `import_modules`, or registered in BasicSR's registries) are looked at, and nothing is
+        from_file: the name comes from a weights file, which is not trusted. Only the table and what the user has
+            imported (with `import_modules`, or registered in BasicSR's registries) are searched, and nothing is
             imported.
 
     Raises:
-        MtkdError: nothing of that name exists, or it is not of that kind; the text says what was searched and names
-            the nearest matches.
+        MtkdError: nothing of that name exists, or it is not of that kind; the text lists what was searched and the
+            nearest matches.
     """
     if name in TABLES[kind]:
         return _attribute(TABLES[kind][name])
@@ -120,7 +120,7 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
     if found is not None:
         return found
     theirs = _names_in_basicsr(kind)
-    # Ours first, however near theirs are.
+    # Ours first, even when theirs are nearer.
     near = list(dict.fromkeys([*closest(name, TABLES[kind]), *closest(name, theirs)]))[:3]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     also = f"; BasicSR's registry adds {', '.join(n for n in theirs if n not in TABLES[kind])}" if theirs else ""
@@ -135,7 +135,7 @@ def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None =
     """Network `name` built with `arguments`, carrying `scale` and `feature_names` even where its class has neither.
 
     Args:
-        scale: for a class from outside that has no `scale` and no argument `upscale` or `scale` that tells.
+        scale: for a class from outside that has no `scale` and no argument `upscale` or `scale`.
     """
     cls = get("arch", name)
     net = cls(**arguments)
@@ -158,7 +158,7 @@ def import_modules(modules: Sequence[str]) -> None:
     """Import the user's modules (dotted names, also from the working directory), which register what they define.
 
     Raises:
-        MtkdError: one of them cannot be imported; the text says why.
+        MtkdError: one of them cannot be imported; the text gives the reason.
     """
     if modules and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -206,7 +206,7 @@ _WANTED: dict[Kind, tuple[str, str]] = {
 
 
 def _of_kind(kind: Kind, name: str, found: Any) -> Any:
-    """`found`, which `name` leads to, when it is something of that kind; it is looked at, not called."""
+    """`found`, which `name` stands for, when it is something of that kind; it is not called."""
     if not callable(found):
         raise MtkdError(f"{name!r} is neither a class nor a function.")
     fits = {
@@ -218,12 +218,12 @@ def _of_kind(kind: Kind, name: str, found: Any) -> Any:
     }[kind]
     if not fits(found):
         word, wanted = _WANTED[kind]
-        raise MtkdError(f"{name!r} is not a {word}, and was not called. Expected is {wanted}.")
+        raise MtkdError(f"{name!r} is not a {word}, and was not called. Expected: {wanted}.")
     return found
 
 
 def _is_module(found: Any) -> bool:
-    from torch import nn  # here, so that reading the tables takes no torch
+    from torch import nn  # imported here, so that reading the tables needs no torch
 
     return inspect.isclass(found) and issubclass(found, nn.Module)
 
@@ -238,7 +238,7 @@ def _is_network(found: Any) -> bool:
 
 
 def _is_method(found: Any) -> bool:
-    # By name: the catalog imports no method before one is asked for.
+    # By name: the catalog imports no method before one is needed.
     return _is_module(found) and any(f"{c.__module__}.{c.__name__}" == "mtkd.methods.base.Method" for c in found.mro())
 
 
@@ -274,12 +274,12 @@ def _imported_by_the_user(kind: Kind, name: str) -> Any:
     elif not module and "mtkd.basicsr.shim" in sys.modules:
         found = sys.modules["mtkd.basicsr.shim"].registered(kind, name)
         origin = str(getattr(found, "__module__", ""))
-        # BasicSR's own networks read files that their arguments name, so they too are built only when asked for.
+        # BasicSR's own networks read files that their arguments name, so they too need the user's import.
         if origin.partition(".")[0] == "basicsr" and not any(
             f"{origin}.".startswith(f"{theirs}.") for theirs in _USER_MODULES
         ):
             found = None
-    # A function of the user's may do anything with what a file tells it; a class is what files describe.
+    # A function may do anything with arguments from a file. Files describe classes.
     if inspect.isclass(found):
         return _of_kind(kind, name, found)
     raise MtkdError(

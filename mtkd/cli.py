@@ -1,7 +1,7 @@
 """The command line: `mtkd COMMAND ...`, one file of `mtkd/commands/` a command.
 
-Each command imports what it needs when it runs, so that `mtkd --help` answers at once. `boundary` says what becomes of
-errors, and what exit codes mean.
+Each command imports what it needs when it runs, so that `mtkd --help` answers at once. `boundary` turns errors into
+messages and exit codes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _no_exit(what: str) -> Iterator[None]:
-    """Foreign code that ends the program would make a command look done."""
+    """Turn an exit by foreign code into an error: it would look like success."""
     try:
         yield
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""The promises that hold between the parts of mtkd. Everything else may change; these change only on purpose.
+"""The contracts between the parts of mtkd. Everything else may change freely.
 
 Images
     `lq` (low quality), `gt` (ground truth), `sr` (super-resolved) and every teacher output are RGB, floating point,
@@ -39,7 +39,7 @@ class MtkdError(Exception):
 class Batch(NamedTuple):
     """One training batch.
 
-    `index` (N,) int64 is the image's position in the data set, always there. `target` is the matching crop of the
+    `index` (N,) int64 is the position of each image in the data set. `target` is the matching crop of the
     stored teacher image, shaped as `gt`, or None when teachers run on line.
     """
 
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
 @dataclass
 class Step:
-    """What a method makes of a batch.
+    """The result of a method for one batch.
 
     `losses` holds raw (unweighted) scalar terms that train the student and the method's own modules, `critic` the
     terms of the second optimizer, `logs` detached scalars worth a curve (a mask fraction, a queue's fill).
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method must know of the run: the scale, the number of training images, the number of iterations."""
+    """What a method needs of the run: the scale, the number of training images, the number of iterations."""
 
     scale: int
     num_samples: int

@@ -2,8 +2,8 @@
 
 Three small teachers (their weights come with mtkd) -> fusion training -> targets, computed once -> four students
 with the same start, the same batches and the same iterations -> a table, curves and side-by-side crops. Every run is
-an ordinary option file of `options/demo`; this module only fills in folders and calls what `mtkd train`, `mtkd teach`
-and `mtkd test` call.
+an ordinary option file of `options/demo`; this module only fills in folders and calls the functions behind `mtkd
+train`, `mtkd teach` and `mtkd test`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
     """Run the demo into `out` (or `out_2`, ... when it exists) and return the rows of its table.
 
     Args:
-        quick: eight iterations a run, to see that everything works; the numbers mean nothing then.
+        quick: eight iterations a run: it shows that everything works, and its numbers mean nothing.
 
     Raises:
         MtkdError: scikit-image is missing.
@@ -74,7 +74,7 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
 
     print("1. Train the fusion network on the three teachers' images.")
     fusion_weights = train(options("fusion", *teachers))
-    print("2. Let the fused teacher answer every training image once.")
+    print("2. Run the fused teacher once over every training image.")
     store = folder / "targets.safetensors"
     fused = [*teachers, f"fusion:pretrain={fusion_weights}", f"target_store={store}"]
     stage2 = options("mtkd_paper", validation, *fused)
@@ -84,7 +84,7 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
         print(f"{number}. Train the {about}.")
         weights[name] = train(options(name, validation, *(() if name == "scratch" else fused)))
 
-    print("7. Measure everything on photographs that nobody was trained on.")
+    print("7. Measure all networks on photographs that none of them was trained on.")
     rows, shown, evaluations = measure(stage2, weights)
     facts = {"environment": environment(), "seconds": round(time.perf_counter() - began, 1), "table": rows}
     write_results(folder, evaluations, facts)

@@ -1,6 +1,6 @@
 """Networks of known sizes by name: `network_g: edsr_m` in an option file is the arch with the arguments of this table.
 
-A name fixes neither the scale nor, of a fusion network, the number of its teachers: these are the run's.
+A name sets neither the scale nor the number of teachers of a fusion network: the run sets them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def variant(name: str) -> dict[str, Any]:
         near = list(dict.fromkeys([*near, *of_arch(name)]))
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise MtkdError(
-            f"No network is called {name!r}.{hint} There are {', '.join(VARIANTS)}; any other is written out, "
+            f"No network is called {name!r}.{hint} There are {', '.join(VARIANTS)}; write any other out as "
             "`{type: ARCH, ...}`."
         )
     arch, arguments = VARIANTS[name]

@@ -25,8 +25,8 @@ collect_ignore = [
 ]
 
 if "OMP_NUM_THREADS" not in os.environ:
-    # On networks this small more threads only get in each other's way.
-    torch.set_num_threads(2)
+    # On networks this small two processes (`pytest -n`) are worth more than two threads, which wait for each other.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

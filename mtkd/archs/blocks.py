@@ -1,4 +1,4 @@
-"""Small pieces that several architectures share: tracing, range, upsamplers, padding, what transformers are made of."""
+"""Small pieces shared by architectures: tracing, range, upsamplers, padding, parts of transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_traced() -> bool:
 
 def is_exported() -> bool:
     """Whether the network is being recorded to be run elsewhere, at other sizes: nothing may be decided by a size."""
-    # torch 2.4 to 2.6 do not tell an export from a compilation.
+    # torch 2.4 to 2.6 do not distinguish an export from a compilation.
     return torch.jit.is_tracing() or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
 
 

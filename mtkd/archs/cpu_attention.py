@@ -47,7 +47,7 @@ class FusedAttention(torch.autograd.Function):
     ) -> Tensor:
         """(B, tokens, C) -> same; (heads, tokens, tokens) and (windows, tokens, tokens) are added to the logits.
 
-        `keep` says whether backward will follow.
+        `keep`: backward will follow.
         """
         batch, tokens, dim = x.shape
         windows = _Windows(batch, logit_bias, mask, scale)

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from mtkd.contracts import MtkdError
 
 MIN_SIZE = 16
-"""Smallest side of an image that a critic scores: below, its fourth halving has nothing to look at."""
+"""Smallest side of an image that a critic scores: below, nothing is left after its four halvings."""
 
 
 class SelfAttention(nn.Module):

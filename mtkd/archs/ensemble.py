@@ -1,8 +1,8 @@
 """Several teachers called as one network, and the ways to make one image of theirs.
 
-The order of the members is part of what a fusion network has learnt: its first convolution knows the teachers by
-channel position only. So the order has one home, `Ensemble.names`; it is stored with the fusion weights and compared
-by `Ensemble.check_order` when they are loaded.
+The order of the members is part of what a fusion network has learnt: its first convolution tells the teachers
+apart by channel position only. So the order is kept in one place, `Ensemble.names`; it is stored with the fusion
+weights and compared by `Ensemble.check_order` when they are loaded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Ensemble(nn.Module):
         if without:
             raise MtkdError(
                 f"The teacher {without[0]!r} ({type(members[without[0]]).__name__}) has no attribute `scale`, so it "
-                "cannot be known to match the others. Give the network `scale: int`, its magnification."
+                "cannot be compared with the others. Give the network `scale: int`, its magnification."
             )
         if len(set(scales.values())) > 1:
             listed = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
@@ -99,7 +99,7 @@ class Ensemble(nn.Module):
             MtkdError: `stored` is not `names`, or no names at all; both orders are in the text.
         """
         if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
-            raise MtkdError("The fusion weights do not say for which teachers they were made: `members` is not a list.")
+            raise MtkdError("The fusion weights do not name their teachers: `members` is not a list.")
         if tuple(stored) == self.names:
             return
         if sorted(stored) == sorted(self.names):

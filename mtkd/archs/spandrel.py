@@ -1,4 +1,4 @@
-"""Community checkpoints as networks, through the package spandrel, which tells an architecture by its weights."""
+"""Community checkpoints as networks, through the package spandrel, which recognises an architecture by its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PREFIX = "model."
 
 
 class Spandrel(nn.Module):
-    """Network of any super-resolution checkpoint that spandrel knows: HAT, DAT, SPAN, Real-ESRGAN, CRAFT and others.
+    """Network of any super-resolution checkpoint that spandrel supports: HAT, DAT, SPAN, Real-ESRGAN, CRAFT and others.
 
     Only the weights tell which network it is, so there is none, and no random one either, until `adopt` has been given
     them; loading weights into it the usual way does that. (N, 3, H, W) in [0, 1] -> (N, 3, H * scale, W * scale), not
@@ -30,7 +30,7 @@ class Spandrel(nn.Module):
 
     Attributes:
         scale: that of the checkpoint once there is one; `upscale` or 1 before.
-        architecture: what spandrel calls it, None before.
+        architecture: spandrel's name for it, None before.
     """
 
     def __init__(self, *, upscale: int | None = None) -> None:
@@ -65,11 +65,11 @@ class Spandrel(nn.Module):
             found = ModelLoader(device="cpu").load_from_state_dict(dict(state))
         except UnsupportedModelError as error:
             raise MtkdError(
-                f"spandrel knows no network with the weights of {source} (its first tensors are "
-                f"{', '.join(list(state)[:3])}). For a network that mtkd has itself write its name, e.g. `type: EDSR`; "
+                f"spandrel has no network with the weights of {source} (its first tensors are "
+                f"{', '.join(list(state)[:3])}). For a network of mtkd write its name, e.g. `type: EDSR`; "
                 "see `mtkd list archs`."
             ) from error
-        except Exception as error:  # weights that only look like a network's raise whatever its constructor does
+        except Exception as error:  # weights that only resemble a network's may raise any exception of its constructor
             lines = str(error).splitlines()
             raise MtkdError(
                 f"spandrel cannot load {source}: {' '.join(lines)[:300] if lines else type(error).__name__}."
@@ -78,7 +78,7 @@ class Spandrel(nn.Module):
         if not isinstance(found, ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):
             raise MtkdError(f"{source} is a {name} that does not map an RGB image to an RGB image.")
         if self._wanted is not None and found.scale != self._wanted:
-            raise MtkdError(f"{source} is a {name} for x{found.scale}, your option file says x{self._wanted}.")
+            raise MtkdError(f"{source} is a {name} for x{found.scale}, but the option file has scale {self._wanted}.")
         self.scale, self.architecture, self._sizes, self._features = found.scale, name, found.size_requirements, None
         # Not the descriptor, which clamps in place and cuts the graph, but what it calls: the forward of some networks
         # returns more than the image. It comes in train mode.
@@ -98,7 +98,7 @@ class Spandrel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.model is None:
             raise MtkdError(
-                "A network of type spandrel has no weights yet, and they alone say which network it is: give them as "
+                "A network of type spandrel has no weights yet, and its architecture follows from them. Give them as "
                 "`pretrain` of the teacher, or as path.pretrain_network_g of a test file."
             )
         h, w = x.shape[-2:]

@@ -129,7 +129,7 @@ class SwinIR(nn.Module):
     Args:
         img_size: side (or sides) of the lq training patches. Sets the size of the saved masks, of the absolute
             position embedding, and caps the window: not above the smaller side, then without shift.
-        patch_size: divides `img_size` in the three uses above; tokens are single pixels whatever it is, as in BasicSR.
+        patch_size: divides `img_size` in the three uses above; tokens are single pixels whatever it is.
         in_chans: channels of input and output; 3 subtracts the mean of DIV2K, any other number subtracts nothing.
         embed_dim: channels of the tokens.
         depths: blocks in each group; every second block has shifted windows.

@@ -1,10 +1,10 @@
 """The bridge to BasicSR. Importing it imports basicsr (about a second).
 
-It works in both directions. `adapted` gives mtkd what stands in BasicSR's registries, in the form that mtkd calls.
+It works in both directions. `adapted` gives mtkd the entries of BasicSR's registries, in the form that mtkd calls.
 `register()` enters mtkd's networks, losses and metrics into BasicSR's registries.
 
-`shim` and `inward` need nothing of mtkd but its contracts, so that the catalog can ask them. `outward` needs the
-catalog; it is imported when `register()` is called.
+`shim` and `inward` do not import the catalog, so that the catalog can import them. `outward` needs the catalog; it is
+imported when `register()` is called.
 """
 
 from __future__ import annotations

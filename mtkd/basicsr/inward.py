@@ -1,4 +1,4 @@
-"""From BasicSR to mtkd: what its registries hold, in the form in which mtkd calls its own."""
+"""From BasicSR to mtkd: entries of its registries, in the form that mtkd calls."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mtkd.runtime.pixels import to_image
 def adapted(kind: RegistryKind, name: str) -> Any | None:
     """`registered`, called as mtkd calls its own.
 
-    Losses are built with `loss_weight=1.0` (the option file's weight is applied once, by the engine), are called
-    `(sr, target)` and return one scalar: the parts of a `PerceptualLoss` are added, a loss that looks at `sr` alone
-    gets nothing else. Metrics take (N, 3, H, W) RGB tensors in [0, 1] and give (N,) values; inside they get what
-    BasicSR gives them, 8-bit BGR arrays, or the tensors where their name ends in `_pt`. Signatures are the originals'.
+    Losses are built with `loss_weight=1.0` (the option file's weight is applied once, by `weighted_total`), are called
+    `(sr, target)` and return one scalar: the parts of a `PerceptualLoss` are added, a loss of `sr` alone gets
+    only that. Metrics take (N, 3, H, W) RGB tensors in [0, 1] and give (N,) values; inside they get what
+    they get in BasicSR, 8-bit BGR arrays, or the tensors where their name ends in `_pt`. Signatures are the originals'.
     """
     found = registered(kind, name)
     if found is None or kind in ("arch", "dataset"):
@@ -50,7 +50,7 @@ def _loss(cls: Any) -> Callable[..., ForeignLoss]:
     images = [p for p in forward if p.name != "self" and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     second = images[1] if len(images) > 1 else None
     if second is not None and second.name == "target_is_real":
-        raise MtkdError(f"{cls.__name__} judges a critic's answers and does not compare two images.")
+        raise MtkdError(f"{cls.__name__} scores the output of a critic and does not compare two images.")
     weighted = "loss_weight" in inspect.signature(cls).parameters
 
     @functools.wraps(cls, updated=())

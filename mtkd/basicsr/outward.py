@@ -1,6 +1,6 @@
 """From mtkd to BasicSR: networks, losses and metrics of the catalog, entered into its registries.
 
-BasicSR's own `train_pipeline` can build them then. Nothing is entered before `register()` is called.
+BasicSR's own `train_pipeline` can then build them. Nothing is entered before `register()` is called.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""BasicSR made importable, and what its registries hold. The only file that imports basicsr.
+"""BasicSR made importable, and its registries read. The only file that imports basicsr.
 
 basicsr 1.4.2, the last release, imports `torchvision.transforms.functional_tensor`, which torchvision 0.17 removed.
-The one function it wants from there, `rgb_to_grayscale`, is offered under the old name before basicsr is imported.
+The one function it needs from there, `rgb_to_grayscale`, is put under the old name before basicsr is imported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RegistryKind = Literal["arch", "loss", "dataset", "metric"]
 def registered(kind: RegistryKind, name: str) -> Any | None:
     """The class or function called `name` in BasicSR's registry of that kind, or None.
 
-    Names that other packages registered there before are found too. As in BasicSR, `NAME_basicsr` answers to `NAME`.
+    Names that other packages registered there are found too, and an entry `NAME_basicsr` is found as `NAME`.
 
     Raises:
         MtkdError: BasicSR has no registry of that kind that mtkd reads.

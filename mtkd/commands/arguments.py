@@ -61,7 +61,9 @@ def changes(command: argparse.ArgumentParser) -> None:
 def tiles(command: argparse.ArgumentParser, about: str) -> None:
     """Add `--tile` and `--tile_pad`."""
     command.add_argument("--tile", type=pixels, metavar="N", help=about)
-    command.add_argument("--tile_pad", type=pixels, default=32, metavar="N", help="context around each tile (32)")
+    command.add_argument(
+        "--tile_pad", type=pixels, default=32, metavar="N", help="lq pixels of context around each tile (default: 32)"
+    )
 
 
 def launcher(command: argparse.ArgumentParser) -> None:
@@ -70,7 +72,7 @@ def launcher(command: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("none", "pytorch", "slurm"),
         default="none",
-        help="who started the processes; pytorch: `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`",
+        help="how the processes were started; pytorch: `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`",
     )
     command.add_argument("--local_rank", "--local-rank", type=int, default=0, help="accepted for old launchers, unused")
 

@@ -3,10 +3,10 @@
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | mtkd failed in a way that was not foreseen; the traceback is in the file named. `config diff`: differs |
+| 1 | an unexpected error; its traceback is in the file named. `config diff`: the two differ |
 | 2 | something the user can mend: a command line, an option file, a path, the disk, memory |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM |
-| 141 | nobody read the output to its end |
+| 141 | the reader of the output ended first, as `head` does |
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _ADVICE = {
     errno.ENOSPC: "Make room on that disk, or choose another one.",
     errno.EDQUOT: "Make room in your quota, or choose another disk.",
     errno.EROFS: "Choose a folder on a disk that can be written.",
-    errno.EACCES: "Choose a place that you may use, or ask for the right.",
-    errno.EPERM: "Choose a place that you may use, or ask for the right.",
+    errno.EACCES: "Choose a folder you may use, or get the permission.",
+    errno.EPERM: "Choose a folder you may use, or get the permission.",
     errno.EMFILE: "Raise the number of open files, `ulimit -n`.",
 }
 
 
 def run(work: Callable[[], int], arguments: Sequence[str], *, debug: bool = False) -> int:
-    """The exit code of `work()`, whatever it raises; what it raises is said on stderr.
+    """The exit code of `work()`, whatever it raises; an error is printed to stderr.
 
     Args:
         arguments: the command line, for the record of a defect.
-        debug: show the traceback too. A defect is then not written to a file.
+        debug: print the traceback, and write no file with it.
     """
     for stream in (sys.stdout, sys.stderr):
         # A file name that the terminal's encoding lacks is shown escaped rather than ending the command.
@@ -82,7 +82,7 @@ def run(work: Callable[[], int], arguments: Sequence[str], *, debug: bool = Fals
 
 
 def explanation(error: BaseException) -> str | None:
-    """What to tell a user who can mend what `error` is about; None when it is a defect of ours.
+    """The message for a user who can mend the cause of `error`; None when it is a defect of mtkd.
 
     Files, disks, memory, names and processes are the user's. All else that is no MtkdError should not have happened.
     """
@@ -100,17 +100,17 @@ def explanation(error: BaseException) -> str | None:
         return f"{where}{error.strerror or error}.{f' {advice}' if advice else ''}"
     text = str(error)
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-        return f"A name or path is not UTF-8 text: {error.object[:100]!r}. Rename the file, or set the text right."
+        return f"A name or path is not UTF-8 text: {error.object[:100]!r}. Rename the file, or correct the text."
     if isinstance(error, ValueError) and text.startswith("embedded null"):
         return "A name or path holds a NUL character, which no file system takes."
     if isinstance(error, RuntimeError) and "home directory" in text:
         return f"{text} A path begins with ~ and the name of no user; write the whole path."
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError) and "PytorchStreamWriter" in text:
-        return explanation(error.__context__)  # torch hides what the disk said
+        return explanation(error.__context__)  # torch hides the error of the disk
     if given.is_lost_process(error):
         return (
             "Another process of this run has ended or cannot be reached, and this one cannot go on without it; the "
-            f"error of the other says why. ({' '.join(text.split())[:300]})"
+            f"error of the other gives the reason. ({' '.join(text.split())[:300]})"
         )
     return None
 
@@ -121,7 +121,7 @@ def _shown(name: object) -> str:
 
 def _defect(error: BaseException, arguments: Sequence[str], debug: bool) -> str:
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    text = f"an error that was not foreseen, {what if len(what) <= 300 else what[:300] + '...'}."
+    text = f"unexpected error, {what if len(what) <= 300 else what[:300] + '...'}."
     if debug:
         return f"{text} Please report it with the traceback above."
     file = record(error, arguments)

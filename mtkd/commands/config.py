@@ -26,14 +26,14 @@ def add(subparsers: arguments.SubParsers) -> None:
         "print an option file with its base, its scale and every default written out; the print loads back equal",
         "mtkd config show X.yml --scale 3",
     )
-    show.add_argument("file", type=arguments.options, metavar="FILE")
+    show.add_argument("file", type=arguments.options, metavar="FILE", help="an option file, or recipe:NAME")
     arguments.changes(show)
     show.set_defaults(run=_show)
     diff = arguments.command(
         actions, "diff", "compare two option files, defaults included", "mtkd config diff A.yml B.yml"
     )
-    diff.add_argument("first", type=arguments.options, metavar="A")
-    diff.add_argument("second", type=arguments.options, metavar="B")
+    diff.add_argument("first", type=arguments.options, metavar="A", help="an option file, or recipe:NAME")
+    diff.add_argument("second", type=arguments.options, metavar="B", help="another one; exit code 1 if the two differ")
     arguments.changes(diff)
     diff.set_defaults(run=_diff)
 

@@ -1,4 +1,4 @@
-"""`mtkd list`: what exists, by name. It answers at once: what classes say is read from their source."""
+"""`mtkd list`: what exists, by name. It imports no class: descriptions are read from their source, in no time."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _of_catalog(kind: Kind) -> Iterator[str]:
         found = source.named(path)
         yield f"{name}: {found.summary()}"
         for variant in variants.of_arch(name) if kind == "arch" else ():
-            told = ", ".join(f"{key}: {value}" for key, value in variants.VARIANTS[variant][1].items())
-            yield f"    {variant}: {{{told}}}"
+            arguments_text = ", ".join(f"{key}: {value}" for key, value in variants.VARIANTS[variant][1].items())
+            yield f"    {variant}: {{{arguments_text}}}"
         if kind == "method":
             if paper := found.attribute("paper"):
                 yield f"    from {paper}"

@@ -1,7 +1,7 @@
-"""What the catalog's classes say of themselves, read from their source: importing them would import torch first.
+"""Docstrings and attributes of the catalog's classes, read from their source: importing them would import torch.
 
-Only what is written plainly is understood: texts, numbers, tuples and sums of them, names of constants, calls of
-`Term`. A test compares all of it with the classes.
+Only plain expressions are read: texts, numbers, tuples and sums of them, names of constants, calls of `Term`. A test
+compares the values with those of the classes.
 """
 
 from __future__ import annotations

@@ -20,26 +20,32 @@ def add(subparsers: arguments.SubParsers) -> None:
   mtkd teach -opt X.yml                          # everything here; after an interruption it goes on
   mtkd train -opt X.yml                          # the student, at the price of training it alone
 
-X.yml names the store (target_store: targets_x4), or --force_yml target_store=targets_x4 does. Shared over jobs, each
-on any machine that sees the same images and weights:
+X.yml names the store (target_store: targets_x4); else add --force_yml target_store=targets_x4. Split over jobs, on any
+machines that see the same images and weights:
   mtkd teach -opt X.yml --shard 1/16             # ... to 16/16, in any order or all at once
   mtkd teach -opt X.yml --merge                  # bring targets_x4.shard-* together first; runs no network
-Shared over the GPUs of a machine:
+Split over the GPUs of one machine:
   torchrun --nproc_per_node 8 -m mtkd teach -opt X.yml --launcher pytorch
   mtkd teach -opt X.yml --merge""",
     )
     arguments.option_file(teach)
-    teach.add_argument("--dry_run", action="store_true", help="say what it takes, time the teachers on one crop, end")
-    teach.add_argument("--shard", metavar="K/N", help="make share K of N alone, in a file of its own")
-    teach.add_argument("--merge", action="store_true", help="make the store of its finished shards")
+    teach.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the time and disk space it takes, timed on one crop; write nothing",
+    )
+    teach.add_argument("--shard", metavar="K/N", help="process shard K of N, written to its own file")
+    teach.add_argument("--merge", action="store_true", help="join the finished shards into one store")
     teach.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
     arguments.tiles(teach, "run in tiles of N lq pixels (default: whole, or what fits into memory)")
-    teach.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the option file's")
+    teach.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="autocast of the teachers (default: the option file's)"
+    )
     teach.add_argument(
         "--dtype",
         choices=("uint8", "float16"),
         default="uint8",
-        help="float16 keeps what 8 bits round away, unclamped, in twice the space (uint8)",
+        help="float16 keeps what 8 bits round away, unclamped, in twice the space (default: uint8)",
     )
     teach.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     arguments.launcher(teach)
@@ -78,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
             raise MtkdError("With --launcher each process takes its rank's shard and device; leave out those options.")
         shard, device = shards.launched(args.launcher, options)
     elif started_by_torchrun():
-        raise MtkdError("torchrun started several processes, and this one was not told: add `--launcher pytorch`.")
+        raise MtkdError(
+            "torchrun started several processes, but --launcher pytorch is missing: each would write the "
+            "same store. Add it."
+        )
     recipe = teach.Recipe(
         x8=args.x8, tile_size=args.tile, tile_pad=args.tile_pad, precision=args.precision, dtype=args.dtype
     )

@@ -1,4 +1,4 @@
-"""`mtkd test`: measure networks on test sets, by name or as an option file says."""
+"""`mtkd test`: measure networks on test sets, by name or from an option file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def add(subparsers: arguments.SubParsers) -> None:
   mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
   mtkd test -opt options/benchmark.yml --scale 4         # what an option file says
 
-Of a run folder net_g_latest.pth is measured, else its newest checkpoint, and the average (EMA) where there is one; the
-table says which. A weights file says itself what it holds when mtkd wrote it (`mtkd zoo convert --to safetensors` makes
-such a file of others). Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
-Without --data the sets are those of options/benchmark.yml that are here, of your file or else of the one that comes
-with mtkd. Results go to results/NAME, and older ones are
-never overwritten: NAME is that of the network, of several comparison_xSCALE.""",
+In a run folder net_g_latest.pth is measured, else its newest checkpoint, with the average (EMA) where there is one; the
+table says which. A weights file must say which network it holds: mtkd's do, and `mtkd zoo convert --to safetensors`
+makes one of others. Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
+Without --data the sets are those of options/benchmark.yml that are here: of your file, else of the one that comes with
+mtkd. Results go to results/NAME, NAME being the network's or comparison_xSCALE; older results are never
+overwritten.""",
     )
     test.add_argument(
         "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
@@ -68,19 +68,21 @@ def run(args: argparse.Namespace) -> int:
     from mtkd.runtime.launch import environment_rank
 
     if environment_rank() > 0 and args.launcher != "none":
-        # Testing takes one process, as in BasicSR, whose users start it with the launcher of their training.
+        # Testing takes one process, also where it is started with the launcher of the training.
         return 0
     beside = [word.strip() for word in args.beside.split(",") if word.strip()]
     if unknown := [word for word in beside if word not in _ROWS]:
-        raise MtkdError(f"--with {unknown[0]}: there are no such rows. It takes {' and '.join(_ROWS)}, with a comma.")
+        raise MtkdError(
+            f"--with {unknown[0]}: unknown rows. Use {' or '.join(_ROWS)}, or both: `--with {','.join(_ROWS)}`."
+        )
     if args.opt is None:
         if not args.networks:
             raise MtkdError(
-                "Nothing is named to measure. Name run folders, weights files or zoo:NAME, before --data and its "
+                "No network is given. Name run folders, weights files or zoo:NAME, before --data and its "
                 "folders: `mtkd test experiments/NAME`; or an option file: `mtkd test -opt FILE`."
             )
         if args.force_yml:
-            raise MtkdError("--force_yml and --scale change values of an option file, `-opt FILE`, and none is given.")
+            raise MtkdError("--force_yml and --scale change an option file, but there is no `-opt FILE`.")
         from mtkd.inference.compare import compare
 
         compare(
@@ -96,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.networks or args.data or beside:
         raise MtkdError(
-            "-opt FILE says itself which network and which images are measured. Leave out the networks named, --data "
-            "and --with, or -opt."
+            "-opt FILE gives the network and the images already. Leave out the networks, --data and --with, or leave "
+            "out -opt."
         )
     options = load_options(args.opt, force=args.force_yml, kind="test")
     from mtkd.inference.run_test import in_tiles, run_test

@@ -26,7 +26,7 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the option file says; 128 + signal where the run was asked to end, as `boundary` lists.
+    """Run the training of the option file; 128 + signal when a signal stopped it, as `boundary` lists.
 
     Raises:
         MtkdError: the options cannot be trained, or the run cannot be made.

@@ -29,7 +29,9 @@ def add(subparsers: arguments.SubParsers) -> None:
     )
     arguments.tiles(upscale, "run in tiles of N lq pixels (default: as large as memory allows)")
     upscale.add_argument("--x8", action="store_true", help="average over the eight flips and rotations (8 x slower)")
-    upscale.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    upscale.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="autocast of the network (default: fp32)"
+    )
     upscale.add_argument("--compile", action="store_true", help="torch.compile the network; on a CPU it may be slower")
     upscale.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     existing = upscale.add_mutually_exclusive_group()

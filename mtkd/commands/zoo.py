@@ -136,7 +136,7 @@ def _download(args: argparse.Namespace) -> int:
     from mtkd.zoo import ENTRIES, ensure, entry
 
     if bool(args.names) == args.all:
-        raise MtkdError("Say which weights to fetch: `mtkd zoo download NAME...`, or --all.")
+        raise MtkdError("No weights are named. Use `mtkd zoo download NAME...`, or --all.")
     items = list(ENTRIES.values()) if args.all else [entry(name) for name in args.names]
     failed = []
     for item in items:
@@ -149,7 +149,7 @@ def _download(args: argparse.Namespace) -> int:
             print(f"{item.name}: FAILED. {error}")
     if failed:
         raise MtkdError(
-            f"{len(failed)} of {len(items)} could not be fetched: {', '.join(failed)}. The reasons stand above."
+            f"{len(failed)} of {len(items)} could not be fetched: {', '.join(failed)}. The reasons are above."
         )
     return 0
 
@@ -186,7 +186,7 @@ def _convert(args: argparse.Namespace) -> int:
     for text in args.arg:
         name, equals, value = text.partition("=")
         if not equals:
-            raise MtkdError(f"--arg wants NAME=VALUE, not {text!r}.")
+            raise MtkdError(f"--arg must be NAME=VALUE, found {text!r}.")
         arguments[name] = _value(value)
     key = None if args.key == "~" else args.key
     done = convert(args.source, args.target, to=args.to, like=args.like, arch=args.arch, args=arguments, key=key)
@@ -194,7 +194,7 @@ def _convert(args: argparse.Namespace) -> int:
     print(f"{done.path}: {done.arch['type']}({described})")
     if done.assumed:
         taken = ", ".join(f"{name}={value}" for name, value in done.assumed.items())
-        print(f"Assumed, as no file shows it: {taken}. If it was trained otherwise, say so with --arg NAME=VALUE.")
+        print(f"Assumed, because the file does not show it: {taken}. If other values were used, give --arg NAME=VALUE.")
     return 0
 
 

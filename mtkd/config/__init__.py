@@ -4,7 +4,7 @@ The grammar is BasicSR's: one file is one run, field names are BasicSR's keys, `
 of the method, `~` switches something off. On top come `teachers`, `fusion`, `target_store` and `method`. A key that is
 unknown, misspelt or of the wrong type is an error, and all errors are reported at once. BasicSR keys that need no work
 here (`basicsr_keys.IGNORED_KEYS`), or that have no effect in this kind of file, are noted in `Options.notices`; keys of
-ours without effect are errors, because the run would not be what its file says.
+ours without effect are errors, because the run would differ from its file.
 
 Names are looked up while reading: networks, losses, metrics and methods exist in the catalog, and their arguments are
 checked against the signatures found there.

@@ -39,7 +39,7 @@ METRICS_BETTER: dict[str, Literal["higher", "lower"]] = {
     "calculate_psnr_pt": "higher",
     "calculate_ssim_pt": "higher",
 }
-"""Which value is the better one of the metrics that BasicSR registers and mtkd has not."""
+"""The better value, higher or lower, of metrics that are only in BasicSR."""
 
 UNSUPPORTED_MODELS = {
     **dict.fromkeys(("SRGANModel", "ESRGANModel", "RealESRGANModel", "HiFaceGANModel", "StyleGAN2Model"), "GANs"),
@@ -55,7 +55,7 @@ UNSUPPORTED_KEYS = {"network_d": "GANs", "degradation": "degradations that are m
 
 
 def apply_debug(data: dict[str, Any], *, debug: bool, is_train: bool) -> None:
-    """Change `data`, an option file's values, as BasicSR's `--debug` does.
+    """Change `data`, an option file's values, for `--debug`.
 
     `debug_` goes before the name. A training whose name holds "debug", even without the flag, validates and saves every
     8 iterations, prints every one, and uses neither TensorBoard nor wandb.

@@ -30,7 +30,7 @@ _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 
 def _in_json_words(schema: Any) -> Any:
-    """pydantic leaves limits that stand behind a validator in its own words."""
+    """Standard names for limits that pydantic writes under its own names behind a validator."""
     if isinstance(schema, list):
         return [_in_json_words(item) for item in schema]
     if isinstance(schema, dict):

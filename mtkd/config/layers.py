@@ -1,6 +1,6 @@
-"""What an option file leaves to others: `base: FILE`, on which it stands, `{scale}` and `{network_g}`.
+"""What completes an option file: its `base: FILE`, `{scale}` and `{network_g}`.
 
-All are resolved before anything is checked, so that the rest of the package knows complete options alone.
+All are resolved before anything is checked, so that the rest of the package gets complete options.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def base_of(document: Document) -> Path:
         raise fail(str(error)) from error
     if not os.path.exists(target):
         raise fail(f"there is no file {target} (the path starts at the folder of this file).")
-    # What messages show. Past a link, `..` may lead elsewhere.
+    # The path in messages. Past a link, `..` may lead elsewhere.
     short = Path(os.path.normpath(target))
     return short if short.exists() and short.samefile(target) else target
 
@@ -110,7 +110,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any], path: KeyPath, replace
 
 
 def _means_something(path: KeyPath, key: str) -> bool:
-    """Whether `~` at this key says something else than that nothing is said."""
+    """Whether `~` at this key is a value of its own, and does not just remove the base's."""
     return (path == ("train",) and key.endswith("_opt")) or key in ("param_key", "param_key_g")
 
 
@@ -134,7 +134,7 @@ def with_scale(data: Any, scale: int) -> Any:
 def with_network(data: dict[str, Any]) -> dict[str, Any]:
     """`data` with the name of `network_g` in place of `{network_g}` in its texts.
 
-    A network that is written out is called by its `type`. Where there is neither, the reader says so, and the texts
+    A network that is written out is called by its `type`. Where there is neither, the reader reports it, and the texts
     stay.
     """
     network = data.get("network_g")

@@ -1,4 +1,4 @@
-"""What is wrong with an option file: where it stands, in which words it is said, and all of it at once."""
+"""Problems of an option file: their place, their wording, and one error for all of them."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def closest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def unknown_choice(name: str, valid: Sequence[str]) -> str:
-    """What to say of a name that is none of the valid ones."""
+    """The message for a name that is not valid."""
     found = closest(name, valid)
     return f"{name!r} is unknown.{f' Did you mean {found}?' if found else ''} It is one of {', '.join(valid)}."
 
 
 def format_value(value: Any) -> str:
-    """A value that was found, as one short word of a message.
+    """A value as one short word of a message.
 
     Example:
         >>> format_value(None), format_value(True), format_value("x4")
@@ -119,7 +119,7 @@ def format_value(value: Any) -> str:
 
 
 def no_mapping(value: Any) -> str:
-    """What to say of a value where a mapping belongs."""
+    """The message for a value where a mapping belongs."""
     return f"must be a mapping (`key: value` lines), found {format_value(value)}."
 
 

@@ -26,7 +26,7 @@ def annotations_of(target: Any) -> dict[str, Any]:
 
 
 def plain_hint(hint: Any) -> Any:
-    """The part of an annotation that YAML can express; None if there is none, or if the annotation allows anything."""
+    """The part of an annotation that YAML can express; None where there is none, or it allows anything."""
     if hint in (int, float, str, bool, type(None)):
         return hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -48,12 +48,12 @@ def plain_hint(hint: Any) -> Any:
 
 
 def hint_of_default(default: Any) -> Any:
-    """The annotation that a default value speaks of."""
+    """The annotation that a default value implies."""
     return {bool: bool, int: int | float, float: float, str: str}.get(type(default), Any)
 
 
 def hint_text(hint: Any) -> str:
-    """An annotation as a reader of YAML may know it."""
+    """An annotation in the words of YAML."""
     return (hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint)).replace("typing.", "")
 
 

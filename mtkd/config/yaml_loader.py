@@ -1,6 +1,6 @@
-"""YAML as option files need it: every key knows its line, numbers are numbers, nothing is executed.
+"""YAML as option files need it: every key with its line, numbers are numbers, nothing is executed.
 
-The dialect is YAML 1.2's core schema, plus `1_000` as BasicSR's files may write it: `2e-4` is a number (PyYAML alone
+The dialect is YAML 1.2's core schema, plus `1_000` with underscores: `2e-4` is a number (PyYAML alone
 reads it as a string), `~` is null, only `true` and `false` are booleans (`yes`, `no`, `on` and `off` are strings).
 Duplicate keys, tabs in the indentation, tags other than the core ones (`!!float 1e-4` is fine, `!!python/...` is not)
 and files above 1 MB are errors.

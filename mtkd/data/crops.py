@@ -106,15 +106,15 @@ class Crops:
         )
 
     def announce(self, draw: Draw) -> None:
-        """Tell the system which rows `cut` will want of stores that memory does not hold, so that it reads all at once.
+        """Announce to the system the rows that `cut` will read of stores outside memory, so that it reads all at once.
 
-        Left alone it reads a crop's rows by one page fault after the other. Told to expect random access (MADV_RANDOM)
-        it reads less at a time and is slower still.
+        Otherwise each row of a crop costs a page fault of its own. With the hint of random access (MADV_RANDOM) the
+        system reads less at a time and is slower still.
         """
         if not hasattr(os, "posix_fadvise"):
             return
         for store, factor in zip(self.stores, self.factors, strict=True):
-            # A store that was removed meanwhile is still mapped.
+            # The file may have been removed; its pages are still mapped.
             with suppress(OSError), open(store.path, "rb", buffering=0) as file:
                 width = store.flat.element_size()
                 header = os.fstat(file.fileno()).st_size - store.nbytes

@@ -76,12 +76,12 @@ class ForeignItems:
             if not isinstance(image, Tensor) or image.dim() != 3 or len(image) != 3 or not image.is_floating_point():
                 found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
                 no_gt = isinstance(item, Mapping) and key == "gt" and key not in item
-                without = " Images that have no gt are enlarged with `mtkd upscale`." if no_gt else ""
+                without = " Enlarge images without gt with `mtkd upscale`." if no_gt else ""
                 raise MtkdError(
                     f"Item {index} of the {self.name} must be a dict whose {key!r} is a float (3, H, W) tensor in "
-                    f"[0, 1], and it is {found}.{without}"
+                    f"[0, 1], found {found}.{without}"
                 )
-            # Resampling may leave [0, 1] a little; another range of values does not stay this close.
+            # Resampling may exceed [0, 1] a little; images of another range exceed it by far.
             if not -0.5 <= image.min() <= image.max() <= 1.5:
                 raise MtkdError(f"Item {index} of the {self.name} has {key} values outside [0, 1].")
         return dict(item)
@@ -90,7 +90,7 @@ class ForeignItems:
 class ForeignImages(Sequence[PairedImage]):
     """`ForeignItems` as whole images for evaluation: rounded to 8 bits, gt cut to lq * scale.
 
-    An image is called as its gt_path or lq_path, else by its number.
+    An image is named after its gt_path or lq_path, else by its number.
     """
 
     def __init__(self, items: ForeignItems) -> None:

@@ -1,4 +1,4 @@
-"""What the header of an image file says: size, orientation, kind. Nothing is decoded."""
+"""The header of an image file: size, orientation, kind. Nothing is decoded."""
 
 from __future__ import annotations
 

@@ -27,19 +27,19 @@ MOST_PIXELS = 1 << 30
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II", b"MM")
 _BMP = b"BM"
-"""What such files begin with."""
+"""First bytes of such files."""
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Image file as an (H, W, 3) uint8 RGB array, contiguous and writable.
 
-    As in BasicSR, a grey image becomes three equal channels, an alpha channel is dropped (the colours under it are
+    A grey image becomes three equal channels, an alpha channel is dropped (the colours under it are
     kept, nothing is blended; but OpenCV multiplies those of a TIFF by it), and the orientation tag of a photo is
     applied.
 
     Raises:
         MtkdError: the file is missing, damaged or truncated, no image, no regular file, or deeper than 8 bits. A 16-bit
-            image is refused because there is no agreed way to bring it to the 8 bits that PSNR tables are made of.
+            image is refused because there is no agreed conversion to the 8 bits of PSNR tables.
     """
     return decode_image(read_bytes(path), path)
 
@@ -59,7 +59,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_image(encoded: bytes, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """`read_image` of the bytes of a file; `path` stands in messages.
+    """`read_image` of the bytes of a file; messages name `path`.
 
     Raises:
         MtkdError: as `read_image`.
@@ -138,8 +138,8 @@ def _decoded(encoded: bytes, path: str | os.PathLike[str], flags: int) -> NDArra
 
 
 def _still_png(encoded: bytes) -> bytes | None:
-    """A PNG without its animation, which OpenCV lets disturb the image; None where a part is cut or its checksum wrong:
-    OpenCV overlooks that in the parts that hold no pixels.
+    """A PNG without its animation, which changes what OpenCV decodes; None where a part is cut or its checksum wrong:
+    OpenCV checks only the parts that hold pixels.
     """
     kept, at = [_PNG], len(_PNG)
     while at < len(encoded):
@@ -192,7 +192,7 @@ def _upright(image: NDArray[Any], encoded: bytes, path: str | os.PathLike[str]) 
 
 
 def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
-    """Write an (H, W, 3) RGB or (H, W) grey uint8 array; the suffix says the format, missing folders are made.
+    """Write an (H, W, 3) RGB or (H, W) grey uint8 array; the suffix sets the format, missing folders are made.
 
     The file appears under its name only when it is complete: it is written beside it and renamed. WebP is lossless, and
     JPEG is written with OpenCV's default quality.
@@ -212,7 +212,7 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
 
 
 def encode(path: Path, array: NDArray[Any]) -> bytes:
-    """File of (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA pixels, in the format that the suffix of `path` says.
+    """File of (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA pixels, in the format of the suffix of `path`.
 
     Raises:
         MtkdError: OpenCV refuses the array.
@@ -264,7 +264,7 @@ def try_writing(folder: Path) -> None:
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Image files directly in `folder`, sorted by name (plain character order, as in BasicSR).
+    """Image files directly in `folder`, sorted by name (plain character order).
 
     Hidden files, folders, pipes and devices are left out whatever they are called; a link that leads nowhere is not.
 

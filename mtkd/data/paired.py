@@ -57,7 +57,7 @@ class PairedImages(Sequence[PairedImage]):
             None: all images of the folder.
         filename_tmpl: lq name made from the gt name, both without suffix, such as '{}x4'.
         io_backend: None or `{type: disk}` for folders of image files; `{type: lmdb}` for BasicSR's lmdb folders, whose
-            lq and gt have the same keys, so that filename_tmpl is not used (as in BasicSR). Others are an error.
+            lq and gt have the same keys, so that filename_tmpl is not used. Others are an error.
         min_gt_size: both sides of each gt (after the cut) must be at least this long: the training crop.
 
     Raises:
@@ -134,7 +134,7 @@ class PairedImages(Sequence[PairedImage]):
         """Pair `i`, decoded.
 
         Raises:
-            MtkdError: a file cannot be decoded, or is not of the size that its header promised.
+            MtkdError: a file cannot be decoded, or is not of the size in its header.
         """
         name = self.names[i]
         height, width = self.sizes[i]
@@ -145,7 +145,7 @@ class PairedImages(Sequence[PairedImage]):
             lq = self._lq.read(self.lq_paths[i])
         if gt.shape[:2] != (height, width) or lq.shape[:2] != (height // self.scale, width // self.scale):
             raise MtkdError(
-                f"{self.gt_paths[i]} or its lq image decodes to another size than its header says, or it changed since "
+                f"{self.gt_paths[i]} or its lq image decodes to another size than its header has, or it changed since "
                 "the run began. Export the pair again."
             )
         return PairedImage(name, lq, np.ascontiguousarray(gt))
@@ -250,7 +250,7 @@ class PairedImages(Sequence[PairedImage]):
         if odd:
             logger.warning(
                 "%s: %d of %d gt images and their lq images have different orientation tags, such as %s. All tags are "
-                "applied; see that each pair shows the same scene the same way up.",
+                "applied; check that each pair shows the same scene the same way up.",
                 self.dataroot_gt,
                 len(odd),
                 len(self.gt_paths),

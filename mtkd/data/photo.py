@@ -1,4 +1,4 @@
-"""Image files with what a network does not see: transparency, 16 bits, a colour profile."""
+"""Image files with the parts that a network does not process: transparency, 16 bits, a colour profile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Photo:
         alpha: (H, W) of the same dtype, or None.
         profile: ICC profile of the pixels, or None.
         grey: the file has one colour channel.
-        lost: what the file has and this has not, in words.
+        lost: what of the file is not kept, in words.
     """
 
     pixels: NDArray[Any]

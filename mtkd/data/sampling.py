@@ -76,7 +76,10 @@ class CropSampler:
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         if not 0 <= rank < world_size or batch_size < 1:
-            raise MtkdError(f"batch_size {batch_size}, rank {rank} and world_size {world_size} make no sense together.")
+            raise MtkdError(
+                f"batch_size {batch_size}, rank {rank} and world_size {world_size} do not fit together: "
+                f"0 <= rank < world_size, batch_size >= 1."
+            )
         self.scale, self.gt_size, self.batch_size = scale, gt_size, batch_size
         self.workers = workers
         self.device = _with_index(torch.device(device))
@@ -256,7 +259,7 @@ def _check_together(lq: ImageStore, gt: ImageStore, target: ImageStore | None, s
             if size != want
         ]
     problems += [
-        f"gt image {name} is {h}x{w} (height x width), no multiple of {scale}"
+        f"gt image {name} is {h}x{w} (height x width), not a multiple of {scale}"
         for name, (h, w) in zip(gt.names, gt.sizes, strict=True)
         if h % scale or w % scale
     ]

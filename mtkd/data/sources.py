@@ -1,4 +1,4 @@
-"""Where image files lie: a folder, or a BasicSR lmdb. Both answer the same four questions about them."""
+"""Sources of image files, a folder or a BasicSR lmdb, with one interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LONGEST_META = 1 << 28
 def read_meta_info(path: Path) -> list[tuple[str, tuple[int, int] | None]]:
     """(file name, (height, width) or None) from each line of a BasicSR meta_info file, `NAME.png (480,480,3)`.
 
-    Names may hold blanks and brackets. What follows a name without size is ignored, as BasicSR does, if the first word
+    Names may hold blanks and brackets. What follows a name without size is ignored if the first word
     is an image's name; else the whole line is the name. Blank lines and a byte order mark are not names.
 
     Raises:

@@ -90,7 +90,7 @@ class ImageStore(Sequence["NDArray[Any]"]):
             ) from error
         missing = 8 + length + nbytes - actual
         if missing:
-            what = f"truncated, by {missing:,d}" if missing > 0 else f"longer than it says, by {-missing:,d}"
+            what = f"truncated, by {missing:,d}" if missing > 0 else f"longer than its header says, by {-missing:,d}"
             raise MtkdError(f"Image store {self.path} is {what} bytes. Delete it and make it again.")
         # Copy-on-write, because torch has no read-only tensors.
         mapped = np.memmap(self.path, dtype=self.dtype, mode="c", offset=8 + length, shape=(values,))
@@ -129,8 +129,8 @@ class ImageStore(Sequence["NDArray[Any]"]):
         if damaged:
             more = f" and {len(damaged) - 4} more" if len(damaged) > 4 else ""
             raise MtkdError(
-                f"Image store {self.path} is damaged: {len(damaged)} of {len(self)} images are not what was written "
-                f"({', '.join(damaged[:4])}{more}). Delete it and make it again; look at the disk."
+                f"Image store {self.path} is damaged: {len(damaged)} of {len(self)} images differ from their checksums "
+                f"({', '.join(damaged[:4])}{more}). Delete it and make it again, and check the disk."
             )
 
     def digest(self) -> str:
@@ -147,12 +147,12 @@ class StoreWriter:
     """Fills a store image by image, in any order, and gives it its name when all are there.
 
     Opening a writer on a half-written store with the same names, sizes, dtype and facts goes on where a killed process
-    stopped: `missing()` says what is left. Several threads may share one writer. Several processes may each open one
+    stopped: `missing()` lists what is left. Several threads may share one writer. Several processes may each open one
     and fill different images, when the first has opened it before the others do; one of them calls `finish`.
 
     Args:
-        durable: every image is on the disk before it is marked as there, so that not even a lost host makes
-            `missing()` lie. It costs a flush of the disk per image.
+        durable: every image is flushed to the disk before it is marked, so that `missing()` is right even after the
+            loss of the host. It costs a flush of the disk per image.
 
     Raises:
         MtkdError: no images, names not unique, or a half-written store with other contents has that name.
@@ -186,7 +186,7 @@ class StoreWriter:
             header = next((header for header in headers if continues(self._partial, header)), None)
             if header is None:
                 raise MtkdError(
-                    f"{self._partial} is a half-written image store of something else: its "
+                    f"{self._partial} is a half-written image store of other contents: its "
                     f"{', '.join(differences(self._partial, headers[0]))} differ from what is to be written. Go on as "
                     "it was begun, delete it, or write this store under another name."
                 )
@@ -216,7 +216,7 @@ class StoreWriter:
                 f"{image.shape}."
             )
         data = np.ascontiguousarray(image, dtype=self.dtype).data.cast("B")
-        # Of the pixels in memory, so that what the disk makes of them is noticed.
+        # Checksum of the pixels in memory, so that damage by the disk is noticed.
         checksum = f"{zlib.crc32(data):08x}".encode()
         try:
             with self._lock:

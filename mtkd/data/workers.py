@@ -23,7 +23,7 @@ class BatchSource(Protocol):
 
 
 def prefetch_in_workers(source: BatchSource, keys: Iterator[Any], *, workers: int, pin_memory: bool) -> Generator[Any]:
-    """`source[key]` for each of `keys`, in their order, made by `workers` processes, a few ahead of what is asked for.
+    """`source[key]` for each of `keys`, in their order, made by `workers` processes, a few ahead of use.
 
     Closing the iterator ends the workers.
 

@@ -1,4 +1,4 @@
-"""What stands beside a student in a table: bicubic enlargement, and the teachers it learned from."""
+"""Rows beside a student in a table: bicubic enlargement, and its teachers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtkd.runtime.memory import available_memory
 
 
 class Bicubic(nn.Module):
-    """MATLAB's bicubic enlargement, the row every table starts with: lq (N, C, h, w), floating point, -> sr."""
+    """MATLAB's bicubic enlargement, the first row of tables: lq (N, C, h, w), floating point, -> sr."""
 
     def __init__(self, scale: int) -> None:
         super().__init__()
@@ -28,11 +28,11 @@ class Bicubic(nn.Module):
 
 
 class Memoized(nn.Module):
-    """A network that answers the same image only once: a table asks each teacher alone, in the mean and fused.
+    """A network that computes each image once: a table needs each teacher alone, in the mean and in the fused image.
 
     Args:
         net: lq -> sr, with its `scale`; put in eval mode.
-        room: bytes of answers that are kept, in main memory; what finds no room is computed again.
+        room: bytes of main memory for kept results; what does not fit is computed again.
     """
 
     def __init__(self, net: nn.Module, *, room: int) -> None:
@@ -54,12 +54,12 @@ class Memoized(nn.Module):
         return sr
 
     def forget(self) -> None:
-        """Give the memory of all answers back."""
+        """Free the memory of all results."""
         self._answers.clear()
 
 
 class Teachers:
-    """Teachers that runs declare, each answering an image once for all rows that need it, and fusions of theirs."""
+    """Teachers that runs declare, each computing an image once for all rows, and their fusions."""
 
     def __init__(self, members: dict[str, nn.Module], run: str) -> None:
         self.members, self.run = members, run

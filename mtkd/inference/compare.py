@@ -1,7 +1,7 @@
 """`mtkd test RUN | FILE | zoo:NAME ...`: trained networks side by side on test sets, without an option file.
 
-A run folder says itself what its network is and how it is measured, a weights file of ours what it holds. All networks
-of a table have one scale, see the same images and are held to the same metrics.
+A run folder holds the description of its network and metrics, a weights file of ours that of its network. All networks
+of a table have one scale, and are measured on the same images by the same metrics.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def compare(
     `comparison_xSCALE`.
 
     Args:
-        targets: run folders, weights files that say what they hold, `zoo:NAME`.
+        targets: run folders, weights files that describe themselves, `zoo:NAME`.
         data: folders of gt images, each a set of the folder's name, with lq made by MATLAB's bicubic; or folders that
             hold `gt` (or `HR`) and may hold `lq` beside `gt`. Without any, the sets of `options/benchmark.yml` that are
             here.
@@ -64,8 +64,8 @@ def compare(
         tile_pad: lq pixels of context around each tile.
 
     Raises:
-        MtkdError: something named is not there or cannot be measured, scales or metrics differ, or there are no images.
-            Nothing was measured then. Or an image cannot be measured; `log` already has the means before it.
+        MtkdError: something named is missing or cannot be measured, scales or metrics differ, or there are no images;
+            nothing is measured then. Or an image cannot be measured; the means before it are logged.
     """
     if tile_size is not None:
         check_tiles(tile_size, tile_pad)
@@ -74,7 +74,7 @@ def compare(
     scale = _common_scale(found)
     if teachers and not any(target.options is not None and target.options.teachers for target in found):
         raise MtkdError(
-            "--with teachers: nothing that is named declares teachers. Name a run folder whose option file has "
+            "--with teachers: none of the networks declares teachers. Name a run folder whose option file has "
             "`teachers:`."
         )
     images = folder_sets(data, scale) if data else benchmark_sets(scale, log)
@@ -141,7 +141,7 @@ def _common_scale(found: Sequence[Target]) -> int:
     scales = {target.scale for target in found}
     if len(scales) > 1:
         listed = ", ".join(f"{target.spec} x{target.scale}" for target in found)
-        raise MtkdError(f"One table has one scale, and these differ: {listed}. Measure each scale by itself.")
+        raise MtkdError(f"The scales differ: {listed}. One table has one scale; measure each by itself.")
     return scales.pop()
 
 
@@ -159,7 +159,7 @@ def _common_metrics(found: Sequence[Target], scale: int) -> Metrics:
             raise MtkdError(
                 f"One table has one set of metrics, and these runs declare different ones (val.metrics): {first.spec} "
                 f"{_describe(metrics)}; {target.spec} {_describe(other)}. Measure each by itself, or name the weights "
-                "files, models/net_g_latest.pth: files alone are held to PSNR and SSIM on Y, crop_border = scale."
+                "files, models/net_g_latest.pth: files are measured by PSNR and SSIM on Y, crop_border = scale."
             )
     return metrics
 

@@ -60,7 +60,7 @@ class Evaluation:
 def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricFunction]:
     """`val.metrics` of an option file -> name -> function of (sr, gt) giving one value per image.
 
-    BasicSR's key `better` says which direction is good and is no argument of the metric. `zoo:NAME` as an argument
+    The key `better` gives the good direction and is not an argument of the metric. `zoo:NAME` as an argument
     becomes a file, fetched when it is not there (`weights: zoo:alexnet` of LPIPS).
     """
     metrics: dict[str, MetricFunction] = {}
@@ -78,7 +78,7 @@ def _from_outside(what: str, metric: MetricFunction, sr: Tensor, gt: Tensor) -> 
 
 
 def val_predict(net: nn.Module, options: Options) -> Predict:
-    """`net` as `val` wants it run: in tiles, as an x8 self-ensemble, or plainly."""
+    """`net` run as `val` sets it: in tiles, as an x8 self-ensemble, or plainly."""
     predict: Predict = net
     if (tile := options.val.tile) is not None:
         predict = partial(tiled, net, scale=options.scale, tile_size=tile.tile_size, tile_pad=tile.tile_pad)
@@ -129,7 +129,7 @@ def evaluate(
     """Measure `predict` (lq -> sr) on every image of `images`.
 
     The next images are decoded, and earlier ones saved, while the network runs. Images of a class from outside are read
-    one by one, here: it may keep a state, or draw random numbers.
+    one by one, on this thread: it may keep a state, or draw random numbers.
 
     Args:
         metrics: name -> function, see `build_metrics`.
@@ -152,11 +152,11 @@ def evaluate(
             sr = sr.float()
             if sr.shape != gt.shape:
                 raise MtkdError(
-                    f"{dataset}/{name}: the network made {tuple(sr.shape[-2:])} of an lq of {tuple(lq.shape[-2:])}, "
-                    f"and gt is {tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
+                    f"{dataset}/{name}: sr is {tuple(sr.shape[-2:])} for an lq of {tuple(lq.shape[-2:])}, but gt is "
+                    f"{tuple(gt.shape[-2:])}. Is the network's scale that of the data set?"
                 )
             names.append(name)
-            # Metrics clamp, so that infinite pixels would pass for white or black.
+            # Metrics clamp: an infinite pixel would count as white or black.
             finite.append(sr.isfinite().all())
             for metric, function in metrics.items():
                 with _naming(f"{dataset}/{name}"):
@@ -197,8 +197,8 @@ def _fitting(image: str) -> Generator[None, None, None]:
     except torch.OutOfMemoryError as error:
         raise MtkdError(
             f"{image}: the device ran out of memory on the whole image: {str(error).splitlines()[0]} Set val.tile, for "
-            "example `tile: {tile_size: 256, tile_pad: 32}`, or `mtkd test ... --tile 256`. It is not set by itself "
-            "because tiles may change numbers a little."
+            "example `tile: {tile_size: 256, tile_pad: 32}`, or `mtkd test ... --tile 256`. It is not set "
+            "automatically, because tiles may change numbers a little."
         ) from error
 
 
@@ -240,7 +240,9 @@ def evaluate_sharded(
     if failure is not None:
         raise failure
     if None in parts:
-        raise MtkdError(f"{settings['dataset']}: another process could not measure its images; its error says why.")
+        raise MtkdError(
+            f"{settings['dataset']}: another process could not measure its images; its error gives the reason."
+        )
     if save is not None:
         shots: list[Any] | None = [None] * world if rank == 0 else None
         distributed.gather_object(kept, shots, dst=0)

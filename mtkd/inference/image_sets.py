@@ -21,7 +21,7 @@ _GT, _HR, _LQ = "gt", "HR", "lq"
 
 
 def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
-    """A set of test images for each folder, called like it.
+    """A set of test images for each folder, with its name.
 
     A folder holds gt images, or `gt` (or `HR`) and perhaps `lq` beside `gt`; without lq it is made of gt.
 
@@ -34,7 +34,9 @@ def folder_sets(folders: Sequence[Path], scale: int) -> ImageSets:
         if names.count(name) > 1:
             name = f"{folder.resolve().parent.name}/{name}"
         if name in sets:
-            raise MtkdError(f"--data: two folders are called {name}; a table tells sets apart by their names.")
+            raise MtkdError(
+                f"--data: two folders are called {name}, and the sets of a table need different names. Rename one."
+            )
         gt = next((folder / inner for inner in (_GT, _HR) if (folder / inner).is_dir()), folder)
         lq = folder / _LQ if (folder / _LQ).is_dir() else None
         if lq is not None and gt != folder / _GT:
@@ -50,8 +52,8 @@ def benchmark_sets(scale: int, log: Log) -> ImageSets:
         MtkdError: none of its sets is here.
     """
     ways = (
-        "Give folders of gt images, `--data FOLDER ...`, or put the usual sets where datasets/README.md says and "
-        f"begin in the folder that holds `datasets`; an {BENCHMARK} of yours names others."
+        "Give folders of gt images, `--data FOLDER ...`, or put the usual sets where datasets/README.md says "
+        f"and run in the folder that holds `datasets`. Other sets: an {BENCHMARK} of yours."
     )
     file = BENCHMARK if BENCHMARK.is_file() else shipped.file(str(BENCHMARK))
     log(f"No --data is given: the test sets are those of {file}.")
@@ -60,9 +62,9 @@ def benchmark_sets(scale: int, log: Log) -> ImageSets:
     for key, section in options.datasets.evaluation.items():
         name = section.name or key
         if isinstance(section, EvalSetOptions) and not Path(section.dataroot_gt).is_dir():
-            log(f"Left out, because it is not here: {name} ({section.dataroot_gt}).")
+            log(f"Left out, not found: {name} ({section.dataroot_gt}).")
         else:
             sets[name] = build.build_image_set(section, scale, phase="test")
     if not sets:
-        raise MtkdError(f"There are no images to measure on: none of the sets of {file} is here. {ways}")
+        raise MtkdError(f"No test images: none of the sets of {file} is here. {ways}")
     return sets

@@ -22,8 +22,8 @@ from mtkd.runtime.run_folder import LATEST, RunFolder
 
 @dataclass(frozen=True)
 class Target:
-    """What a user named: a run (its options, as a test of its weights), a file (its network), or a zoo entry (only its
-    name and scale; it is not fetched yet).
+    """A target: a run (its options, as a test of its weights), a file (its network), or a zoo entry (only its name and
+    scale; it is not fetched yet).
     """
 
     spec: str
@@ -46,7 +46,7 @@ def find_target(spec: str) -> Target:
     """What `spec` names. A file is read and its network built; a zoo entry is not fetched yet.
 
     Raises:
-        MtkdError: nothing has that name, or it does not say enough to be measured.
+        MtkdError: nothing has that name, or it does not describe its network.
     """
     if spec.startswith("zoo:"):
         entry = zoo.entry(spec)
@@ -57,7 +57,7 @@ def find_target(spec: str) -> Target:
     if path.is_dir():
         return _run(spec, path)
     if path.suffix.lower() in (".yml", ".yaml"):
-        raise MtkdError(f"{spec} is named like an option file. Measure what it describes: `mtkd test -opt {spec}`.")
+        raise MtkdError(f"{spec} looks like an option file. Use `mtkd test -opt {spec}`.")
     if not path.exists():
         also = f" The zoo's weights of that name are zoo:{spec}." if spec in zoo.ENTRIES else ""
         raise MtkdError(f"There is no run folder or weights file {spec}.{also}")
@@ -142,7 +142,7 @@ def networks_of(found: Sequence[Target], *, teachers: bool) -> list[Subject]:
 
 
 def unique(subjects: Sequence[Subject]) -> list[Subject]:
-    """`subjects`, of which none is called like one before it."""
+    """`subjects`, renamed where two have one name."""
     unique: dict[str, Subject] = {}
     for subject in subjects:
         name, number = subject.name, 1

@@ -1,7 +1,7 @@
-"""Networks, metrics and images, tried before time is spent on them.
+"""Trials of networks, metrics and images before a run.
 
-Training, `mtkd check --data` and `mtkd test` share these functions, so that each finds what the others would. None
-writes a file.
+Training, `mtkd check --data` and `mtkd test` share these functions, so that all find the same problems. None writes a
+file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mtkd.runtime.pixels import to_tensor
 ImageSets = Mapping[str, PairedImages | ForeignImages]
 
 _SIDE = 48
-"""Side of the lq image that networks are tried on where no crop size says what they will get: a multiple of most."""
+"""Side of the lq image that networks are tried on where no crop size is given: a multiple of most window sizes."""
 _SHOWN = 20
 _TRIED_SIDE = 512
 """Pixels of an image that metrics are tried on: more than any needs, and a scan of 180 megapixels would take 14 GB."""
@@ -48,7 +48,7 @@ def try_networks(options: Options) -> list[Problem]:
         try:
             return make()
         except Exception as error:  # noqa: BLE001  a class from outside may raise anything
-            problems.append(options._origin.problem(key, _reason(error)))
+            problems.append(options.problem(key, _reason(error)))
         return None
 
     sections = {("teachers", name): teacher for name, teacher in options.teachers.items()}
@@ -119,7 +119,8 @@ def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> 
 
 
 def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]:
-    """A problem for each validation or test image that cannot be decoded, or decodes to another size than promised.
+    """A problem for each validation or test image that cannot be decoded, or decodes to another size than its header
+    has.
 
     Args:
         sets: the opened data sets by their keys; opened here when None, and a set that cannot be is a problem too.
@@ -142,9 +143,9 @@ def try_images(options: Options, sets: ImageSets | None = None) -> list[Problem]
         else:
             broken += filter(None, map(read, indices))
         for text in broken[:_SHOWN]:
-            problems.append(options._origin.problem(("datasets", key), text))
+            problems.append(options.problem(("datasets", key), text))
         if len(broken) > _SHOWN:
-            problems.append(options._origin.problem(("datasets", key), f"and {len(broken) - _SHOWN} more images."))
+            problems.append(options.problem(("datasets", key), f"and {len(broken) - _SHOWN} more images."))
     return problems
 
 
@@ -170,7 +171,7 @@ def try_metrics(
         try:
             (function,) = build_metrics({metric: given}).values()
         except Exception as error:  # noqa: BLE001  a metric from outside may raise anything
-            problems.append(options._origin.problem(key, _reason(error)))
+            problems.append(options.problem(key, _reason(error)))
             continue
         for section, name, gt in smallest:
             try:
@@ -181,7 +182,7 @@ def try_metrics(
                 height, width = gt.shape[-2:]
                 where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
                 reason = _reason(error).removeprefix(f"val.metrics.{metric}: ")
-                problems.append(options._origin.problem(key, where + reason))
+                problems.append(options.problem(key, where + reason))
                 break
     return problems
 
@@ -204,7 +205,7 @@ def _student(options: Options) -> nn.Module:
 
 
 def _fetched(value: Any) -> bool:
-    """Whether every `zoo:NAME` in `value` is on the disk; of a plain text, whether the file is."""
+    """Whether every `zoo:NAME` in `value` is on the disk; for a plain text, whether the file is."""
     if isinstance(value, str):
         path = zoo.converted_path(zoo.entry(value)) if value.startswith("zoo:") else Path(value).expanduser()
         return path.is_file()
@@ -226,7 +227,7 @@ def _opened(options: Options, problems: list[Problem]) -> ImageSets:
         try:
             sets[key] = build.build_image_set(given, options.scale, phase=key.split("_")[0])
         except MtkdError as error:
-            problems.append(options._origin.problem(("datasets", key), str(error)))
+            problems.append(options.problem(("datasets", key), str(error)))
     return sets
 
 

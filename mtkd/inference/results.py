@@ -1,4 +1,4 @@
-"""Results of measuring: the networks of a table, the table on screen, CSV and JSON, and the folder they are kept in."""
+"""Results of measuring: the rows of a table, the table on screen, CSV and JSON, and their folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Subject:
         origin: which weights these are.
         parameters: their number.
         gmacs: multiply-adds to 1280x720 in 10^9, None where they cannot be counted.
-        note: what else a reader of its numbers must know.
+        note: a remark for readers of its numbers.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Subject:
     note: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """What the numbers carry in files."""
+        """The facts stored with the numbers."""
         facts = {
             "name": self.name,
             "weights": self.weights,
@@ -66,7 +66,7 @@ def describe(
 
 
 def _cost(net: nn.Module, name: str) -> tuple[int, float | None]:
-    """Parameters, and multiply-adds where they can be counted: no reason to measure nothing else."""
+    """Parameters, and multiply-adds where they can be counted; where not, the rest is measured all the same."""
     try:
         cost = complexity(net)
         return cost.params, cost.macs / 1e9
@@ -120,7 +120,7 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
 
 
 def write(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:
-    """`write_results` with hardware and versions, and say where."""
+    """`write_results` with hardware and versions, and print where they are."""
     write_results(folder, rows, {**facts, "environment": environment()})
     print(f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}")
 
@@ -130,7 +130,7 @@ def write_results(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: M
 
     Args:
         rows: (network's name, its result) pairs.
-        facts: what the numbers must carry: weights, hardware, versions, commit, command. `entry` and `iteration` of
+        facts: what is stored with the numbers: weights, hardware, versions, commit, command. `entry` and `iteration` of
             the weights stand in every line of the CSV too: those of the network in the list `networks`, found by its
             `name`, else those of all.
 
@@ -174,7 +174,7 @@ def free_folder(wanted: Path) -> Path:
 
 
 def make_free_folder(wanted: Path) -> Path:
-    """`free_folder`, made, by this process alone where several want it.
+    """`free_folder`, created by this process alone even when several try at once.
 
     Raises:
         MtkdError: it cannot be made, or no file can be written into it.

@@ -37,20 +37,20 @@ def run_test(
 ) -> list[Evaluation]:
     """Measure `network_g` on every test set of `options`, print the table, write `results/NAME`.
 
-    The folder is made, and tried, before anything is measured. For `model_type: MTKDFusion` the network is the fusion
-    network behind its teachers.
+    The folder is made, and a file written into it for trial, before anything is measured. For `model_type: MTKDFusion`
+    the network is the fusion network behind its teachers.
 
     Raises:
-        MtkdError: there are no test sets, no weights, or something about either is wrong; or nothing can be written,
-            and then a table that was measured has been printed.
+        MtkdError: test sets or weights are missing or unusable; or the results cannot be written, after the table is
+            printed.
     """
     if not options.val.metrics:
         raise MtkdError(
-            "val.metrics is missing, so there is nothing to measure: give it, for example `val: {metrics: {psnr: "
+            "val.metrics is missing, so nothing can be measured. Give, for example, `val: {metrics: {psnr: "
             "{type: calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
         )
     if not options.datasets.evaluation:
-        raise MtkdError("There is no test set to measure on: give one, `datasets.test_1`.")
+        raise MtkdError("There is no test set. Give one: `datasets.test_1`.")
     images = {
         given.name or key: build_image_set(given, options.scale, phase="test")
         for key, given in options.datasets.evaluation.items()
@@ -67,17 +67,17 @@ def run_test(
         rows = [_measure(options, name, image_set, net, metrics, device, folder) for name, image_set in images.items()]
     named = [(options.name, row) for row in rows]
     facts = {**subject.facts(), "command": command}
-    # Print before writing: a disk that has filled up meanwhile must not cost the numbers.
+    # Print before writing: a full disk must not lose the numbers.
     print_table([subject], named, scale=options.scale)
     write(folder, named, facts)
     return rows
 
 
 def in_tiles(options: Options, tile_size: int, tile_pad: int) -> Options:
-    """`options` whose `val.tile` is that.
+    """`options` with this `val.tile`.
 
     Raises:
-        MtkdError: there are no such tiles.
+        MtkdError: the sizes are not valid.
     """
     check_tiles(tile_size, tile_pad)
     tile = TileOptions(tile_size=tile_size, tile_pad=tile_pad)

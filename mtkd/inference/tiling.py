@@ -19,20 +19,20 @@ from mtkd.runtime.memory import free_memory
 from mtkd.runtime.progress import Log
 
 SMALL_IMAGE = 256 * 256
-"""lq pixels that are run at once without asking for memory, and that tiles are batched up to on a GPU."""
+"""lq pixels that run at once without measuring memory, and up to which tiles are batched on a GPU."""
 SMALLEST_TILE = 16
 ALIGNMENTS = (16, 8, 1)
 """Tiles begin at multiples of the first that leaves room for a step, so that networks with windows of 16 or 8 see the
 windows of the whole image. From `tile_size` 31 on that is 16, and from 15 on at least 8."""
 FREE_SHARE = {"cuda": 0.7, "cpu": 0.25}
-"""Share of the free memory, less the result, that a run may take. A CPU's memory is everybody's, and larger tiles are
-no faster there."""
+"""Share of the free memory, less the result, that a run may take. Other programs share the CPU's memory, and larger
+tiles are no faster there."""
 LARGEST_RUN = {"cuda": 16 << 30, "cpu": 4 << 30}
 """Bytes of a run, at most. Far above those of a GPU single feature maps pass 2**31 elements, which not every kernel
 takes."""
 
 Finish = Callable[[Tensor], Tensor]
-"""What becomes of a piece of sr before it is put into the result, which is four times smaller in 8 bits."""
+"""Conversion of each piece of sr before it is put into the result, for example to 8 bits: a quarter of the memory."""
 
 
 def tiled(
@@ -87,9 +87,9 @@ def tiled(
 
 
 def check_tiles(tile_size: int, tile_pad: int) -> None:
-    """Raise an MtkdError where there are no tiles of `tile_size` pixels with `tile_pad` around them."""
+    """Raise an MtkdError unless `tile_size` and `tile_pad` are valid sizes of tiles in pixels."""
     if tile_size < 1 or tile_pad < 0:
-        raise MtkdError(f"Tiles need tile_size >= 1 and tile_pad >= 0, not {tile_size} and {tile_pad}.")
+        raise MtkdError(f"Tiles need tile_size >= 1 and tile_pad >= 0, found {tile_size} and {tile_pad}.")
 
 
 def _windows(length: int, tile: int, pad: int) -> tuple[list[int], int]:
@@ -130,7 +130,7 @@ def self_ensemble(predict: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
 
 
 class FittingTiles:
-    """`net` on whole images where they fit into the free memory of their device, and in the largest tiles that do else.
+    """`net` on whole images where they fit into the free memory of their device, else in the largest tiles that do.
 
     When a GPU still runs out of memory, tiles are halved from then on, and `log` gets a line.
 
@@ -141,7 +141,7 @@ class FittingTiles:
         x8: each tile is the mean of its eight flips and rotations (`self_ensemble`).
 
     Raises:
-        MtkdError: no tiles are of that size.
+        MtkdError: the sizes are not valid.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class FittingTiles:
         self._most: int | None = None
 
     def __call__(self, lq: Tensor, finish: Finish = lambda sr: sr, *, value_bytes: int = 4) -> Tensor:
-        """`net(lq)`, each piece of it changed by `finish` (see `tiled`), which leaves `value_bytes` of each value."""
+        """`net(lq)`, each piece converted by `finish` (see `tiled`), which leaves `value_bytes` bytes per value."""
         size = self._given
         if size is None:
             size = tile_size(
@@ -192,12 +192,12 @@ def tile_size(
 
     That share is `FREE_SHARE` of what is free on its device, and `LARGEST_RUN` at most. The memory of a run is
     proportional to the pixels; a small run measures the factor, once for each network. The tile is meant for `tiled`,
-    with the same `tile_pad`. No answer is kept: free memory changes from image to image.
+    with the same `tile_pad`. The result is not cached: free memory changes from image to image.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of `lq`.
         lq: (N, 3, H, W) as `net` will get it, under the autocast it will get it under.
-        x8: `self_ensemble` of `net` is run, which holds its mean, one answer, and that answer turned.
+        x8: `self_ensemble` of `net` is run, which holds its mean, one output, and that output turned.
         value_bytes: of a value of the result.
 
     Raises:
@@ -235,13 +235,13 @@ def _bytes_per_pixel(net: nn.Module, lq: Tensor) -> float:
         on_gpu = lq.device.type == "cuda"
         side = 128 if on_gpu else 32
         probe = torch.rand((1, lq.shape[1], side, side), device=lq.device, dtype=lq.dtype)
-        # Not net(): a compiled network cannot be watched, and takes no more memory.
+        # Not net(): the tensors of a compiled network cannot be counted, and it takes no more memory.
         known[setting] = (_peak_on_gpu if on_gpu else _peak_on_cpu)(net.forward, probe) / side**2
     return known[setting]
 
 
 def _peak_on_gpu(run: Callable[[Tensor], Tensor], probe: Tensor) -> int:
-    run(probe)  # allocates what libraries keep
+    run(probe)  # the first call allocates memory that libraries keep
     before = torch.cuda.memory_allocated(probe.device)
     torch.cuda.reset_peak_memory_stats(probe.device)
     run(probe)

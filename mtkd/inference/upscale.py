@@ -25,7 +25,7 @@ from mtkd.runtime.pixels import to_levels, to_tensor
 from mtkd.runtime.progress import Log, tracked
 
 _LARGE = 1 << 27
-"""Values of a result, of which no two are to be in memory at once."""
+"""Values of a large result: only one such result is held in memory at once."""
 
 
 def upscale(
@@ -46,7 +46,7 @@ def upscale(
     """Upscale the image `source`, or every image of the folder `source`, and return how many were written.
 
     A folder gives PNG files of the same names in the folder `destination`. Transparency is enlarged by bicubic
-    interpolation, and 16 bits, a colour profile and grey are kept; `log` gets what is not. The next images are
+    interpolation, and 16 bits, a colour profile and grey are kept; `log` names what is not kept. The next images are
     decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. One
     image of a folder that cannot be read or upscaled does not stop the others.
 
@@ -59,7 +59,7 @@ def upscale(
         compile: run `torch.compile` on the network; if that fails, `log` gets the reason.
         overwrite: replace images that exist.
         skip_existing: leave images that exist, and make the others.
-        log: gets a line about whatever is not as asked.
+        log: gets a line for each thing that was not done as the arguments say.
 
     Raises:
         MtkdError: nothing to read, or a file to write exists and neither `overwrite` nor `skip_existing` is given;
@@ -78,7 +78,7 @@ def upscale(
             "--skip_existing to make only the others."
         )
     if source.is_dir() and (others := _others(source)):
-        log(f"Left out {len(others)} of {source} whose names are not those of images, such as {others[0]}.")
+        log(f"Left out {len(others)} files of {source} that are not images by their names, such as {others[0]}.")
     if not pairs:
         return 0
     where = named_device(device) if device else usual_device()
@@ -147,7 +147,7 @@ def upscale(
 
 class _Levels:
     """Rounds pieces of sr, float (N, 3, h, w), to the levels of `photo`: uint8, or int32 for 16 bits, in one channel
-    where it is grey. `finite` tells of all pieces together.
+    where it is grey. `finite` covers all pieces together.
     """
 
     def __init__(self, photo: Photo) -> None:
@@ -183,7 +183,7 @@ def _naming(path: Path) -> Generator[None, None, None]:
 
 
 def _others(folder: Path) -> list[str]:
-    """Names of the files in `folder` that no suffix says to be images."""
+    """Names of the files in `folder` without the suffix of an image."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -212,5 +212,5 @@ def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
         raise MtkdError(f"There is no image or folder {source}.")
     for path, out in pairs:
         if out.exists() and out.samefile(path):
-            raise MtkdError(f"{path} would be replaced by its own enlargement; choose another place to write to.")
+            raise MtkdError(f"{path} would be replaced by its own enlargement. Choose another OUT.")
     return pairs

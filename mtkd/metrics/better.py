@@ -1,4 +1,4 @@
-"""Which direction of a metric is good: every metric says so itself."""
+"""The good direction of a metric, declared at the metric itself."""
 
 from __future__ import annotations
 

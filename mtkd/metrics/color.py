@@ -1,4 +1,4 @@
-"""What every metric compares: the 8-bit images a user would save, and their Y channel, to BasicSR's last digit."""
+"""The images that every metric compares: rounded to 8 bits as saved, RGB or Y, equal to BasicSR's to the last digit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtkd.runtime.pixels import to_levels
 def y_channel(image: Tensor) -> Tensor:
     """(N, 3, H, W) 8-bit RGB levels -> (N, 1, H, W) float32 Y of BT.601 in [16, 235], not rounded.
 
-    float32 in and out with a float64 sum between them, as in BasicSR's `to_y_channel`. A grey image (N, 1, H, W) is
+    float32 in and out with a float64 sum between them. A grey image (N, 1, H, W) is
     taken as it is.
     """
     if image.shape[1] == 1:

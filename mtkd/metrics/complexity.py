@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds at the published size."""
+"""Cost of a network: parameters, and multiply-adds at the published size."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def complexity(
         if not isinstance(scale, int):
             raise MtkdError(f"{type(net).__name__} has no `scale`: give complexity() lq_hw=(height, width) or scale.")
         lq_hw = published_lq_size(scale)
-    # SwinIR and its kin move a plain tensor to the device of their input, and from meta it never comes back.
+    # Some networks move a plain tensor attribute to the device of their input; restore it, because `meta` loses values.
     plain = [
         (vars(m), name, value) for m in net.modules() for name, value in vars(m).items() if isinstance(value, Tensor)
     ]

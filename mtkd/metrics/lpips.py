@@ -15,7 +15,7 @@ from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
-_MINIMUM = 31  # below, AlexNet's second pooling has nothing to pool
+_MINIMUM = 31  # smaller images are empty after AlexNet's second pooling
 
 
 @better("lower")
@@ -46,8 +46,8 @@ def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
     if not path.is_file():
         raise MtkdError(
-            f"LPIPS needs AlexNet's ImageNet weights, and {path} does not exist. Nothing is downloaded on the quiet: "
-            f"fetch https://download.pytorch.org/models/{ALEXNET_FILE} (233 MB) into that place, name a copy with "
+            f"LPIPS needs AlexNet's ImageNet weights, and {path} does not exist. mtkd does not download it by itself: "
+            f"fetch https://download.pytorch.org/models/{ALEXNET_FILE} (233 MB) to that path, name a copy with "
             "`weights: PATH` in the metric's options, or let `weights: zoo:alexnet` there fetch it."
         )
     net = _network(str(path.resolve()), path.stat().st_mtime_ns, sr.device)
@@ -57,7 +57,7 @@ def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
 
 @lru_cache(maxsize=2)
 def _network(path: str, modified: int, device: torch.device) -> nn.Module:
-    """LPIPS with the AlexNet of `path`; `modified` only tells versions of the file apart."""
+    """LPIPS with the AlexNet of `path`; `modified` distinguishes versions of the file in the cache."""
     try:
         from lpips import LPIPS
     except ImportError as error:
@@ -85,6 +85,6 @@ def _state(path: str) -> dict[str, Tensor]:
         if path.endswith(".safetensors"):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # broken files raise whatever the bytes happen to trigger
+    except Exception as error:  # a broken file may raise any exception
         raise MtkdError(f"{path} cannot be read as weights ({type(error).__name__}). Fetch it again.") from error
     return state if isinstance(state, dict) else {}

@@ -1,4 +1,4 @@
-"""torch.compile with a trial: what cannot be compiled runs as it is, and says so before time is spent on it."""
+"""torch.compile with a trial: a network that cannot be compiled runs uncompiled, and the log says so at once."""
 
 from __future__ import annotations
 

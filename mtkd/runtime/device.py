@@ -17,7 +17,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_backends(*, tf32: bool = True, deterministic: bool = False, sizes_vary: bool = False) -> None:
-    """Tell torch how to compute; every command that runs a network does so first. The defaults are an option file's.
+    """Set torch's backends, before any network runs. The defaults are those of option files.
 
     Args:
         tf32: products of float32 matrices and convolutions may use TF32 on CUDA.
@@ -41,12 +41,12 @@ def named_device(name: str | torch.device) -> torch.device:
     """The device that a user names: "cpu", "cuda", "cuda:1", ...; a CUDA device has its index.
 
     Raises:
-        MtkdError: torch knows no such device, or this machine has none.
+        MtkdError: torch has no device of that name, or this machine has none.
     """
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            # torch knows devices that this machine lacks, and `meta` holds no values.
+            # torch accepts names of devices that this machine lacks, and `meta`, which holds no values.
             torch.ones(1, device=device).cpu()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise MtkdError(f"There is no device {name} here. Use cpu, cuda or cuda:N.") from error

@@ -1,4 +1,4 @@
-"""What a stored number must carry: the hardware, the versions and the commit that made it."""
+"""What is stored beside a measured number: hardware, versions and commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions and git commit: what a stored number must carry."""
+    """Hardware, versions and git commit."""
     import importlib.metadata
 
     versions = {"python": platform.python_version()}

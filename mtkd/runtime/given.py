@@ -1,6 +1,6 @@
-"""What comes from outside and is no image and no number of an option file: paths, names, the environment, foreign code.
+"""Checks of what comes from outside: paths, names, environment variables, errors of foreign code.
 
-It is judged here, before anything is done with it, so that what no file system takes is one sentence and no traceback.
+They run before use, so that a path that no file system takes gives one sentence instead of a traceback.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def path(text: str | os.PathLike[str]) -> Path:
 
 
 def check_name(name: str) -> None:
-    """See that files and folders can be called `name`, with something added.
+    """Check that files and folders can be called `name`, with something added.
 
     Raises:
         MtkdError: it is empty, hidden, has a slash or an unprintable character, or is longer than `NAME_BYTES`.
@@ -65,7 +65,7 @@ def check_name(name: str) -> None:
 
 
 def check_readable(file: Path) -> None:
-    """See that reading `file` ends: it is a file, a folder, or nothing at all, which the reader reports.
+    """Check that reading `file` can end: it is a file, a folder, or nothing at all, which the reader reports.
 
     Raises:
         MtkdError: it is a pipe, a socket or a device.
@@ -80,7 +80,7 @@ def check_readable(file: Path) -> None:
 
 
 def check_environment() -> None:
-    """See that what launchers set in the environment are numbers.
+    """Check that the environment variables of launchers are numbers.
 
     Raises:
         MtkdError: one is not; the text names it.
@@ -110,7 +110,7 @@ def errors_of(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the machine or of a device, was too small; torch and OpenCV say so only in their texts."""
+    """Whether memory, of the machine or of a device, was too small; torch and OpenCV show it only in their messages."""
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
@@ -119,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether another process of a run was gone when this one wanted to meet it; gloo says so only in its texts."""
+    """Whether another process of the run was gone in a collective call; gloo shows it only in its messages."""
     if not isinstance(error, RuntimeError):
         return False
     kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")
@@ -128,8 +128,8 @@ def is_lost_process(error: BaseException) -> bool:
 
 def _check_characters(text: str, what: str) -> None:
     if "\0" in text:
-        raise MtkdError(f"{what} {text[:60]!r} holds a NUL character, which no path can.")
+        raise MtkdError(f"{what} {text[:60]!r} holds a NUL character; no path can.")
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise MtkdError(f"{what} {text[:60]!r} holds half a character (a lone surrogate), which no path can.") from None
+        raise MtkdError(f"{what} {text[:60]!r} holds half a character (a lone surrogate); no path can.") from None

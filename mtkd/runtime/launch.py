@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and how none waits for one that failed."""
+"""The processes of a run: how they are joined, and how a failure of one ends them all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def launch(launcher: str, *, num_gpu: int | Literal["auto"], precision: str) -> 
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         found = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or "nothing"
         raise MtkdError(
-            f"--launcher {launcher}: the environment does not say which process this is ({type(error).__name__}: "
+            f"--launcher {launcher}: the environment does not number this process ({type(error).__name__}: "
             f"{error}; it holds {found}). Start with `torchrun --nproc_per_node N -m mtkd ... --launcher pytorch`, or "
             "with srun and `--launcher slurm`."
         ) from error
@@ -94,13 +94,13 @@ def together(fabric: Fabric) -> Generator[None]:
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001  raised below, after the others know
+    except Exception as error:  # noqa: BLE001  raised below, once all processes have the result
         failure = error
     if fabric.world_size > 1:
         failed = fabric.all_reduce(torch.tensor(float(failure is not None), device=fabric.device), reduce_op="sum")
         assert isinstance(failed, Tensor)
         if failed.item() and failure is None:
-            failure = MtkdError("Another process of this run could not start; its error says why.")
+            failure = MtkdError("Another process of this run could not start; its error gives the reason.")
     if failure is not None:
         raise failure
 

@@ -10,7 +10,7 @@ from torch import Tensor
 def to_levels(image: Tensor, most: int = 255) -> Tensor:
     """Image in [0, 1], of any shape and floating point dtype -> its levels 0, 1, ..., `most` as float32.
 
-    Values outside are clamped; halves are rounded to even, as BasicSR does. The input is not changed.
+    Values outside are clamped; halves are rounded to even. The input is not changed.
 
     Example:
         >>> to_levels(torch.tensor([-0.1, 0.5, 1.2]))

@@ -12,7 +12,7 @@ import mtkd
 from mtkd.contracts import MtkdError
 
 RECIPE = "recipe:"
-"""What a name begins with that means an option file of `options/train`."""
+"""Prefix of a name that means an option file of `options/train`."""
 _INSIDE = "shipped"
 
 

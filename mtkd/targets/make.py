@@ -1,4 +1,4 @@
-"""Pay the teachers once: run them over the training images, keep the answers, train students from the store.
+"""Run the teachers once over the training images and store their images; students train from the store.
 
 The target of an output-level method never changes, so it is computed once per image at full size (no crop borders in
 its context) and stored as uint8 or float16.
@@ -51,17 +51,16 @@ _PROBE_SIDE = {"cpu": 64, "cuda": 256}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the teachers answer.
+    """How the teachers are run.
 
     Attributes:
         x8: average over the eight flips and rotations of each lq.
         tile_size: run larger lq images in tiles of this many pixels; None runs every image whole where the free memory
             allows, and in the largest tiles that fit else.
-        tile_pad: context around each tile, in lq pixels. Where the teachers see no further, no seam is left at all.
+        tile_pad: context around each tile, in lq pixels. Where the receptive field is no larger, no seam is left.
         precision: "fp32", "bf16" or "fp16" (autocast); None is what the option file gives teachers on line. bf16 moves
             the mean of the demo's teachers by 0.08 of 255 on average, a third of what rounding to 8 bits does.
-        dtype: "uint8" clamps and rounds as an image file does; "float16" keeps the answer as it is, unclamped, as
-            teachers on line give it.
+        dtype: "uint8" clamps and rounds as an image file does; "float16" is not clamped, as from teachers on line.
     """
 
     x8: bool = False
@@ -71,7 +70,7 @@ class Recipe:
     dtype: StoreDtype = "uint8"
 
     def facts(self, options: Options) -> dict[str, Any]:
-        """What a store remembers of it."""
+        """What a store records of it."""
         return {
             "x8": self.x8,
             "tile_size": self.tile_size,
@@ -106,7 +105,7 @@ def teach(
 
     Raises:
         MtkdError: `path` was made otherwise or is damaged, weights are missing, the declared teachers do not make one
-            image, the disk or the device is too small, or an answer is not finite.
+            image, the disk or the device is too small, or an image is not finite.
     """
     out = path if exists(path) else shard.path(path)
     finished = exists(out)
@@ -120,7 +119,7 @@ def teach(
     lq, gt, share = images.lq, images.gt, shard.indices(len(images.gt))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
     if predict is None:
-        # A newer mtkd is no reason to make a whole store again. Shards must agree, because they are merged.
+        # A whole store of an older mtkd stays valid. Shards must agree, because they are merged.
         version = {"mtkd": ImageStore(out).facts.get("mtkd")} if out == path else {}
         store = complete_already(out, facts | version)
         progress(f"{about}: {out} is complete already")
@@ -159,7 +158,7 @@ def dry_run(
     are left out. On the CPU large images are slower by the pixel than small ones.
 
     Raises:
-        MtkdError: what `teach` would refuse before it runs the teachers.
+        MtkdError: as `teach`, before it runs the teachers.
     """
     out = path if exists(path) else shard.path(path)
     if exists(out):
@@ -245,7 +244,7 @@ def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, log: Log) 
 
 
 def _pixels_run(height: int, width: int, recipe: Recipe) -> float:
-    """lq pixels that the teachers see of an image, with the context of its tiles where their size is given."""
+    """lq pixels of an image that the teachers run on, with the context of its tiles where their size is given."""
     tile, context = recipe.tile_size, 2 * recipe.tile_pad
     if tile is None or max(height, width) <= tile + context:
         return height * width
@@ -257,14 +256,14 @@ def _stored(sr: Tensor, recipe: Recipe, name: str) -> NDArray[np.uint8] | NDArra
     kept = sr.half() if recipe.dtype == "float16" else sr
     if not kept.isfinite().all():
         raise MtkdError(
-            f"The teachers' answer to {name} is not finite. In fp16 values above 65504 overflow: use --precision bf16 "
-            "or fp32. In fp32, look at the weights of the teachers."
+            f"The teachers' image of {name} is not finite. In fp16 values above 65504 overflow: use --precision bf16 "
+            "or fp32. In fp32, check the weights of the teachers."
         )
     return to_image(sr) if recipe.dtype == "uint8" else kept[0].permute(1, 2, 0).cpu().numpy()
 
 
 def _time(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call after a first that does not count: the best of as many as fit in two seconds, at most 5."""
+    """Seconds of one call after a warm-up call: the best of as many as fit in two seconds, at most 5."""
 
     def once() -> float:
         began = time.perf_counter()

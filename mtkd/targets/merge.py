@@ -38,7 +38,7 @@ def merge(options: Options, path: Path, *, progress: Log = print) -> ImageStore:
     if len(counts) != 1:
         problem = f"shards of {' and of '.join(map(str, counts))}" if counts else "no shards"
         raise MtkdError(
-            f"{path.parent} holds {problem} of {path.name}, and all shards of one division are needed. "
+            f"{path.parent} holds {problem} of {path.name}; needed are all shards of one division. "
             + ("Delete those of the other." if counts else f"Make them with `{command} --shard 1/N` and following.")
         )
     shards = [Shard(number, counts[0]) for number in range(1, counts[0] + 1)]
@@ -59,7 +59,7 @@ def merge(options: Options, path: Path, *, progress: Log = print) -> ImageStore:
     for shard, store in zip(shards, stores, strict=True):
         check_facts(store, facts, f"Delete it and make it again: `{command} --shard {shard}`, like the others.")
         if store.names != [names[i] for i in shard.indices(total)]:
-            raise MtkdError(f"{store.path} does not hold the images of the shard in its name. Was it renamed?")
+            raise MtkdError(f"{store.path} does not hold the images of the shard in its name. Was the file renamed?")
         store.verify()
     dtype = stores[0].dtype
     check_disk(path, bytes_to_write(path, images.gt.sizes, dtype))
@@ -88,7 +88,7 @@ def _merged_already(options: Options, path: Path, progress: Log) -> ImageStore:
         try:
             check_facts(ImageStore(left), merged.facts, "")
         except MtkdError:
-            progress(f"{left} is no shard of {path}, and is left as it is")
+            progress(f"{left} is not a shard of {path}, and is left as it is")
             continue
         left.unlink(missing_ok=True)
     return merged

@@ -1,6 +1,6 @@
-"""Several jobs share the making of targets: each writes the images of its shard to a file. `merge` joins the files.
+"""Targets made by several jobs: each writes the images of its shard to a file, and `merge` joins the files.
 
-The jobs need nothing of each other while they run, not even a common disk.
+The jobs run independently, and need no common disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shard:
         if found is None:
             raise MtkdError(f"--shard {text} is not a shard. Write its number and their count, such as --shard 3/16.")
         if len(text) > 18:
-            raise MtkdError(f"--shard {text[:18]}...: there are not so many shards.")
+            raise MtkdError(f"--shard {text[:18]}...: the numbers are too large. Write it as 3/16.")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:

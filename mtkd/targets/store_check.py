@@ -25,7 +25,7 @@ from mtkd.runtime.files import sha256
 def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
     """What determines the targets of `options`: networks with their weights' hashes, in order, scale and lq images.
 
-    An option file that names a store and no teachers is held to scale and images alone.
+    Where an option file names no teachers, only scale and images are compared.
     """
     marks: dict[str, Any] = {"scale": options.scale, "images": images.lq.digest()}
     if not options.teachers:
@@ -54,11 +54,11 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
     store = ImageStore(path)
     stored, wanted = store.facts.get("fingerprint"), fingerprint(options, images)
     if not isinstance(stored, dict):
-        raise MtkdError(f"{path} is not a store of targets: it does not say what made it. Make one with `mtkd teach`.")
+        raise MtkdError(f"{path} is not a store of targets: it has no fingerprint. Make one with `mtkd teach`.")
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
         raise MtkdError(
-            f"target_store {path} does not match this option file, it was made by another run: {_describe(differing)}. "
+            f"target_store {path} does not match this option file: {_describe(differing)}. "
             "Make a new one with `mtkd teach -opt FILE`."
         )
     store.verify()
@@ -66,7 +66,7 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at `path`; a path that no system takes is an error."""
+    """Whether something is at `path`; an invalid path is an error."""
     try:
         return path.exists()
     except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def complete_already(path: Path, facts: dict[str, Any]) -> ImageStore:
         MtkdError: it is damaged, or was made otherwise; what differs is named.
     """
     store = ImageStore(path)
-    check_facts(store, facts, "Name another target_store, or delete it to make it anew.")
+    check_facts(store, facts, "Name another target_store, or delete this one to make it again.")
     store.verify()
     return store
 
@@ -110,7 +110,7 @@ def _differences(stored: Any, here: Any, where: str = "") -> list[tuple[str, Any
 
 
 def completed(network: Any) -> Any:
-    """`network` with its constructor's defaults written out: one that says less may be the same."""
+    """`network` with its constructor's defaults written out, so that leaving a default out makes no difference."""
     if not isinstance(network, dict) or network.get("type") not in catalog.ARCHS:
         return network
     try:
@@ -129,7 +129,7 @@ def _are_members(teachers: Any) -> bool:
 
 def _describe(differing: Sequence[tuple[str, Any, Any]]) -> str:
     more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-    return "; ".join(f"{where} was {stored}, here it is {here}" for where, stored, here in differing[:3]) + more
+    return "; ".join(f"{where} is {stored} in the store, {here} here" for where, stored, here in differing[:3]) + more
 
 
 def bytes_to_write(path: Path, sizes: Sequence[tuple[int, int]], dtype: StoreDtype) -> int:

@@ -1,4 +1,4 @@
-"""`mtkd check --data`: all about files and this machine that a run would trip over, found without starting one."""
+"""`mtkd check --data`: every problem of files and of this machine that would stop a run, found without starting one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from mtkd.training.paths import check_paths
 
 
 def check_data(options: Options) -> list[Problem]:
-    """What this machine lacks for the run, missing files and folders, and for data sets that are there unpaired,
-    unreadable and wrongly sized images.
+    """Problems of this machine, missing files and folders, and unpaired, unreadable and wrongly sized images.
 
-    Only image headers are read; of a data set from outside, the first item. Nothing is fetched: a `zoo:` name must be
-    one, and need not be here.
+    Only image headers are read; of a data set from outside, the first item. Nothing is fetched: a `zoo:` name must
+    exist in the zoo, and its file need not be here.
     """
     problems = [*check_machine(options), *check_folders(options), *check_paths(options), *_check_zoo_names(options)]
     if not options.is_train and not options.val.metrics:
         message = "missing: `mtkd test` would measure nothing. To enlarge images without gt: `mtkd upscale -opt FILE`."
-        problems.append(options._origin.problem(("val", "metrics"), message))
+        problems.append(options.problem(("val", "metrics"), message))
     missing = {problem.key.rpartition(".")[0] for problem in problems}
     for key, given in {"train": options.datasets.train, **options.datasets.evaluation}.items():
         where = f"datasets.{key}"
@@ -41,9 +40,12 @@ def check_data(options: Options) -> list[Problem]:
             else:
                 PairedImages.of_section(given.model_dump(), scale=options.scale)
         except MtkdError as error:
-            problems.append(options._origin.problem(("datasets", key), str(error)))
+            problems.append(options.problem(("datasets", key), str(error)))
     said = {problem.message for problem in problems}
-    return [*problems, *(problem for problem in preflight.try_parts(options) if problem.message not in said)]
+    # A data set whose folder is missing is reported once, at the key of the folder.
+    absent = {key for key in missing if key.startswith("datasets.")}
+    tried = (problem for problem in preflight.try_parts(options) if problem.key not in absent)
+    return [*problems, *(problem for problem in tried if problem.message not in said)]
 
 
 def check_machine(options: Options) -> list[Problem]:
@@ -55,10 +57,10 @@ def check_machine(options: Options) -> list[Problem]:
         message = (
             f"is {options.num_gpu}, and this machine shows {shown} CUDA devices. `auto` takes what is there, 0 the CPU."
         )
-        problems.append(options._origin.problem(("num_gpu",), message))
+        problems.append(options.problem(("num_gpu",), message))
     if options.precision == "fp16" and (not shown or options.num_gpu == 0):
         message = "fp16 needs a CUDA device; on the CPU use bf16 or fp32."
-        problems.append(options._origin.problem(("precision",), message))
+        problems.append(options.problem(("precision",), message))
     return problems
 
 
@@ -69,13 +71,13 @@ def check_folders(options: Options) -> list[Problem]:
     problems = []
     folder = RunFolder(root / options.name)
     if options.is_train and options.path.resume_state is None and folder.starts_leftovers(options.name) is None:
-        message = f"{folder.root} holds a run, and none is overwritten. Go on with --auto_resume, or change `name`."
-        problems.append(options._origin.problem(("name",), message))
+        message = f"{folder.root} holds a run, which is never overwritten. Go on with --auto_resume, or change `name`."
+        problems.append(options.problem(("name",), message))
     there = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not there.is_dir():
-        problems.append(options._origin.problem(("path", key), f"{there} is a file, and must be a folder."))
+        problems.append(options.problem(("path", key), f"{there} is a file, and must be a folder."))
     elif not os.access(there, os.W_OK | os.X_OK):
-        problems.append(options._origin.problem(("path", key), f"nothing can be written into {there}."))
+        problems.append(options.problem(("path", key), f"nothing can be written into {there}."))
     return problems
 
 
@@ -86,7 +88,7 @@ def _check_zoo_names(options: Options) -> list[Problem]:
             try:
                 zoo.entry(value)
             except MtkdError as error:
-                problems.append(options._origin.problem(path, str(error)))
+                problems.append(options.problem(path, str(error)))
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: how they are written, and how to know whether one is whole.
+"""Files of a checkpoint: written atomically, and checked for damage.
 
 Formats are BasicSR's: `models/net_g_ITER.pth` with `params` and `params_ema`, which BasicSR loads, and
 `training_states/ITER.state`. A state is written after its model file, both atomically, so a run killed at any moment
@@ -35,7 +35,7 @@ def atomic_save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def plain_state(net: nn.Module) -> dict[str, Tensor]:
-    """State dict on the CPU in fp32, as BasicSR stores it (integer buffers keep their type)."""
+    """State dict on the CPU in fp32 (integer buffers keep their type), so that BasicSR loads it."""
     return {
         key: (value.float() if value.is_floating_point() else value).detach().cpu()
         for key, value in net.state_dict().items()
@@ -51,8 +51,8 @@ def write_weights(path: Path, student: nn.Module, ema: nn.Module | None, facts: 
 
 
 def damage(path: Path) -> str | None:
-    """What is broken in a file of `torch.save`, or None: its bytes are held to the checksums in it, which torch itself
-    does not do. It takes about a second for a GB. Files of torch 1.5 and older have no checksums.
+    """What is broken in a file of `torch.save`, or None: its bytes are compared with its checksums, which torch itself
+    does not read. It takes about a second for a GB. Files of torch 1.5 and older have no checksums.
     """
     if not path.is_file():
         return "it does not exist"
@@ -64,7 +64,7 @@ def damage(path: Path) -> str | None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Training state on the CPU, its form checked: what it holds for a run is checked by `mtkd.training.resume`.
+    """Training state on the CPU, its form checked; `mtkd.training.resume` checks that it fits the run.
 
     Raises:
         MtkdError: the file is missing, broken, or no training state.

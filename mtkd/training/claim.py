@@ -1,4 +1,4 @@
-"""A run folder belongs to one run at a time: made first, locked while the run goes on, and gone if it never began."""
+"""One run at a time owns a run folder: it is made first, locked while the run trains, and removed if none began."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Claim:
         try:
             self._remove_leftovers()
         except OSError:
-            pass  # a later start accepts what stays, see `RunFolder.starts_leftovers`
+            pass  # a later start accepts what is left, see `RunFolder.starts_leftovers`
         finally:
             if lock is not None:
                 lock.release()
@@ -89,7 +89,7 @@ def claim(folder: RunFolder, name: str, *, resuming: bool) -> Claim:
             raise
     except Timeout as error:
         raise MtkdError(
-            f"Another run trains in {folder.root}{_holder(folder.root / LOCK)}, and two would overwrite each other's "
+            f"Another run trains in {folder.root}{_holder(folder.root / LOCK)}; two would overwrite each other's "
             "files. Wait for its end, or give this run another `name`."
         ) from error
     except OSError as error:
@@ -97,7 +97,7 @@ def claim(folder: RunFolder, name: str, *, resuming: bool) -> Claim:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise MtkdError(
-            f"The run folder {folder.root} cannot be written: {error.strerror or error}. Name another place with "
+            f"The run folder {folder.root} cannot be written: {error.strerror or error}. Set another folder with "
             "path.experiments_root, or make room there."
         ) from error
     return mine
@@ -106,8 +106,8 @@ def claim(folder: RunFolder, name: str, *, resuming: bool) -> Claim:
 def refuse_to_begin_anew(folder: RunFolder, every: int) -> None:
     """Refuse to train from iteration 0 in a folder that holds the work of a run and no state to go on from.
 
-    A start that was killed before its first checkpoint leaves no more than the losses up to there, and perhaps the
-    weights whose state it had no time to write; that is done again.
+    A start that was killed before its first checkpoint leaves the losses up to there at most, and perhaps weights
+    without their state; these iterations are trained again.
 
     Args:
         every: iterations between checkpoints.
@@ -137,8 +137,8 @@ def _names(folder: RunFolder, steps: list[int]) -> list[str]:
 def _refuse_older(folder: RunFolder, name: str) -> None:
     if folder.starts_leftovers(name) is None:
         raise MtkdError(
-            f"{folder.root} already holds a run, and a new run never moves or overwrites an old one. Continue it "
-            "with --auto_resume, or give this run another `name`, or move the folder away yourself."
+            f"{folder.root} already holds a run, which a new run never moves or overwrites. Continue it with "
+            "--auto_resume, give this run another `name`, or move the folder away."
         )
 
 

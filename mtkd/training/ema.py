@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """A shadow copy of `net`: `shadow = decay * shadow + (1 - decay) * net` after every step, as BasicSR's model_ema.
+    """A shadow copy of `net`: `shadow = decay * shadow + (1 - decay) * net` after every step.
 
-    Buffers are copied rather than averaged; BasicSR leaves them at their first value.
+    Parameters as in BasicSR's model_ema. Buffers are copied, where BasicSR leaves them at their first value.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

@@ -14,9 +14,9 @@ from mtkd.training.saving import save_alone
 
 
 def rescue(run: Run, error: Exception) -> str:
-    """Save what was trained before `error`, as far as it is good, and say in a sentence where it is.
+    """Save the finite weights trained before `error`, and return a sentence that gives their place.
 
-    It waits for no other process, which may be waiting for this one. So rank 0 alone saves, and only what it has.
+    Rank 0 alone saves, and only what it has: waiting for another process, which may wait for this one, could deadlock.
     """
     if not run.fabric.is_global_zero or isinstance(error, NotFiniteError):
         return ""
@@ -57,7 +57,7 @@ def mendable(error: Exception, where: str = "") -> MtkdError | None:
         )
     elif given.is_lost_process(error):
         text = (
-            "Another process of this run has ended, and this one cannot go on without it; the error of the other says "
+            "Another process of this run has ended, and this one cannot go on without it; the error of the other gives "
             f"why. ({first[:300]})"
         )
     elif isinstance(error, OSError):

@@ -71,7 +71,7 @@ class RunLog:
             self._task = self._progress.add_task(name, total=total_steps)
             self._progress.start()
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One message, to the screen and the log file."""
         if not self.active:
             return
@@ -94,8 +94,8 @@ class RunLog:
         """BasicSR's line for the iterations since the last one: mean losses, seconds per iteration, ETA.
 
         Args:
-            keep: False for a line that only tells where a run was stopped: no curve and no row of `metrics.jsonl`,
-                which are to be those of a run that went through.
+            keep: False for the line of a stopped run: it adds no point to curves and no row to `metrics.jsonl`, which
+                must equal those of an uninterrupted run.
         """
         if not self.active:
             return
@@ -104,7 +104,7 @@ class RunLog:
             pace = (time.perf_counter() - self._began[0]) / (step - self._began[1])
             eta = str(datetime.timedelta(seconds=int(pace * (self.total_steps - step))))
         parts = " ".join(f"{name}: {value:.4e}" for name, value in values.items())
-        self.say(
+        self.info(
             f"[{self.name[:5]}..][epoch:{epoch:3d}, iter:{step:8,d}, lr:({rate:.3e},)] "
             f"[eta: {eta}, time: {seconds:.3f}] {parts}"
         )
@@ -131,7 +131,7 @@ class RunLog:
             lines.append(
                 f"\t # {name}: {value:.4f}" + (f"\tBest: {top['val']:.4f} @ {top['iter']:,d} iter" if top else "")
             )
-        self.say("\n".join(lines))
+        self.info("\n".join(lines))
         self._record({"step": step, "validation": dataset, "entry": entry, "metrics": dict(values)})
         self._curves({f"metrics/{dataset}/{name}": value for name, value in values.items()}, step)
 
@@ -159,12 +159,12 @@ class RunLog:
 
 
 def logged_step(path: Path) -> int:
-    """Last iteration of which `metrics.jsonl` tells; 0 when there is none."""
+    """Last iteration in `metrics.jsonl`; 0 when there is none."""
     return max((row["step"] for _, row in metric_rows(path)), default=0)
 
 
 def metric_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, row) of each whole row of `metrics.jsonl`; what is torn, or no row, is left out."""
+    """(line, row) of each whole row of `metrics.jsonl`; torn lines are left out."""
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():

@@ -1,6 +1,6 @@
 """Train a student: `train` prepares everything that can fail, then runs the loop.
 
-The loop knows no method by name. A method returns raw terms; the loop weighs them by their schedules, makes one
+The loop names no method. A method returns raw terms; the loop weighs them by their schedules, makes one
 backward pass and steps every optimizer. Nothing in an iteration makes the host wait for the device: losses are read,
 and checked for NaN, every `print_freq` iterations and before every checkpoint.
 """
@@ -61,8 +61,8 @@ def train(
         MtkdError: anything a user can mend. Options, data, weights, metrics and the run folder are checked before the
             first iteration, and a start that fails leaves nothing behind.
         Stopped: Ctrl-C or SIGTERM ended the run before its last iteration.
-        Exception: an error of mtkd, or of a network from outside. Like every error in training it is raised when the
-            iterations before it are saved; the log, or the text of an MtkdError, says where.
+        Exception: an error of mtkd, or of a network from outside. Like every error in training it is raised after the
+            iterations before it are saved; the log, or the text of an MtkdError, gives the place.
     """
     try:
         run = prepare(options, auto_resume=auto_resume, launcher=launcher)
@@ -82,7 +82,7 @@ def train(
         if (mended := mendable(error, where)) is not None:
             raise mended from error
         with suppress(OSError):
-            run.log.say(where)
+            run.log.info(where)
         raise
     finally:
         run.close()
@@ -90,8 +90,7 @@ def train(
 
 def _loop(run: Run, stop: StopRequest) -> None:
     options, log, trace = run.options, run.log, run.trace
-    assert options.train is not None and options.datasets.train is not None
-    logger, total_steps = options.logger, options.train.total_iter
+    logger, total_steps = options.logger, options.training.total_iter
     if run.losses_due:
         # The run failed after an iteration and before its log line.
         _log_losses(run, run.state.start, seconds=float("nan"))
@@ -101,7 +100,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
         if run.state.saved == run.state.start:
             amend(run, run.state.start)
     if run.state.start >= total_steps:
-        log.say(f"{options.name} is finished: {run.state.start:,d} of {total_steps:,d} iterations.")
+        log.info(f"{options.name} is finished: {run.state.start:,d} of {total_steps:,d} iterations.")
         if not run.folder.model(LATEST).exists():
             # The run was killed between its last checkpoint and its end.
             _finish(run)
@@ -145,7 +144,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
             # Do not count validation and saving as training time.
             printed_at += time.perf_counter() - began
         if stopping and done < total_steps:
-            log.say(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
+            log.info(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
     _finish(run)
 
@@ -162,7 +161,7 @@ def _finish(run: Run) -> None:
     deployable = save_deployable(run)
     # The last file, because its presence means that the run is finished.
     save_weights(run, LATEST)
-    run.log.say(
+    run.log.info(
         f"End of training. Weights: {run.folder.model(LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")
     )
@@ -170,8 +169,7 @@ def _finish(run: Run) -> None:
 
 def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
     """One optimizer step; returns the raw terms, the weighted total and the method's logs, detached, unread."""
-    assert run.options.train is not None
-    settings, fabric = run.options.train, run.fabric
+    settings, fabric = run.options.training, run.fabric
     torch.manual_seed(step_seed(run.seed, step, fabric.global_rank))
     for name, optimizer in run.optimizers.items():
         for group in optimizer.param_groups:
@@ -197,9 +195,10 @@ def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tenso
 
 
 def _backward(run: Run, batch: Batch, step: int, *, last: bool) -> tuple[Step, Tensor]:
-    """Forward and backward of one batch; `last` of the optimizer step's, when ranks average their gradients."""
-    settings, fabric = run.options.train, run.fabric
-    assert settings is not None
+    """Forward and backward of one batch; `last`: the last of the optimizer step, in which ranks average their
+    gradients.
+    """
+    settings, fabric = run.options.training, run.fabric
     if run.options.compile:
         torch.compiler.cudagraph_mark_step_begin()
     with fabric.no_backward_sync(run.wrapped, enabled=not last):  # pyright: ignore[reportArgumentType]
@@ -210,17 +209,15 @@ def _backward(run: Run, batch: Batch, step: int, *, last: bool) -> tuple[Step, T
 
 
 def _keep_gradients(method: Method) -> None:
-    """Move gradients out of what the graph owns that made them: a CUDA graph overwrites its results in its next run,
-    and autograd adds to them where they lie.
-    """
+    """Copy gradients out of the CUDA graph's memory: its next run overwrites them, and autograd adds in place."""
     for parameter in method.parameters():
         if parameter.grad is not None:
             parameter.grad = parameter.grad.clone()
 
 
 def _clip(run: Run, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-    """Bound the norm of one optimizer's gradients. Fabric's own refuses fused optimizers in fp16, and asks the device
-    whether the norm is finite, which would wait for it.
+    """Bound the norm of one optimizer's gradients. Fabric's own refuses fused optimizers in fp16, and waits for
+    the device to check that the norm is finite.
     """
     scaler = getattr(run.fabric._precision, "scaler", None)
     if scaler is not None:

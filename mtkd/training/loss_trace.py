@@ -14,7 +14,7 @@ from mtkd.contracts import MtkdError
 
 
 class NotFiniteError(MtkdError):
-    """A loss or a weight is not finite: what the run holds is not worth saving."""
+    """A loss or a weight is not finite, so the weights of the run must not be saved."""
 
 
 class LossTrace:
@@ -25,13 +25,13 @@ class LossTrace:
         self._names: list[str] = []
         self._rows: list[Tensor] = []
         self._checked = 0
-        # The first rows, this many, are means over ranks already.
+        # Number of the first rows that are means over ranks already.
         self._averaged = 0
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Remember one iteration's values without reading them."""
         if self._rows and self._names != list(values):
-            # The rows come from a run with other terms.
+            # Rows of a run with other terms.
             self._rows, self._checked, self._averaged = [], 0, 0
         self._names = list(values)
         self._rows.append(torch.stack(list(values.values())))
@@ -40,7 +40,7 @@ class LossTrace:
         """Stop the run, on all ranks, if a value since the last check is not finite on any.
 
         Raises:
-            MtkdError: naming the first such iteration and its terms.
+            MtkdError: the text names the first such iteration and its terms.
         """
         rows = self._rows[self._checked :]
         if not rows:
@@ -74,7 +74,7 @@ class LossTrace:
         A loss that was finite can leave weights that are not: the gradient of a square root at 0 is infinite.
 
         Raises:
-            MtkdError: naming the iteration.
+            MtkdError: the text names the iteration.
         """
         finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all()
         if self._fabric.world_size > 1:
@@ -104,14 +104,14 @@ class LossTrace:
         return dict(zip(self._names, means.tolist(), strict=True))
 
     def forget(self) -> None:
-        """Begin anew: what was read is logged."""
+        """Drop what was read: it is logged."""
         self._rows, self._checked, self._averaged = [], 0, 0
 
     def pending(self, *, alone: bool = False) -> dict[str, Any]:
         """What has not been read yet, for a training state: `names` and `values` (iterations, names) on the CPU.
 
         Args:
-            alone: of this process alone; else the mean over ranks, for which every rank must call.
+            alone: values of this process alone; else means over ranks, for which every rank must call.
         """
         if not self._rows:
             return {}
@@ -119,7 +119,7 @@ class LossTrace:
         return {"names": list(self._names), "values": values.cpu()}
 
     def take_up(self, pending: Mapping[str, Any]) -> None:
-        """Go on where the run stopped that wrote `pending`; the next means count what it had not read."""
+        """Restore `pending` of a stopped run; the next means include it."""
         if pending:
             self._names = list(pending["names"])
             self._rows = list(pending["values"].float().to(self._fabric.device).unbind())

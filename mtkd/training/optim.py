@@ -45,18 +45,18 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
 def checked_state(
     saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, options: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
-    """`saved`, a state of `optimizer` from a file, with nothing in it that the optimizer would not have made itself.
+    """`saved`, a state of `optimizer` from a file, reduced to what the optimizer itself would hold.
 
-    Optimizers trust their state: fused kernels write beyond a moment that is smaller than its parameter. So each value
-    is held to what a fresh optimizer keeps for a parameter of that shape. Weight decay, betas and the kernel come from
-    `optimizer`.
+    Optimizers do not check their state: fused kernels write beyond a moment that is smaller than its parameter. So each
+    value is compared with that of a fresh optimizer for a parameter of that shape. Weight decay, betas and the kernel
+    come from `optimizer`.
 
     Args:
         options: `type` and arguments that `optimizer` was built with.
         names: of its parameters, in order.
 
     Raises:
-        MtkdError: naming the parameter and the value that is missing, foreign, or of another shape or dtype.
+        MtkdError: a value is missing, foreign, or of another shape or dtype; the text names it and its parameter.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     counts = [len(group["params"]) for group in saved["param_groups"]]
@@ -86,10 +86,10 @@ def checked_state(
 
 
 def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the optimizer of `options` keeps for a parameter like this one after its first step, tried on the CPU.
+    """The state of the optimizer of `options` for a parameter like this one after a first step, tried on the CPU.
 
     Raises:
-        MtkdError: it cannot be built, or cannot make a step as training makes it.
+        MtkdError: it cannot be built, or cannot make a step.
     """
     like = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
     like.grad = torch.zeros_like(like)
@@ -145,7 +145,7 @@ def learning_rate(base: float, scheduler: Mapping[str, Any] | None, warmup_iter:
         )
 
     def rate(step: int) -> float:
-        # BasicSR counts from 1 and warms up while its counter is below warmup_iter.
+        # Iterations count from 1 here, as in BasicSR; the warm-up lasts while they are below warmup_iter.
         return base / warmup_iter * (step + 1) if step + 1 < warmup_iter else after(step)
 
     return rate
@@ -175,7 +175,7 @@ def _cosine(
     ends = [sum(periods[: i + 1]) for i in range(len(periods))]
 
     def rate(step: int) -> float:
-        # BasicSR raises after the last period. Hold its last rate instead, so that a run can be made longer.
+        # After the last period hold its last rate, so that a run can be made longer (BasicSR raises an error).
         position = min(bisect.bisect_left(ends, step), len(ends) - 1)
         start = ends[position] - periods[position]
         progress = min(step - start, periods[position]) / periods[position]

@@ -32,6 +32,6 @@ def check_paths(options: Options) -> list[Problem]:
             start = "" if os.path.isabs(value) else f" (relative to {os.getcwd()})"
             problems.append(options.problem(path, f"there is no {kind} {value!r}{start}."))
     if options.target_store is not None and not os.path.exists(options.target_store):
-        message = f"nothing is at {options.target_store!r}; `mtkd teach` makes it."
+        message = f"there is no store {options.target_store!r}; `mtkd teach` makes it."
         problems.append(options.problem(("target_store",), message))
     return problems

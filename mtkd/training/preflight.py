@@ -1,4 +1,4 @@
-"""What a training needs besides good options, tried before it starts. Each function returns problems; none writes."""
+"""Trials before a training: packages, optimizers, networks, data. Each function returns problems; none writes files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtkd.training.optim import fresh_state
 
 
 def try_parts(options: Options) -> list[Problem]:
-    """All that can be tried without starting, on the CPU: packages, optimizers, networks, images, metrics."""
+    """All trials that need no run, on the CPU: packages, optimizers, networks, images, metrics."""
     return [
         *try_packages(options),
         *try_optimizers(options),
@@ -38,12 +38,12 @@ def try_packages(options: Options) -> list[Problem]:
             importlib.import_module(module)
         except ImportError as error:
             message = f"{package} cannot be imported ({error}). `pip install {package}`, or set {without}."
-            problems.append(options._origin.problem(("logger", key), message))
+            problems.append(options.problem(("logger", key), message))
     return problems
 
 
 def try_optimizers(options: Options) -> list[Problem]:
-    """A problem for each optimizer that torch refuses to build, or that cannot make a step as training makes it."""
+    """A problem for each optimizer that torch refuses to build, or that cannot make a step."""
     problems = []
     given = {"optim_g": options.train.optim_g, "optim_d": options.train.optim_d} if options.train else {}
     for key, optimizer in given.items():
@@ -51,5 +51,5 @@ def try_optimizers(options: Options) -> list[Problem]:
             try:
                 fresh_state(torch.zeros(2, 2), optimizer.arguments())
             except MtkdError as error:
-                problems.append(options._origin.problem(("train", key), str(error)))
+                problems.append(options.problem(("train", key), str(error)))
     return problems

@@ -1,7 +1,7 @@
 """Prepare a run: everything that can fail is built and tried here, before the first iteration.
 
-The order is part of the promise. Seeds are set before what they seed, and blocks of `together` hold what may fail on
-one process alone, so that no other process waits for it.
+The order matters. Each seed is set just before what it seeds. Blocks of `together` hold what may fail on one process
+alone, so that no other process waits for it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def prepare(options: Options, *, auto_resume: bool = False, launcher: str = "non
     Raises:
         MtkdError: anything a user can mend. A start that fails leaves nothing behind.
     """
-    if options.train is None or options.datasets.train is None:
+    if not options.is_train or options.datasets.train is None:
         raise MtkdError("Training needs the sections `train` and `datasets.train` in the option file.")
     raise_if_any([*preflight.try_packages(options), *preflight.try_optimizers(options)])
     fabric = launch(launcher, num_gpu=options.num_gpu, precision=options.precision)
@@ -90,23 +90,23 @@ def _prepared(
         if state_path is not None:
             notices = [*notices, *resume.restore(run, saved, state_path)]
             run.state.saved = run.state.start if state_path.parent == folder.states else 0
-        # Open the log last: only now is it known from which iteration on its rows are repeated.
+        # Open the log last: its rows are dropped from the iteration on that the run starts at.
         run = replace(run, log=_open_log(run), notices=tuple(notices))
     return run
 
 
 def _seed(options: Options, saved: dict[str, Any]) -> int:
-    """The file's seed, else that of the run being resumed, else one drawn from BasicSR's range."""
+    """The file's seed, else that of the run being resumed, else one drawn from 1 to 10000."""
     if options.manual_seed is not None:
         return options.manual_seed
-    # Not torch's generator, which every new process seeds alike.
+    # Not torch's generator: it starts with the same seed in every process.
     return saved.get("seed", random.SystemRandom().randint(1, 10000))
 
 
 def _built(
     options: Options, fabric: Fabric, folder: RunFolder, held: Claim | None, seed: int, *, from_weights: bool
 ) -> Run:
-    """The run of this process before processes have met over it: nothing here may wait for others.
+    """The run of this process, not yet joined with others: nothing here may wait for them.
 
     Args:
         from_weights: start from path.pretrain_network_g where it is given; False when a training state brings weights.
@@ -118,8 +118,8 @@ def _built(
     if from_weights:
         _load_start(options, method)
     _move(method, fabric.device, _memory_format(options))
-    assert options.train is not None
-    ema = Ema(method.student, options.train.ema_decay) if options.train.ema_decay else None
+    decay = options.training.ema_decay
+    ema = Ema(method.student, decay) if decay else None
     optimizers, rates = _build_optimizers(options, method)
     sampler = _build_sampler(options, data, seed, fabric)
     val_sets = {key: build.build_image_set(given, options.scale) for key, given in options.datasets.evaluation.items()}
@@ -162,7 +162,7 @@ class _Data:
 
 
 def _open_data(options: Options, seed: int) -> _Data:
-    train_set = options.datasets.train
+    train_set = options.train_set
     if isinstance(train_set, ItemTrainSetOptions):
         return _Data(items=build.open_items(train_set, options.scale, phase="train", seed=seed))
     with Progress("decoding the training images", print) as decoding:
@@ -172,8 +172,7 @@ def _open_data(options: Options, seed: int) -> _Data:
 
 def _build_method(options: Options, data: _Data, seed: int) -> Method:
     """The method with its student and teachers, on the CPU."""
-    assert options.train is not None
-    task = Task(scale=options.scale, num_samples=data.num_samples, total_steps=options.train.total_iter)
+    task = Task(scale=options.scale, num_samples=data.num_samples, total_steps=options.training.total_iter)
     torch.manual_seed(seed)
     student = build.build_network(options.network_g, options.scale)
     teachers = build.build_teachers(options, stored=data.targets is not None)
@@ -216,16 +215,15 @@ def _move(method: Method, device: torch.device, memory_format: torch.memory_form
 def _build_optimizers(
     options: Options, method: Method
 ) -> tuple[dict[str, torch.optim.Optimizer], dict[str, LearningRate]]:
-    assert options.train is not None
-    optimizers, rates = {}, {}
+    settings, optimizers, rates = options.training, {}, {}
     for name, parameters in method.param_groups().items():
-        given = options.train.optim_g if name == "main" else options.train.optim_d
+        given = settings.optim_g if name == "main" else settings.optim_d
         if given is None:
             key = "optim_g" if name == "main" else "optim_d"
             raise MtkdError(f"{options.model_type} trains a {name} group: give train.{key} (type, lr, ...).")
         optimizers[name] = build_optimizer(parameters, given.model_dump())
-        scheduler = options.train.scheduler.model_dump() if options.train.scheduler else None
-        rates[name] = learning_rate(given.lr, scheduler, options.train.warmup_iter)
+        scheduler = settings.scheduler.model_dump() if settings.scheduler else None
+        rates[name] = learning_rate(given.lr, scheduler, settings.warmup_iter)
     if options.precision == "fp16" and len(optimizers) > 1:
         raise MtkdError(
             f"{options.model_type} trains {len(optimizers)} groups of parameters with an optimizer each, and one fp16 "
@@ -235,8 +233,7 @@ def _build_optimizers(
 
 
 def _build_sampler(options: Options, data: _Data, seed: int, fabric: Fabric) -> CropSampler | ForeignSampler:
-    train_set = options.datasets.train
-    assert train_set is not None
+    train_set = options.train_set
     sampler_settings: dict[str, Any] = {
         "batch_size": train_set.batch_size_per_gpu,
         "rank": fabric.global_rank,

@@ -1,4 +1,4 @@
-"""Going on where a run stopped: which checkpoint is whole, whether it is of this run, and its values put back."""
+"""Resume a run: find the newest whole checkpoint, check that it belongs to the run, and restore its values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     pass
 
 _KEPT = ("model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size")
-"""Keys without which a run is another one."""
+"""Keys whose change makes another run."""
 _ELSEWHERE = ("name", "path", "logger", "manual_seed", "num_gpu", *_KEPT)
 _BATCH = ("datasets.train.batch_size_per_gpu", "train.accumulate")
 _SHOWN = 12
@@ -43,7 +43,6 @@ def state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> t
     Raises:
         MtkdError: the folder holds work and no whole checkpoint, or later checkpoints than path.resume_state.
     """
-    assert options.train is not None
     if auto_resume:
         found, notices = _newest_whole(folder)
         if found is not None:
@@ -51,7 +50,7 @@ def state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> t
         if notices and not options.path.resume_state:
             raise MtkdError(
                 f"{folder.root} holds no whole checkpoint: {' '.join(notices)} Put the files back, or move the folder "
-                "away to begin anew."
+                "away to start again."
             )
     if not options.path.resume_state:
         refuse_to_begin_anew(folder, options.logger.save_checkpoint_freq)
@@ -77,7 +76,7 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
             if broken := damage(weights):
                 raise MtkdError(f"{weights}: {broken}.")
             if not containers.has_checksums(weights):
-                # No checksums: only reading shows whether it is whole.
+                # A state without checksums must be read to see whether it is whole.
                 zoo.read_checkpoint(weights, key="params")
             load_state(state)
         except MtkdError as error:
@@ -92,7 +91,7 @@ def _weights_of(state: Path) -> Path:
 
 
 def record(options: Options, world_size: int, images: TrainingSet | None, items: ForeignItems | None) -> dict[str, Any]:
-    """What a training state keeps of its run, to be compared when it is taken up: options, images, processes."""
+    """What a training state records of its run, compared when it is resumed: options, images, processes."""
     if images is not None:
         names = [list(images.gt.names), [list(size) for size in images.gt.sizes]]
         content = {"count": len(images.gt), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
@@ -103,23 +102,22 @@ def record(options: Options, world_size: int, images: TrainingSet | None, items:
 
 
 def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
-    """Put weights, averages, moments and the rest of `state`, read from `path`, into `run`; returns lines that say
+    """Put weights, averages, moments and the rest of `state`, read from `path`, into `run`; returns lines about
     what changed since.
 
     Raises:
-        MtkdError: it belongs to another run, or holds values that do not fit, named by what and where they are.
+        MtkdError: it belongs to another run, or holds values that do not fit; the text names them.
     """
-    assert run.options.train is not None
     done, method = int(state["iter"]), run.method
-    if done > run.options.train.total_iter:
+    if done > run.options.training.total_iter:
         raise MtkdError(
-            f"{path} is of iteration {done:,d}, and train.total_iter is {run.options.train.total_iter:,d}: there "
+            f"{path} is of iteration {done:,d}, and train.total_iter is {run.options.training.total_iter:,d}: there "
             "is nothing to go on with. Raise total_iter, or give this run another `name`."
         )
     weights = path.parent.parent / "models" / f"net_g_{done}.pth"
     method.check_metadata(build.load_weights(method.student, str(weights), key="params"))
     if run.ema is not None:
-        _restore_average(run.ema.net, weights, run.options.train.ema_decay)
+        _restore_average(run.ema.net, weights, run.options.training.ema_decay)
     if state.get("seed", run.seed) != run.seed:
         raise MtkdError(
             f"{path} was trained with manual_seed {state['seed']}, and the option file says {run.seed}: the "
@@ -141,7 +139,6 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
 
 def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Path) -> None:
     """Give the moments of `state` to the optimizers of `run`; everything else of them comes from the option file."""
-    assert run.options.train is not None
     done, method = int(state["iter"]), run.method
     if len(state["optimizers"]) != len(run.optimizers):
         raise MtkdError(f"{path} holds {len(state['optimizers'])} optimizers, this method has {len(run.optimizers)}.")
@@ -150,7 +147,7 @@ def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Pa
         state["optimizers"][0] = in_our_order(state["optimizers"][0], method.student, weights)
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     for (group, optimizer), saved in zip(run.optimizers.items(), state["optimizers"], strict=True):
-        given = run.options.train.optim_g if group == "main" else run.options.train.optim_d
+        given = run.options.training.optim_g if group == "main" else run.options.training.optim_d
         assert given is not None
         inner = optimizer.optimizer
         own = [names[id(parameter)] for part in inner.param_groups for parameter in part["params"]]
@@ -196,13 +193,13 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
 
 
 def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> list[str]:
-    """Lines that say what changed harmlessly between two `record`s; `then` is None in states that keep none.
+    """A line for each harmless change between two `record`s; `then` is None in states that keep none.
 
     Raises:
         MtkdError: what changed makes another run, each difference named.
     """
     if then is None:
-        return [f"{path.name} does not say with which options and images it was trained; they are not compared."]
+        return [f"{path.name} does not record its options and images; they are not compared."]
     differing: list[str] = []
     before, after = with_new_names(then.get("options", {})), dict(now["options"])
 
@@ -240,8 +237,8 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
 
 
 def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: Mapping[str, Any], done: int) -> None:
-    """Raise an error where weights of later iterations lie in the run's own folder without their states and would be
-    made anew by another training: by the same one they become what they are.
+    """Raise an error where the run's folder holds weights of later iterations without their states, and settings
+    changed: training would overwrite them with others. With the same settings it makes them again, bit for bit.
     """
     before, after = (then or {}).get("options", {}), now["options"]
     differing = [key for key in {*before, *after} if key.startswith("train.") and before.get(key) != after.get(key)]

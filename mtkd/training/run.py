@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunState:
-    """Where a run is. Besides the tensors it trains, nothing else of a run changes.
+    """The progress of a run. Besides it, only the tensors of a run change.
 
     Attributes:
         start: iteration that this process goes on from.
@@ -58,8 +58,8 @@ class Run:
     """Everything a run consists of, ready to step.
 
     Attributes:
-        wrapped: the method as the processes of a run call it together.
-        record: what a training state keeps of the run, see `resume.record`.
+        wrapped: the method inside DDP, where there are several processes.
+        record: what a training state records of the run, see `resume.record`.
         trace: losses that have not been logged yet.
         held: the claim on the run folder; None on ranks other than 0.
         notices: lines for the log, beside those of `options`.
@@ -92,15 +92,13 @@ class Run:
 
     def epoch(self, done: int) -> int:
         """Passes over the training images that `done` iterations have begun, on all ranks together."""
-        assert self.options.train is not None and self.options.datasets.train is not None
-        batch = self.options.datasets.train.batch_size_per_gpu * self.options.train.accumulate
+        batch = self.options.train_set.batch_size_per_gpu * self.options.training.accumulate
         return done * batch * self.fabric.world_size // self.num_samples
 
     def batches(self) -> Iterator[Batch]:
         """Training batches from iteration `state.start` on, `train.accumulate` for each iteration."""
-        assert self.options.train is not None
-        every, curriculum = self.options.train.accumulate, self.options.train.curriculum
-        start, stop = self.state.start * every, self.options.train.total_iter * every
+        every, curriculum = self.options.training.accumulate, self.options.training.curriculum
+        start, stop = self.state.start * every, self.options.training.total_iter * every
         if curriculum is None:
             return self.sampler.batches(start, stop)
         # Classes from outside make their own crops, and an option file with both is refused.
@@ -108,7 +106,7 @@ class Run:
         return self.sampler.batches(start, stop, lambda k: curriculum.gt_size_at(k // every))
 
     def label(self, key: str) -> str:
-        """What the screen calls the validation set `key`: its `name`, with the key where several have that name."""
+        """The name of the validation set `key` on the screen: its `name`, with the key where several have that name."""
         sets = self.options.datasets.evaluation
         name = sets[key].name or key
         return name if sum(given.name == sets[key].name for given in sets.values()) == 1 else f"{name} ({key})"

@@ -1,4 +1,4 @@
-"""What a run writes into its folder: what it is, its checkpoints, and the weights to deploy."""
+"""What a run writes into its folder: its description, its checkpoints, and the weights to deploy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtkd.training.run import Run
 
 
 def describe(run: Run, option_text: str | None, command: str | None) -> None:
-    """Keep what the run is: the option file as written and as resolved, the command, versions, commit."""
+    """Write the description of the run: the option file as written and as resolved, the command, versions, commit."""
     options, log = run.options, run.log
     if not run.fabric.is_global_zero:
         return
@@ -31,15 +31,15 @@ def describe(run: Run, option_text: str | None, command: str | None) -> None:
         json.dumps({**facts, "command": command, "seed": run.seed}, indent=2) + "\n", encoding="utf-8"
     )
     for notice in [*options.notices, *run.notices]:
-        log.say(notice)
+        log.info(notice)
     trainable = sum(p.numel() for p in run.method.student.parameters() if p.requires_grad)
-    log.say(
+    log.info(
         f"{options.name}: {options.model_type} x{options.scale}, student {options.network_g.type} with {trainable:,d} "
         f"parameters, {run.num_samples} training images, terms {', '.join(run.method.active)}, seed "
         f"{run.seed}, {facts['device']}"
     )
     if run.state.start:
-        log.say(f"Resuming from iteration {run.state.start:,d}.")
+        log.info(f"Resuming from iteration {run.state.start:,d}.")
 
 
 def save(run: Run, done: int) -> None:
@@ -54,7 +54,7 @@ def save(run: Run, done: int) -> None:
 
 
 def save_alone(run: Run, done: int, pending: dict[str, Any]) -> None:
-    """What rank 0 does of `save`, without waiting for others."""
+    """The part of `save` that rank 0 does, without waiting for others."""
     save_weights(run, done)
     _save_state(run, done, pending)
 
@@ -73,8 +73,7 @@ def save_weights(run: Run, step: int | str) -> None:
     if not run.fabric.is_global_zero:
         return
     facts = build.network_facts(run.options) | build.plain(run.method.metadata())
-    assert run.options.train is not None
-    facts["iteration"] = run.options.train.total_iter if step == LATEST else step
+    facts["iteration"] = run.options.training.total_iter if step == LATEST else step
     ema = run.ema.net if run.ema is not None else None
     checkpoint.write_weights(run.folder.model(step), run.method.student, ema, facts)
 

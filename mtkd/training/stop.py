@@ -1,4 +1,4 @@
-"""Stopping a run between two iterations, on all ranks at the same one."""
+"""Stop a run between two iterations, on all ranks after the same one."""
 
 from __future__ import annotations
 

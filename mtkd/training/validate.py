@@ -16,7 +16,7 @@ from mtkd.training.run import Run
 
 
 def validate(run: Run, done: int) -> None:
-    """Measure every validation set, each rank a share of its images; all ranks know the results."""
+    """Measure every validation set, each rank a share of its images; all ranks get the results."""
     options, fabric = run.options, run.fabric
     # A network compiled for training patches would be compiled again for every size of image.
     stance = "force_eager" if options.compile and not options.val.compile else "default"
@@ -24,7 +24,7 @@ def validate(run: Run, done: int) -> None:
     net = run.method.predictor(student).eval()
     if options.val.compile and run.state.compile_validation:
         part = student if student in net.modules() else net
-        run.state.compile_validation = compile_for_images(net, fabric.device, fabric.autocast, run.log.say, part=part)
+        run.state.compile_validation = compile_for_images(net, fabric.device, fabric.autocast, run.log.info, part=part)
     for name, images in run.val_sets.items():
         save = partial(_save_visualization, run, name, done) if options.val.save_img else None
         with torch.compiler.set_stance(stance):
@@ -59,7 +59,7 @@ def _student_to_validate(run: Run) -> nn.Module:
         return run.ema.net
     if not run.options.val.compile:
         return run.method.student
-    # A copy, because modules are compiled in place: the student must not train in code compiled for images.
+    # A copy: modules are compiled in place, and the student must not train in code compiled for images.
     if run.state.validation_copy is None:
         run.state.validation_copy = Ema(run.method.student, decay=0.0)
     run.state.validation_copy.update()

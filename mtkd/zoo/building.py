@@ -1,7 +1,7 @@
 """Networks from a description {"type", "args"}.
 
-The user's description and mtkd's own are trusted (`build_trusted`). That of a weights file is used only where the
-tensors of the file prove it (`build_described`).
+Descriptions by the user and by mtkd are trusted (`build_trusted`). That of a weights file is used only if the tensors
+of the file match it (`build_described`).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def build_named(arch: Mapping[str, Any], state: Mapping[str, Tensor], *, whose: 
 
 
 def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, source: str) -> nn.Module:
-    """Network that a weights file says it holds, `facts` being what it says and `state` its weights, not loaded yet.
+    """Network that a weights file describes by `facts`; `state` are its weights, not loaded yet.
 
     Raises:
         MtkdError: `check_described` refuses it.
@@ -85,14 +85,14 @@ def build_described(facts: Mapping[str, Any], state: Mapping[str, Tensor], *, so
 def check_described(
     facts: Mapping[str, Any], state: Mapping[str, Tensor], *, source: str
 ) -> tuple[str, dict[str, Any], int | None]:
-    """Arch, arguments and scale of the network that a weights file says it holds, when its tensors prove them.
+    """Arch, arguments and scale of the network that a weights file describes, when its tensors match them.
 
-    The file may come from anywhere, so nothing it says is trusted: the class is one of mtkd's own or one that the user
+    The file may come from anywhere, so its facts are not trusted: the class is one of mtkd's own or one that the user
     has imported, its arguments are plain values within bounds, and before any memory is taken, the network is built
     without values, of no more parts than the file has, and must have the very shapes of the file.
 
     Raises:
-        MtkdError: one of these does not hold, or the file does not say what it is.
+        MtkdError: one of these does not hold, or the file does not describe its network.
     """
     scale = facts.get("scale")
     if scale is not None and (type(scale) is not int or not 0 < scale <= LARGEST["scale"]):
@@ -201,7 +201,7 @@ def _shown(value: Any) -> str:
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Filling a tensor that has no values does nothing; torch would import its compiler, two seconds, to do it."""
+    """Do nothing to fill a tensor without values: torch would import its compiler for it, which takes two seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given, name = kwargs or {}, getattr(func, "__name__", "")
@@ -212,7 +212,7 @@ class _NoInitialValues(TorchFunctionMode):
 @contextmanager
 def _at_most(tensors: int, too_many: str) -> Iterator[None]:
     """Stop a constructor, in this thread, that makes more parameters or modules than a file of `tensors` can fill;
-    `too_many` says so.
+    `too_many` is the message.
     """
     thread, parameters, modules = threading.get_ident(), 0, 0
     # A block has one activation or more for each of its layers, and containers around them.

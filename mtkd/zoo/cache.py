@@ -41,7 +41,7 @@ def home(weights_dir: Path | None = None) -> Path:
     """Folder of the weights: `weights_dir`, else `weights` in `$MTKD_HOME`, else in the platform's cache folder.
 
     Raises:
-        MtkdError: what was given is not a path.
+        MtkdError: the folder given is not a path.
     """
     if weights_dir is not None:
         return given.path(weights_dir)

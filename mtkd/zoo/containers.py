@@ -1,6 +1,6 @@
-"""What kind of file it is, by its first bytes, and whether its checksums are right.
+"""The kind of a file, by its first bytes, and whether its checksums are right.
 
-Nothing is unpacked to find out, so neither zeros nor a bomb cost time or memory.
+Nothing is unpacked, so neither zeros nor a zip bomb cost time or memory.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def has_checksums(path: Path) -> bool:
 def verify(path: Path) -> str | None:
     """What is damaged in a file that `torch.save` wrote, or None when every checksum in it is right.
 
-    torch writes a CRC of each member and does not look at it on reading. Reading with this takes about a second per GB.
-    Files without checksums (safetensors, torch's format before 1.6) are not judged.
+    torch writes a CRC of each member and does not check it on reading. The check takes about a second per GB. Files
+    without checksums (safetensors, torch's format before 1.6) count as whole.
 
     Raises:
         OSError: the file cannot be read.
@@ -61,7 +61,7 @@ def verify(path: Path) -> str | None:
                 # torch.save never packs: checking it could unpack without end.
                 return f"{_shown(packed.filename)}, which is packed"
             member = archive.testzip()
-    except Exception as error:  # broken archives raise whatever the bytes happen to trigger
+    except Exception as error:  # a broken archive may raise any exception
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset in the table may be negative
             raise
         return "its table of contents"
@@ -136,7 +136,7 @@ def _what_the_tar_is(path: Path) -> str:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Whatever a broken archive makes its reader raise, as one paragraph."""
+    """Turn any exception of the reader of a broken archive into one paragraph."""
     try:
         yield
     except MtkdError:

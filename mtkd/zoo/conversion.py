@@ -1,4 +1,4 @@
-"""Checkpoints from one naming and container into another, and networks from files that say what they are."""
+"""Checkpoints converted between namings and containers, and networks built from files that describe themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Target = Literal["basicsr", "official", "safetensors"]
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, and which arguments were taken for granted because no file shows them."""
+    """What was written, and the arguments that were assumed because the file does not show them."""
 
     path: Path
     arch: dict[str, Any]
@@ -30,7 +30,7 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
     """Network with its weights, in eval mode, from a zoo name ("rcan_x4", "zoo:rcan_x4") or a file that says what it
     is.
 
-    Its `origin` says which weights it has. Such files are the zoo's own, mtkd's training checkpoints, and what `mtkd
+    Its `origin` names the weights. Such files are the zoo's own, mtkd's training checkpoints, and what `mtkd
     zoo convert --to safetensors` writes.
 
     Raises:
@@ -56,7 +56,7 @@ def build(name_or_file: str | Path, *, weights_dir: Path | None = None) -> nn.Mo
     if "arch" not in checkpoint.facts:
         raise MtkdError(f"{path} does not say which network it holds. {_guess_text(checkpoint)}".rstrip())
     known = ENTRIES.get(spec.removeprefix("zoo:"))
-    if known is not None:  # what mtkd's own table says, not what the file says
+    if known is not None:  # from mtkd's own table, not from the file
         net = building.build_trusted(known.facts["arch"], source=f"The zoo's entry {known.name}", scale=known.scale)
     else:
         net = building.build_described(checkpoint.facts, checkpoint.state, source=str(path))
@@ -135,7 +135,7 @@ def _facts(
     guessed, assumed = guess(checkpoint)
     if not guessed:
         raise MtkdError(
-            f"{source} is not EDSR, RCAN or SwinIR, and does not say what it is: name it with --arch TYPE --arg "
+            f"{source} is not EDSR, RCAN or SwinIR, and does not describe its network. Name it with --arch TYPE --arg "
             "NAME=VALUE."
         )
     assumed = {name: value for name, value in assumed.items() if name not in args}

@@ -1,4 +1,4 @@
-"""Which network a set of weights belongs to, by its name in the zoo, by what its file says, or by its tensors."""
+"""The network of a set of weights, by its name in the zoo, by the facts in its file, or by its tensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mtkd.zoo.table import entry
 class Described:
     """A network as option files write it out: the arch and its arguments.
 
-    `assumed` are those arguments that the file does not show, and custom says; empty where the file, or the zoo, says
-    what it is.
+    `assumed` are arguments that the file does not show, set as published; empty where the file or the zoo describes the
+    network.
     """
 
     type: str
@@ -32,15 +32,15 @@ class Described:
 def describe(source: str, *, key: str | None = "auto") -> Described:
     """The network of `source`, a file or `zoo:NAME`; nothing is fetched for a name.
 
-    A file is trusted as little as `build` trusts it: only classes of the catalog's table, or those that the user has
-    imported, with the very tensors of the file. One that says nothing is EDSR, RCAN or SwinIR by the names of its
+    A file is not trusted, as in `build`: only classes of the catalog's table, or those that the user has imported, with
+    exactly the tensors of the file. One without facts is EDSR, RCAN or SwinIR by the names of its
     tensors, or what spandrel knows, where spandrel is installed.
 
     Args:
         key: entry of the file that holds the weights, as for `read_checkpoint`.
 
     Raises:
-        MtkdError: there is no such name or file, it cannot be read or is refused, or nothing tells what it is.
+        MtkdError: there is no such name or file, it cannot be read or is refused, or its network is unknown.
     """
     if source.startswith("zoo:"):
         item = entry(source)
@@ -61,7 +61,7 @@ def describe(source: str, *, key: str | None = "auto") -> Described:
 
 def _by_spandrel(path: Path, state: Mapping[str, Tensor]) -> Described:
     unknown = f"{path} does not say which network it holds, and is not EDSR, RCAN or SwinIR"
-    remedy = "Say which it is beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`."
+    remedy = "Give the network beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`."
     if importlib.util.find_spec("spandrel") is None:
         raise MtkdError(f"{unknown}. {remedy} More kinds are known where spandrel is: pip install 'mtkd[spandrel]'.")
     net = catalog.get("arch", "spandrel")()

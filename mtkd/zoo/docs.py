@@ -49,7 +49,7 @@ spandrel` makes a file for `mtkd upscale --weights`.
 `python benchmarks/published_weights.py FILE...` measures weights on Set5 and Set14 beside their published scores; what
 was measured is in `benchmarks/results/published_weights.json`.
 
-## What is believed of a file
+## What is trusted in a file
 
 Weights files may come from anybody, so nothing in them is run (`SECURITY.md`). `mtkd upscale --weights`, `mtkd zoo
 convert` and `mtkd.zoo.build` build a network that a file describes only when it is one of mtkd's own, or one whose
@@ -63,7 +63,7 @@ none; those of the zoo have their sha256 in the record beside them.
 A file whose tensors are quantized, sparse, complex, of 8 bits, or without values is refused by name. Prefixes that
 training programs put before every name (`module.`, `_orig_mod.`, `generator.`, `net_g.`, `netG.`, `model.`) are taken
 off; numbers of numpy beside the weights do no harm. With `strict_load_g: false`, tensors that are missing, unknown or
-of another shape are left and listed, as in BasicSR; that nothing fits is an error.
+of another shape are left and listed; that nothing fits is an error.
 
 A transfer ends when three attempts in a row bring nothing new (at most 100 at one address), when fewer than 64 kB come
 in a minute, or when more comes than the file can have. A file with the wrong hash, or that cannot be used, is set aside

@@ -1,4 +1,4 @@
-"""Files from the web: resumed, retried, and never taken for whole when they are not.
+"""Files from the web: resumed, retried, and accepted only when they are whole.
 
 Written on urllib because pooch, which would fetch and check a file, starts over after every broken transfer and knows
 one address per file.
@@ -80,12 +80,12 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int 
             if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
                 raise
             problem = TransferError(f"the transfer broke off ({str(error) or type(error).__name__})")
-        except ValueError as error:  # an address that a redirection made up
+        except ValueError as error:  # an invalid address in a redirection
             raise TransferError(f"the host redirects to something that is not an address ({error})") from error
         else:
             _marker(part).unlink(missing_ok=True)
             return
-        # Beyond all that ever came: a host that makes us start over brings nothing by sending the same again.
+        # Progress is what exceeds all earlier attempts: after a restart, the same bytes again are none.
         failures = 0 if _size(part) >= reached + PROGRESS else failures + weight
         reached = max(reached, _size(part))
         if failures >= ATTEMPTS or attempt == ATTEMPTS_IN_ALL - 1:
@@ -119,7 +119,7 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except MtkdError:
         raise
-    except Exception as error:  # broken archives raise whatever the bytes happen to trigger
+    except Exception as error:  # a broken archive may raise any exception
         if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
             raise
         raise MtkdError(
@@ -145,7 +145,7 @@ def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool, most
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # What lies here is as long as the file, or longer: nothing to go on from, so the next attempt starts over.
+        # The part here is as long as the file, or longer. It cannot be resumed, so the next attempt starts over.
         part.unlink(missing_ok=True)
         raise _Incomplete("the host has nothing to add to the part that was here") from error
     with response:
@@ -164,7 +164,7 @@ def _fetch_once(url: str, part: Path, *, label: str, resume_unmarked: bool, most
         _write_mark(part, url, response.headers)
         began, counted, got = time.monotonic(), 0, 0
         with open(part, "ab" if resumed else "wb") as file, _progress(label, start, total) as advance:
-            # read1 hands over what has come, so that a silent host costs one timeout and what came before is kept.
+            # read1 returns what has arrived, so that a silent host costs one timeout and earlier bytes are kept.
             while block := response.read1(1 << 18):
                 got += len(block)
                 if start + got > most:
@@ -201,7 +201,7 @@ def _marker(part: Path) -> Path:
 
 
 def _write_mark(part: Path, url: str, headers: http.client.HTTPMessage) -> None:
-    """Remember what identifies this version of the file; a weak ETag does not identify bytes."""
+    """Record what identifies this version of the file; a weak ETag does not identify bytes."""
     tag = headers.get("ETag", "")
     mark = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
     _marker(part).write_text(json.dumps({"url": url, "mark": mark}), encoding="utf-8")
@@ -274,7 +274,7 @@ _UNPACK: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": b
 def _opened(archive: Path, most: int) -> Iterator[tuple[list[str], Callable, Callable]]:
     """Names of the regular files, a function to their size, a function that opens one.
 
-    What kind of archive it is, its first bytes tell; at most `most` bytes of a packed tar are unpacked.
+    Its first bytes show the kind of archive; at most `most` bytes of a packed tar are unpacked.
     """
     with open(archive, "rb") as file:
         head = file.read(512)

@@ -1,7 +1,7 @@
 """Checkpoint files: read any of them safely, write ours.
 
-Nothing read here can run code (`readers`), and what a file says about itself is data, of which
-`building.build_described` builds mtkd's own networks only.
+Nothing read here can run code (`readers`). The facts in a file are data, from which `building.build_described` builds
+only mtkd's own networks.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Checkpoint:
     entries: tuple[str, ...] = ()
 
     def origin(self, source: str | Path) -> Origin:
-        """What a network with these weights says about them; `source` is the file or zoo name."""
+        """The `origin` of a network with these weights; `source` is the file or zoo name."""
         iteration = self.facts.get("iteration")
         if not isinstance(iteration, int):
             named = re.fullmatch(r"net_g_(\d{1,15})", Path(source).stem)
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, *, key: str | None = "auto") -> Checkpoint:
     """State dict and facts of a .pth, .pt, .ckpt or .safetensors file, on the CPU.
 
     `key` is BasicSR's `param_key`: the entry that holds the state dict, or None for a file that is a bare state dict.
-    "auto" takes the first of `KEYS` that is there, else the file itself. As in BasicSR, "params_ema" falls back to
+    "auto" takes the first of `KEYS` that is there, else the file itself. "params_ema" falls back to
     "params". A safetensors file holds one network and has no such entries, so every usual key reads it.
 
     Raises:
@@ -158,7 +158,7 @@ def write_pth(path: Path, content: Mapping[str, Any]) -> None:
         try:
             torch.save(dict(content), file)
         except RuntimeError as error:
-            # What the file raised, torch's writer of zips turns into a complaint about positions.
+            # torch's writer of zips hides the error of the file behind one about positions.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

@@ -1,4 +1,4 @@
-"""What the names and shapes of a state dict say: which network, in whose naming, with which arguments.
+"""The network of a state dict, its naming and its arguments, by names and shapes.
 
 Two namings exist for EDSR and RCAN. "official" is that of the authors (EDSR-PyTorch, RCAN): `head`, `body`, `tail`, and
 the mean of DIV2K as frozen convolutions `sub_mean` and `add_mean`. "basicsr" is BasicSR's, and ours: `conv_first`,
@@ -68,7 +68,7 @@ _TO_OFFICIAL = {
 
 
 class Layout(NamedTuple):
-    """Which network a state dict belongs to, in whose naming."""
+    """The network of a state dict, and its naming."""
 
     arch: Literal["EDSR", "RCAN", "SwinIR"]
     naming: Naming

@@ -21,8 +21,8 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool = Tru
 
     `source` names the weights in errors. Mean shifts of official EDSR and RCAN are checked against the network's mean
     and dropped; SwinIR's derived buffers are the network's own. With `strict=False`, names and shapes that do not fit
-    are logged and left, as BasicSR does it. Either the whole load happens or none of it. A network with a method
-    `adopt(state, *, source)`, which only its weights tell what it is (type spandrel), is given them whole.
+    are logged and left. Either the whole load happens or none of it. A network with a method
+    `adopt(state, *, source)`, whose architecture follows from its weights (type spandrel), gets all of them.
 
     Raises:
         MtkdError: names or shapes do not fit, the mean or range differs, a value is not finite or no number, or
@@ -41,7 +41,7 @@ def fitting(net: nn.Module, state: Mapping[str, Tensor], *, strict: bool, source
     missing = [name for name in expected if name not in adapted]
     unexpected = [name for name in adapted if name not in expected]
     misshapen = [
-        f"{name} is {tuple(adapted[name].shape)}, the network wants {tuple(expected[name].shape)}"
+        f"{name} is {tuple(adapted[name].shape)}, the network has {tuple(expected[name].shape)}"
         for name in expected
         if name in adapted and adapted[name].shape != expected[name].shape
     ]
@@ -132,7 +132,7 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
         return
     wanted = getattr(net, "img_range", stored)
     if abs(stored - wanted) > 1e-2:
-        raise MtkdError(f"{source} works on values up to {stored:g}, your option says img_range {wanted:g}.")
+        raise MtkdError(f"{source} works on values up to {stored:g}, your options have img_range {wanted:g}.")
     mean = getattr(net, "mean", None)
     if (
         isinstance(mean, Tensor)
@@ -142,7 +142,7 @@ def _check_mean_shift(net: nn.Module, state: Mapping[str, Tensor], source: str) 
         )
     ):
         raise MtkdError(
-            f"{source} was trained with rgb_mean {list(DIV2K_MEAN)}, your option says "
+            f"{source} was trained with rgb_mean {list(DIV2K_MEAN)}, your options have "
             f"{[round(value, 4) for value in mean.flatten().tolist()]}."
         )
 
@@ -171,7 +171,7 @@ def _mismatch(
 
 
 def _difference(net: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """In the user's words, what the file holds and what the option says; empty when shapes do not tell."""
+    """The network in the file beside that of the option; empty where shapes do not show it."""
     own = own_tensors(net)
     theirs, ours = keymaps.detect(state), keymaps.detect(own)
     if theirs is None:
@@ -179,11 +179,11 @@ def _difference(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     found = keymaps.infer(state)
     described = ", ".join(f"{name} {value}" for name, value in found.items())
     if ours is None or theirs.arch != ours.arch:
-        return f"This is {theirs.arch} ({described}), your option says {type(net).__name__}."
+        return f"This is {theirs.arch} ({described}), your options have {type(net).__name__}."
     wanted = keymaps.infer(own)
     differing = [name for name in found if found[name] != wanted.get(name)]
     return " ".join(
-        f"This is {theirs.arch} with {name} {found[name]}, your option says {wanted.get(name)}." for name in differing
+        f"This is {theirs.arch} with {name} {found[name]}, your options have {wanted.get(name)}." for name in differing
     )
 
 

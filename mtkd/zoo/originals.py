@@ -18,7 +18,7 @@ from mtkd.zoo.table import Entry, Source
 logger = logging.getLogger("mtkd")
 
 Check = Literal["full hash", "hash prefix", "pinned"]
-"""How the original is known: by its published sha256, by its published first digits, or only by what first came."""
+"""How the original is identified: by its published sha256, its published first digits, or the hash at first use."""
 
 
 def local(source: Source, folder: Path) -> Path | None:
@@ -92,7 +92,7 @@ def source_of(item: Entry, file: Path, sha256: str) -> Source:
         if candidates:
             return candidates[0]
     if unknown:
-        # Its own name is what gets pinned: nothing says that it is one of the listed files.
+        # Pin its own name: it may be none of the listed files.
         return Source("imported by hand", file.name, member=_member_in(item, file))
     return item.sources[0]
 
@@ -126,7 +126,7 @@ def set_aside(file: Path, sha256: str) -> Path:
 
 
 def not_obtained(item: Entry, folder: Path, reasons: list[str]) -> str:
-    """Why none of the sources served, and what to fetch by hand; one reason for each source."""
+    """The message when no source served: one reason for each, and what to fetch by hand."""
     tried = "\n".join(
         f"  {source.url}\n    file {source.file}{f' (holds {source.member})' if source.member else ''}, "
         f"sha256 {_hash_text(source)}\n    {reason}"

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint, read without running code.
+"""The contents of a checkpoint, read without running code.
 
 Pickles go through `torch.load(weights_only=True)`, after their container was looked at; safetensors hold no code.
 """
@@ -25,7 +25,7 @@ FACTS = "mtkd"
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, on the CPU, and what the file says about itself, {} where it says nothing.
+    """Tensors, on the CPU, and the facts in the file, {} where it has none.
 
     Raises:
         MtkdError: it cannot be read, or what it says is not JSON.

@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a converted file says about itself."""
+        """The facts of a converted file."""
         return {
             "name": self.name,
             "arch": {"type": self.arch, "args": self.args},

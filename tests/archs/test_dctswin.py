@@ -1,3 +1,5 @@
+"""DCTSwin: published sizes, its DCT against scipy, mean of the teachers at the start, image sizes and precisions."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -49,12 +51,12 @@ def layer(*, shift: int, dct: bool = True, dim: int = 8) -> DCTSwinLayer:
     ("upscale", "num_teachers", "published"),
     [(2, 3, 1_094_579), (3, 3, 1_318_099), (4, 3, 1_335_603), (2, 2, 1_084_211), (3, 2, 1_294_771), (4, 2, 1_294_131)],
 )
-def test_parameter_counts_are_the_published_ones(upscale, num_teachers, published):
+def test_parameter_counts_are_the_published_ones(upscale, num_teachers, published) -> None:
     net = catalog.get("arch", "DCTSwin")(upscale=upscale, num_teachers=num_teachers)
     assert sum(parameter.numel() for parameter in net.parameters()) == published
 
 
-def test_taking_the_dct_out_leaves_parameters_and_state_as_they_are():
+def test_taking_the_dct_out_leaves_parameters_and_state_as_they_are() -> None:
     with_dct, without = tiny(dct=True), tiny(dct=False)
     assert with_dct.state_dict().keys() == without.state_dict().keys()
     assert not any("basis" in key or "mean" in key for key in with_dct.state_dict())
@@ -63,7 +65,7 @@ def test_taking_the_dct_out_leaves_parameters_and_state_as_they_are():
 @pytest.mark.parametrize("size", [(32, 32), (37, 29), (5, 6), (1, 3)])
 @pytest.mark.parametrize("upscale", [2, 3, 4])
 @pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
-def test_untrained_net_is_exactly_the_mean_of_the_teachers(size, upscale, upsampler):
+def test_untrained_net_is_exactly_the_mean_of_the_teachers(size, upscale, upsampler) -> None:
     images = torch.rand(2, 9, *size)
     fused = tiny(upscale=upscale, upsampler=upsampler)(images)
     assert torch.equal(fused, MeanFusion(3)(images))
@@ -72,7 +74,7 @@ def test_untrained_net_is_exactly_the_mean_of_the_teachers(size, upscale, upsamp
 
 @pytest.mark.parametrize("num_teachers", [1, 2, 3, 5])
 @pytest.mark.parametrize("upscale", [2, 3, 4])
-def test_any_number_of_teachers_at_every_scale(num_teachers, upscale):
+def test_any_number_of_teachers_at_every_scale(num_teachers, upscale) -> None:
     net = tiny(upscale=upscale, num_teachers=num_teachers, awake=True)
     images = torch.rand(1, 3 * num_teachers, 25, 18)
     fused = net(images)
@@ -82,7 +84,7 @@ def test_any_number_of_teachers_at_every_scale(num_teachers, upscale):
 
 
 @pytest.mark.parametrize("size", [(37, 29), (5, 6), (1, 1)])
-def test_padding_is_reflection_and_is_cropped_again(size):
+def test_padding_is_reflection_and_is_cropped_again(size) -> None:
     net = tiny(awake=True)
     images = torch.rand(1, 9, *size)
     fused = net(images)
@@ -91,12 +93,12 @@ def test_padding_is_reflection_and_is_cropped_again(size):
     torch.testing.assert_close(fused, net(padded)[..., : size[0], : size[1]])
 
 
-def test_eight_times_and_the_other_end_of_the_body():
+def test_eight_times_and_the_other_end_of_the_body() -> None:
     net = tiny(upscale=8, resi_connection="3conv", awake=True)
     assert net(torch.rand(1, 9, 40, 64)).shape == (1, 3, 40, 64)
 
 
-def test_without_residual_the_output_counts_from_the_mean_colour():
+def test_without_residual_the_output_counts_from_the_mean_colour() -> None:
     net = tiny(residual=False)
     images = torch.rand(1, 9, 16, 16)
     assert net.conv_last.weight.abs().max() > 0
@@ -106,7 +108,7 @@ def test_without_residual_the_output_counts_from_the_mean_colour():
     torch.testing.assert_close(net(images), expected)
 
 
-def test_img_range_scales_what_goes_in_and_out():
+def test_img_range_scales_what_goes_in_and_out() -> None:
     plain, ranged = tiny(awake=True), tiny(awake=True, img_range=255.0)
     images = torch.rand(1, 9, 16, 16)
     mean = MeanFusion(3)(images)
@@ -114,13 +116,13 @@ def test_img_range_scales_what_goes_in_and_out():
     torch.testing.assert_close(ranged(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_channel_images_can_be_fused():
+def test_one_channel_images_can_be_fused() -> None:
     images = torch.rand(1, 2, 9, 9)
     assert torch.equal(tiny(num_teachers=2, num_out_ch=1)(images), images.mean(1, keepdim=True))
     assert tiny(num_teachers=2, num_out_ch=1, residual=False)(images).shape == (1, 1, 9, 9)
 
 
-def test_dct_changes_the_result():
+def test_dct_changes_the_result() -> None:
     images = torch.rand(1, 9, 32, 32)
     plain = tiny(awake=True, dct=False)
     fused = plain(images)
@@ -132,14 +134,14 @@ def test_dct_changes_the_result():
 
 @pytest.mark.parametrize("dct", [True, False])
 @pytest.mark.parametrize("resi_connection", ["1conv", "3conv"])
-def test_gradient_reaches_every_parameter_once_the_last_convolution_is_not_zero(dct, resi_connection):
+def test_gradient_reaches_every_parameter_once_the_last_convolution_is_not_zero(dct, resi_connection) -> None:
     net = tiny(awake=True, dct=dct, resi_connection=resi_connection)
     net(torch.rand(2, 9, 32, 32)).square().mean().backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 
 
-def test_first_step_moves_the_last_convolution_and_the_second_all_else():
+def test_first_step_moves_the_last_convolution_and_the_second_all_else() -> None:
     net = tiny()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     images, gt = torch.rand(2, 9, 16, 16), torch.rand(2, 3, 16, 16)
@@ -152,7 +154,7 @@ def test_first_step_moves_the_last_convolution_and_the_second_all_else():
 
 
 @pytest.mark.slow
-def test_it_learns_which_teacher_to_trust():
+def test_it_learns_which_teacher_to_trust() -> None:
     torch.manual_seed(0)
     gt = F.interpolate(torch.rand(2, 3, 8, 8), scale_factor=4, mode="bicubic")
     images = torch.cat([gt, gt + 0.2 * torch.randn_like(gt)], dim=1)
@@ -179,7 +181,7 @@ def test_multiply_adds_are_the_published_ones_and_the_transform_costs_little(ups
     assert published < giga(dct=True) < 1.1 * published
 
 
-def test_eval_is_deterministic_and_training_drops_paths_per_sample():
+def test_eval_is_deterministic_and_training_drops_paths_per_sample() -> None:
     net = tiny(awake=True, drop_path_rate=0.5)
     images = torch.rand(1, 9, 16, 16).repeat(8, 1, 1, 1)
     assert torch.equal(net(images), net(images))
@@ -194,7 +196,7 @@ def test_eval_is_deterministic_and_training_drops_paths_per_sample():
     torch.testing.assert_close(without(images), without.eval()(images))
 
 
-def test_drop_path_keeps_the_expected_value():
+def test_drop_path_keeps_the_expected_value() -> None:
     drop = layer(shift=0).drop_path
     drop.drop_prob = 0.25
     torch.manual_seed(0)
@@ -205,7 +207,7 @@ def test_drop_path_keeps_the_expected_value():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("content", ["flat", "black", "white", "random"])
-def test_half_precision_autocast_stays_finite_and_near_float32(dtype, content):
+def test_half_precision_autocast_stays_finite_and_near_float32(dtype, content) -> None:
     net = tiny(awake=True)
     level = {"flat": 0.5, "black": 0.0, "white": 1.0}.get(content)
     images = torch.rand(1, 9, 32, 32) if level is None else torch.full((1, 9, 32, 32), level)
@@ -218,7 +220,7 @@ def test_half_precision_autocast_stays_finite_and_near_float32(dtype, content):
     assert error < (0.1 if dtype == torch.bfloat16 else 0.02) * max(expected.abs().max(), 0.1)
 
 
-def test_double_and_float_agree():
+def test_double_and_float_agree() -> None:
     net = tiny(awake=True)
     images = torch.rand(1, 9, 18, 20)
     expected = net(images)
@@ -228,7 +230,7 @@ def test_double_and_float_agree():
 
 
 @pytest.mark.parametrize("dct", [True, False])
-def test_the_inner_part_does_not_depend_on_the_size_of_the_image(dct):
+def test_the_inner_part_does_not_depend_on_the_size_of_the_image(dct) -> None:
     net = tiny(awake=True, dct=dct)
     large = torch.rand(1, 9, 128, 112)
     small = large[..., :96, :80]
@@ -236,7 +238,7 @@ def test_the_inner_part_does_not_depend_on_the_size_of_the_image(dct):
 
 
 @pytest.mark.parametrize("dct", [True, False])
-def test_an_image_gives_the_same_alone_and_in_a_batch(dct):
+def test_an_image_gives_the_same_alone_and_in_a_batch(dct) -> None:
     net = tiny(awake=True, dct=dct)
     images = torch.rand(3, 9, 32, 48)
     one_by_one = torch.cat([net(image[None]) for image in images])
@@ -245,7 +247,7 @@ def test_an_image_gives_the_same_alone_and_in_a_batch(dct):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dct", [True, False])
-def test_channels_last_and_a_whole_graph_give_the_same(dct):
+def test_channels_last_and_a_whole_graph_give_the_same(dct) -> None:
     net = tiny(awake=True, dct=dct)
     images = torch.rand(1, 9, 33, 40)
     expected = net(images)
@@ -256,7 +258,7 @@ def test_channels_last_and_a_whole_graph_give_the_same(dct):
     torch.testing.assert_close(compiled(images), expected)
 
 
-def test_input_is_not_changed():
+def test_input_is_not_changed() -> None:
     images = torch.rand(1, 9, 16, 16)
     before = images.clone()
     tiny(awake=True)(images)
@@ -264,7 +266,7 @@ def test_input_is_not_changed():
 
 
 @pytest.mark.parametrize("dct", [True, False])
-def test_training_goes_on_after_validation_under_inference_mode(dct):
+def test_training_goes_on_after_validation_under_inference_mode(dct) -> None:
     net = tiny(awake=True, dct=dct)
     images = torch.rand(1, 9, 48, 80)
     with torch.inference_mode():
@@ -272,19 +274,19 @@ def test_training_goes_on_after_validation_under_inference_mode(dct):
     net.train()(images).mean().backward()
 
 
-def test_taps_are_maps_at_lq_size():
+def test_taps_are_maps_at_lq_size() -> None:
     net = tiny(depths=(2, 1), num_heads=(2, 3))
     assert net.feature_names == ("conv_first", "layers.0", "layers.1", "conv_after_body")
     _, feats = tapped(net, net.feature_names, torch.rand(2, 9, 16, 32))
     assert {tuple(feat.shape) for feat in feats.values()} == {(2, 12, 8, 16)}
 
 
-def test_every_second_layer_is_shifted_by_half_a_window():
+def test_every_second_layer_is_shifted_by_half_a_window() -> None:
     net = tiny(depths=(4, 3), num_heads=(2, 2), window_size=6)
     assert [[swin.shift for swin in group.blocks] for group in net.layers] == [[0, 3, 0, 3], [0, 3, 0]]
 
 
-def test_groups_and_body_have_their_residual():
+def test_groups_and_body_have_their_residual() -> None:
     net = tiny()
     for conv in (net.layers[0].conv, net.conv_after_body):
         nn.init.zeros_(conv.weight)
@@ -295,7 +297,7 @@ def test_groups_and_body_have_their_residual():
     torch.testing.assert_close(feats["conv_before_upsample"], net.conv_before_upsample(feats["conv_first"]))
 
 
-def test_a_wrong_number_of_channels_names_num_teachers():
+def test_a_wrong_number_of_channels_names_num_teachers() -> None:
     with pytest.raises(MtkdError, match="num_teachers=3 takes 9 channels .* got 6"):
         tiny()(torch.rand(1, 6, 16, 16))
 
@@ -312,7 +314,7 @@ def test_a_wrong_number_of_channels_names_num_teachers():
         ({"resi_connection": "2conv"}, "2conv"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_named(options, named):
+def test_arguments_that_cannot_be_used_are_named(options, named) -> None:
     with pytest.raises(MtkdError, match=named):
         tiny(**options)
 
@@ -320,7 +322,7 @@ def test_arguments_that_cannot_be_used_are_named(options, named):
 # The transform
 
 
-def test_window_dct_is_scipys_orthonormal_dct():
+def test_window_dct_is_scipys_orthonormal_dct() -> None:
     pixels = torch.randn(5, 64, 3)
     coefficients = WindowDCT(8)(pixels)
     image = rearrange(pixels, "b (i j) c -> b i j c", i=8).double().numpy()
@@ -329,7 +331,7 @@ def test_window_dct_is_scipys_orthonormal_dct():
 
 
 @pytest.mark.parametrize("size", [4, 7, 8])
-def test_dct_matrix_is_orthonormal_and_inverted_by_its_transpose(size):
+def test_dct_matrix_is_orthonormal_and_inverted_by_its_transpose(size) -> None:
     matrix = dct_matrix(size)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-14)
     transform = WindowDCT(size)
@@ -338,13 +340,13 @@ def test_dct_matrix_is_orthonormal_and_inverted_by_its_transpose(size):
     torch.testing.assert_close(transform(pixels).square().sum(), pixels.square().sum())
 
 
-def test_a_flat_window_is_one_coefficient_of_eight_times_its_value():
+def test_a_flat_window_is_one_coefficient_of_eight_times_its_value() -> None:
     coefficients = WindowDCT(8)(torch.full((1, 64, 1), 3.0))[0, :, 0]
     assert coefficients[0] == pytest.approx(24.0)
     assert coefficients[1:].abs().max() < 1e-5
 
 
-def test_the_transform_follows_dtype_and_ignores_autocast():
+def test_the_transform_follows_dtype_and_ignores_autocast() -> None:
     transform = WindowDCT(8)
     pixels = torch.randn(2, 64, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -365,14 +367,14 @@ class KeepFlat(nn.Module):
 
 
 @pytest.mark.parametrize("shift", [0, 4])
-def test_attention_that_changes_nothing_gives_the_map_back(shift):
+def test_attention_that_changes_nothing_gives_the_map_back(shift) -> None:
     swin = layer(shift=shift)
     swin.attn = nn.Identity()
     x = torch.randn(2, 16, 24, 8)
     torch.testing.assert_close(swin._mix_frequencies(x, WindowDCT(8)), x, rtol=0, atol=5e-6)
 
 
-def test_tokens_are_the_frequencies_of_windows_at_the_shift():
+def test_tokens_are_the_frequencies_of_windows_at_the_shift() -> None:
     x = torch.randn(1, 16, 24, 8)
     still, shifted = layer(shift=0), layer(shift=4)
     still.attn = shifted.attn = KeepFlat()
@@ -389,14 +391,14 @@ def test_tokens_are_the_frequencies_of_windows_at_the_shift():
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 4), (5, 3), (0, 0)])
-def test_the_map_is_continued_by_its_mirror_image_edge_included(before, after):
+def test_the_map_is_continued_by_its_mirror_image_edge_included(before, after) -> None:
     x = torch.randn(1, 8, 16, 2)
     pads = [(0, 0), (before, after), (before, after), (0, 0)]
     assert np.array_equal(_continue_mirrored(x, before, after), np.pad(x, pads, mode="symmetric"))
 
 
 @pytest.mark.parametrize("dct", [True, False])
-def test_opposite_borders_never_meet(dct):
+def test_opposite_borders_never_meet(dct) -> None:
     swin = layer(shift=4, dct=dct)
     x = torch.randn(1, 16, 24, 8)
     changed = x.clone()
@@ -409,7 +411,7 @@ def test_opposite_borders_never_meet(dct):
 
 @pytest.mark.parametrize("dct", [True, False])
 @pytest.mark.parametrize("shift", [0, 4])
-def test_all_inner_windows_are_treated_alike(shift, dct):
+def test_all_inner_windows_are_treated_alike(shift, dct) -> None:
     swin = layer(shift=shift, dct=dct)
     x = torch.randn(1, 32, 40, 8)
     moved = run(swin, x[:, 8:, 8:])

@@ -1,3 +1,5 @@
+"""Ensembles of teachers, their mean, and the fused teacher."""
+
 from __future__ import annotations
 
 import pytest
@@ -42,7 +44,7 @@ def test_members_that_are_no_names_are_refused(stored: object) -> None:
         ensemble.check_order(stored)  # pyright: ignore[reportArgumentType]
 
 
-def test_images_are_concatenated_in_the_order_of_the_members():
+def test_images_are_concatenated_in_the_order_of_the_members() -> None:
     lq = torch.rand(2, 3, 5, 7)
     members = {"zeta": Nearest(1.0), "alpha": Nearest(2.0), "mid": Nearest(3.0)}
     ensemble = Ensemble(members)
@@ -65,7 +67,7 @@ def test_output_has_the_dtype_of_lq_whatever_a_member_computes_in():
     assert Ensemble({"a": Nearest(1.0)}).double()(lq.double()).dtype == torch.float64
 
 
-def test_a_member_that_works_in_place_changes_neither_lq_nor_the_next_member():
+def test_a_member_that_works_in_place_changes_neither_lq_nor_the_next_member() -> None:
     lq = torch.rand(1, 3, 4, 4)
     before = lq.clone()
     images = Ensemble({"bad": InPlace(1.0), "good": Nearest(1.0)})(lq)
@@ -73,34 +75,34 @@ def test_a_member_that_works_in_place_changes_neither_lq_nor_the_next_member():
     assert torch.equal(images[:, 3:], Nearest(1.0)(before))
 
 
-def test_members_of_different_scales_are_refused_by_name():
+def test_members_of_different_scales_are_refused_by_name() -> None:
     with pytest.raises(MtkdError, match="edsr x2, rcan x4"):
         Ensemble({"edsr": Nearest(1.0, 2), "rcan": Nearest(1.0, 4)})
 
 
-def test_a_member_without_scale_is_refused_by_name():
+def test_a_member_without_scale_is_refused_by_name() -> None:
     with pytest.raises(MtkdError, match=r"'plain' \(Conv2d\) has no attribute `scale`"):
         Ensemble({"edsr": Nearest(1.0), "plain": nn.Conv2d(3, 3, 1)})
 
 
 @pytest.mark.parametrize("name", ["", "edsr.l", "keys", "type", "training", 3])
-def test_names_that_torch_cannot_hold_are_refused(name):
+def test_names_that_torch_cannot_hold_are_refused(name) -> None:
     with pytest.raises(MtkdError, match="cannot be called"):
         Ensemble({name: Nearest(1.0)})
 
 
-def test_an_empty_ensemble_is_refused():
+def test_an_empty_ensemble_is_refused() -> None:
     with pytest.raises(MtkdError, match="at least one"):
         Ensemble({})
 
 
-def test_output_of_a_wrong_size_names_the_member():
+def test_output_of_a_wrong_size_names_the_member() -> None:
     ensemble = Ensemble({"edsr": Nearest(1.0), "short": Cropping(1.0)})
     with pytest.raises(MtkdError, match=r"'short' made an image of shape \(1, 3, 9, 10\).*must be \(1, 3, 10, 10\)"):
         ensemble(torch.rand(1, 3, 5, 5))
 
 
-def test_the_stored_order_passes_and_any_other_names_both():
+def test_the_stored_order_passes_and_any_other_names_both() -> None:
     ensemble = Ensemble({"edsr": Nearest(1.0), "swinir": Nearest(1.0), "rcan": Nearest(1.0)})
     ensemble.check_order(["edsr", "swinir", "rcan"])
     ensemble.check_order(("edsr", "swinir", "rcan"))
@@ -110,7 +112,7 @@ def test_the_stored_order_passes_and_any_other_names_both():
         ensemble.check_order(["edsr", "rcan"])
 
 
-def test_order_survives_the_state_dict_of_another_order():
+def test_order_survives_the_state_dict_of_another_order() -> None:
     # Keys carry names, so weights land on the right member even when two runs declare them differently.
     first = Ensemble({"a": Nearest(1.0), "b": Nearest(2.0)})
     second = Ensemble({"b": Nearest(0.0), "a": Nearest(0.0)})
@@ -119,7 +121,7 @@ def test_order_survives_the_state_dict_of_another_order():
     assert torch.equal(second(lq), torch.cat(first(lq).chunk(2, 1)[::-1], 1))
 
 
-def test_taps_of_members_and_fusion_can_be_read():
+def test_taps_of_members_and_fusion_can_be_read() -> None:
     fused = FusedTeacher(Ensemble({"a": Nearest(1.0), "b": Nearest(2.0)}), _tiny_fusion(2))
     lq = torch.rand(1, 3, 4, 4)
     _, feats = tapped(fused, fused.feature_names, lq)
@@ -127,21 +129,21 @@ def test_taps_of_members_and_fusion_can_be_read():
     assert all(feat.dim() == 4 for feat in feats.values())
 
 
-def test_mean_fusion_is_the_mean_over_teachers_per_colour():
+def test_mean_fusion_is_the_mean_over_teachers_per_colour() -> None:
     images = torch.rand(2, 9, 4, 5)
     expected = torch.stack([images[:, 0:3], images[:, 3:6], images[:, 6:9]]).mean(0)
     torch.testing.assert_close(MeanFusion(3)(images), expected)
     assert torch.equal(MeanFusion(1)(images[:, :3]), images[:, :3])
 
 
-def test_mean_fusion_refuses_what_it_cannot_split():
+def test_mean_fusion_refuses_what_it_cannot_split() -> None:
     with pytest.raises(MtkdError, match="num_teachers=3 got 8 channels"):
         MeanFusion(3)(torch.rand(1, 8, 4, 4))
     with pytest.raises(MtkdError, match="at least 1"):
         MeanFusion(0)
 
 
-def test_fused_teacher_maps_lq_to_one_image():
+def test_fused_teacher_maps_lq_to_one_image() -> None:
     ensemble = Ensemble({"a": Nearest(0.5), "b": Nearest(1.5)})
     fused = FusedTeacher(ensemble, MeanFusion(2))
     lq = torch.rand(1, 3, 4, 6)
@@ -150,14 +152,14 @@ def test_fused_teacher_maps_lq_to_one_image():
     torch.testing.assert_close(fused(lq), Nearest(1.0)(lq))
 
 
-def test_an_untrained_dctswin_fuses_to_the_mean():
+def test_an_untrained_dctswin_fuses_to_the_mean() -> None:
     ensemble = Ensemble({"a": Nearest(0.5), "b": Nearest(1.0)})
     lq = torch.rand(1, 3, 5, 6)
     learnt = FusedTeacher(ensemble, _tiny_fusion(2)).eval()
     assert torch.equal(learnt(lq), FusedTeacher(ensemble, MeanFusion(2))(lq))
 
 
-def test_a_frozen_fused_teacher_takes_no_gradient_and_follows_dtype():
+def test_a_frozen_fused_teacher_takes_no_gradient_and_follows_dtype() -> None:
     fused = FusedTeacher(Ensemble({"a": Nearest(0.5), "b": Nearest(1.0)}), _tiny_fusion(2))
     frozen = Frozen(fused).double()
     image = frozen(torch.rand(1, 3, 4, 4, dtype=torch.float64))
@@ -165,7 +167,7 @@ def test_a_frozen_fused_teacher_takes_no_gradient_and_follows_dtype():
     assert not image.requires_grad
 
 
-def test_fusion_for_another_number_of_teachers_or_scale_is_refused():
+def test_fusion_for_another_number_of_teachers_or_scale_is_refused() -> None:
     ensemble = Ensemble({"a": Nearest(1.0), "b": Nearest(1.0)})
     with pytest.raises(MtkdError, match="num_teachers=3, and the ensemble has 2: a, b"):
         FusedTeacher(ensemble, _tiny_fusion(3))

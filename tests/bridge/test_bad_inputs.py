@@ -105,14 +105,14 @@ def test_weights_of_another_network_list_what_differs(capsys: pytest.CaptureFixt
     torch.save({"params": other.state_dict()}, "rcan.pth")
     run["path"]["pretrain_network_g"] = "rcan.pth"
     said = train(capsys, run)
-    assert "This is RCAN" in said and "option says EDSR" in said
+    assert "This is RCAN" in said and "options have EDSR" in said
     assert "not in the file: body.0.conv1.weight" in said and "not in the network: body.0.residual_group" in said
 
 
 def test_weights_of_another_size_say_which(capsys: pytest.CaptureFixture[str], run: dict[str, Any]) -> None:
     torch.save({"params": EDSR(num_feat=8, num_block=1, upscale=2).state_dict()}, "wide.pth")
     run["path"]["pretrain_network_g"] = "wide.pth"
-    assert "num_feat 8, your option says 4" in train(capsys, run)
+    assert "num_feat 8, your options have 4" in train(capsys, run)
 
 
 class RunsCode:

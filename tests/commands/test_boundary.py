@@ -44,7 +44,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "a/b: No such file or directory."),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "File name too long."),
         (FULL, "No space left on device. Make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied. Choose a place"),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied. Choose a folder"),
         (MemoryError(), "not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "not enough memory"),
@@ -141,6 +141,6 @@ def test_output_onto_a_full_disk_is_2() -> None:
         RuntimeError("Gloo connectFullMesh failed with timeout"),
     ],
 )
-def test_a_process_that_lost_another_of_its_run_is_no_defect(error):
+def test_a_process_that_lost_another_of_its_run_is_no_defect(error) -> None:
     assert str(boundary.explanation(error)).startswith("Another process of this run has ended")
     assert boundary.explanation(RuntimeError("closed")) is None

@@ -1,4 +1,4 @@
-"""Stands in for a method from outside: named in option files as `config.fakes:Fake`."""
+"""Stands in for a method from outside: named in option files as `tests.config.fakes:Fake`."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def mtkd(changes: dict[str, Any] | None = None, drop: tuple[str, ...] = ()) -> O
 def fake(changes: dict[str, Any] | None = None, drop: tuple[str, ...] = ()) -> Options:
     base = changed(
         TRAIN,
-        {"model_type": "config.fakes:Fake", "teachers.one": TEACHER, "method.taps": ["body.0"]},
+        {"model_type": "tests.config.fakes:Fake", "teachers.one": TEACHER, "method.taps": ["body.0"]},
         ("train.pixel_opt",),
     )
     return make_options(changed(base, changes or {}, drop))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from config.samples import TEACHER, only_problem, problems, train
 
 from mtkd.config import make_options
 from mtkd.config.resolved import resolved_yaml
 from mtkd.config.yaml_loader import parse
+from tests.config.samples import TEACHER, only_problem, problems, train
 
 TWO = {"a": TEACHER, "b": TEACHER}
 BOTH: dict[str, Any] = {"model_type": "MTKD + FAKD", "teachers": TWO, "fusion": "mean"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from config.samples import TEACHER, only_problem, train
 
 from mtkd.config import make_options
 from mtkd.config.resolved import resolved_yaml
 from mtkd.config.yaml_loader import parse
+from tests.config.samples import TEACHER, only_problem, train
 
 TAUGHT = {"teachers": {"t": TEACHER}}
 

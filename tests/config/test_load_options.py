@@ -1,3 +1,5 @@
+"""Option files read into `Options`: BasicSR's files, defaults, and every problem with its file, line and key."""
+
 from __future__ import annotations
 
 import copy
@@ -6,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config.samples import BASICSR_EDSR, TEACHER, TRAIN, changed, evaluation, fake, mtkd, only_problem, problems, train
 
 from mtkd import catalog
 from mtkd.config import (
@@ -22,6 +23,18 @@ from mtkd.config import (
 )
 from mtkd.training.paths import check_paths
 from mtkd.training.schedule import weight_at
+from tests.config.samples import (
+    BASICSR_EDSR,
+    TEACHER,
+    TRAIN,
+    changed,
+    evaluation,
+    fake,
+    mtkd,
+    only_problem,
+    problems,
+    train,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +279,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(basicsr_file
         ("path", [1], "must be a mapping"),
         ("model_type", "SRModl", "Did you mean SRModel"),
         ("model_type", "torch.nn:L1Loss", "is not a method"),
-        ("train.pixel_opt.type", "config.fakes:not_callable", "neither a class nor a function"),
+        ("train.pixel_opt.type", "tests.config.fakes:not_callable", "neither a class nor a function"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_says_what_is_right(key: str, value: Any, words: str) -> None:
@@ -414,7 +427,7 @@ def test_the_number_of_teachers_is_filled_into_the_fusion_network() -> None:
     ("make", "changes", "drop", "key", "words"),
     [
         (mtkd, {}, ("teachers",), "teachers", "imitates a teacher's image"),
-        (mtkd, {"teachers.two": TEACHER}, (), "teachers", "say how they become one"),
+        (mtkd, {"teachers.two": TEACHER}, (), "teachers", "Fuse them"),
         (mtkd, {"fusion": "mean"}, (), "fusion", "has no effect with 1 teacher"),
         (mtkd, {"fusion": "median", "teachers.two": TEACHER}, (), "fusion", "must be `mean` or"),
         (mtkd, {"teachers.one.pretrain": None}, (), "teachers.one.pretrain", "must be text"),
@@ -510,7 +523,7 @@ def test_a_method_from_outside_is_checked_like_ours() -> None:
         ({"method.taps": "body.0"}, (), "method.taps", "must be a list"),
         ({"method.every": 0}, (), "method", "every must be at least 1"),
         ({}, ("method",), "method.taps", "required"),
-        ({"train.pixel_opt.type": "config.fakes:FakeLoss"}, (), "train.pixel_opt.needed", "required"),
+        ({"train.pixel_opt.type": "tests.config.fakes:FakeLoss"}, (), "train.pixel_opt.needed", "required"),
     ],
 )
 def test_options_of_terms_and_methods_are_checked(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem, problems, train
 from torch import nn
 
 from mtkd.config import OptionError, Options, load_options, make_options, trial, yaml_loader
 from mtkd.config.problems import FORCE
+from tests.config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem, problems, train
 
 
 class NeedsValues(nn.Module):
@@ -67,7 +67,7 @@ def a_function() -> None:
         ),
         ({"network_g": {"type": ":"}}, "network_g.type", "':'"),
         ({"network_g": {"type": ".x:y"}}, "network_g.type", "'.x:y'"),
-        ({"network_g": {"type": "config.test_refused_early:Fails"}}, "network_g", "LookupError: inside"),
+        ({"network_g": {"type": "tests.config.test_refused_early:Fails"}}, "network_g", "LookupError: inside"),
     ],
 )
 def test_a_value_that_no_run_takes(changes: dict[str, Any], key: str | None, words: str) -> None:
@@ -81,7 +81,7 @@ def test_a_network_of_too_many_modules_is_given_up_on_the_way(monkeypatch: pytes
     assert found.message == "EDSR would have more than 500 modules."
 
 
-@pytest.mark.parametrize("name", ["builtins:dict", "builtins:print", "config.test_refused_early:a_function"])
+@pytest.mark.parametrize("name", ["builtins:dict", "builtins:print", "tests.config.test_refused_early:a_function"])
 def test_what_is_no_network_is_refused_and_not_called(name: str) -> None:
     assert problems(train, {"network_g": {"type": name}})[0].key.startswith("network_g")
 
@@ -95,8 +95,8 @@ def test_a_command_in_the_place_of_a_network_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_network_from_outside_that_needs_values_is_built_on_the_cpu() -> None:
-    assert train({"network_g": {"type": "config.test_refused_early:NeedsValues"}}).network_g.args == {}
-    found = only_problem(train, {"network_g": {"type": "config.test_refused_early:NeedsValues", "width": -3}})
+    assert train({"network_g": {"type": "tests.config.test_refused_early:NeedsValues"}}).network_g.args == {}
+    found = only_problem(train, {"network_g": {"type": "tests.config.test_refused_early:NeedsValues", "width": -3}})
     assert "negative dimension" in found.message
 
 

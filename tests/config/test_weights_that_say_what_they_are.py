@@ -233,6 +233,6 @@ def test_a_store_of_targets_is_the_same_whether_defaults_were_written_out() -> N
     whole = {"num_in_ch": 3, "num_feat": 64, "num_block": 16, "res_scale": 1.0, "rgb_mean": [0.4488, 0.4371, 0.404]}
     check_facts(Store(), {"teachers": [{"name": "a", "network": {"type": "EDSR", "args": whole}}]}, "")  # pyright: ignore
     other = {"teachers": [{"name": "a", "network": {"type": "EDSR", "args": {**whole, "num_block": 8}}}]}
-    with pytest.raises(zoo.files.MtkdError, match="num_block was 16, here it is 8"):
+    with pytest.raises(zoo.files.MtkdError, match="num_block is 16 in the store, 8 here"):
         check_facts(Store(), other, "")  # pyright: ignore
     assert completed({"type": "mine:Net", "args": {"a": 1}}) == {"type": "mine:Net", "args": {"a": 1}}

@@ -1,3 +1,5 @@
+"""The YAML dialect of option files: numbers, duplicate keys, several errors at once, and a line for every key."""
+
 from __future__ import annotations
 
 import math

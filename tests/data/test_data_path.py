@@ -22,7 +22,7 @@ def measures(monkeypatch):
     return data_path, photos
 
 
-def test_photographs_come_as_pairs_that_are_the_same_every_time(measures, tmp_path):
+def test_photographs_come_as_pairs_that_are_the_same_every_time(measures, tmp_path) -> None:
     _, photos = measures
     gt, lq = photos.pairs(tmp_path / "a", 2, (280, 300), 4)
     again, _ = photos.pairs(tmp_path / "b", 2, (280, 300), 4)
@@ -34,7 +34,7 @@ def test_photographs_come_as_pairs_that_are_the_same_every_time(measures, tmp_pa
         assert np.array_equal(image, read_image(repeated))
 
 
-def test_sub_images_are_basicsrs(measures, tmp_path):
+def test_sub_images_are_basicsrs(measures, tmp_path) -> None:
     data_path, photos = measures
     gt, lq = data_path.sub_images(photos.pairs(tmp_path, 1, (520, 960), 4), tmp_path, take=1)
     images = [read_image(path) for path in list_images(gt)]

@@ -1,3 +1,5 @@
+"""Reading and writing images: formats, orientation, damaged and hostile files."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +18,7 @@ from tests.helpers import photo
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".PNG"])
-def test_an_image_survives_writing_and_reading(tmp_path, suffix):
+def test_an_image_survives_writing_and_reading(tmp_path, suffix) -> None:
     image = photo("chelsea", (31, 47))
     path = tmp_path / "new" / f"a{suffix}"
     write_image(path, image)
@@ -25,12 +27,12 @@ def test_an_image_survives_writing_and_reading(tmp_path, suffix):
     assert [p.name for p in path.parent.iterdir()] == [path.name], "a temporary file stayed behind"
 
 
-def test_reading_agrees_with_pillow_about_channel_order(tmp_path):
+def test_reading_agrees_with_pillow_about_channel_order(tmp_path) -> None:
     Image.fromarray(photo("coffee", (20, 20))).save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png"), photo("coffee", (20, 20)))
 
 
-def test_grey_becomes_three_channels_and_alpha_is_dropped(tmp_path):
+def test_grey_becomes_three_channels_and_alpha_is_dropped(tmp_path) -> None:
     rgb = photo("coffee", (20, 30))
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
     alpha = np.dstack([rgb, np.full((20, 30), 7, np.uint8)])
@@ -40,7 +42,7 @@ def test_grey_becomes_three_channels_and_alpha_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".late.png", ".tif", ".jpg", ".webp", ".bmp"])
-def test_the_orientation_tag_is_one_rule_for_size_and_pixels(tmp_path, suffix):
+def test_the_orientation_tag_is_one_rule_for_size_and_pixels(tmp_path, suffix) -> None:
     upright = Image.fromarray(photo("coffee", (20, 30)))
     for tag in (None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 99):
         path, exif = tmp_path / f"turned{suffix}", Image.Exif()
@@ -63,7 +65,7 @@ def with_chunk(png: bytes, kind: bytes, data: bytes, *, before: bytes) -> bytes:
     return png[:at] + struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) + png[at:]
 
 
-def test_an_image_beyond_pillows_limit_has_a_size_and_one_beyond_opencvs_is_said_to_be(tmp_path):
+def test_an_image_beyond_pillows_limit_has_a_size_and_one_beyond_opencvs_is_said_to_be(tmp_path) -> None:
     Image.new("1", (20_000, 10_000)).save(tmp_path / "large.png")
     assert read_size(tmp_path / "large.png") == (10_000, 20_000)
     Image.new("1", (4, 4)).save(tmp_path / "largest.png")
@@ -76,7 +78,7 @@ def test_an_image_beyond_pillows_limit_has_a_size_and_one_beyond_opencvs_is_said
     assert Image.MAX_IMAGE_PIXELS is not None
 
 
-def test_what_is_no_regular_file_is_left_out_of_folders_and_never_waited_for(tmp_path):
+def test_what_is_no_regular_file_is_left_out_of_folders_and_never_waited_for(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "d.png").mkdir()
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -89,12 +91,12 @@ def test_what_is_no_regular_file_is_left_out_of_folders_and_never_waited_for(tmp
 
 
 @pytest.mark.parametrize("folder", ["~nobody_of_this_name/images", "x" * 300, "nul\0"])
-def test_a_folder_that_no_system_call_takes_is_an_error_that_names_it(folder):
+def test_a_folder_that_no_system_call_takes_is_an_error_that_names_it(folder) -> None:
     with pytest.raises(MtkdError, match="is not a folder"):
         list_images(folder)
 
 
-def test_sixteen_bits_are_refused_by_name(tmp_path):
+def test_sixteen_bits_are_refused_by_name(tmp_path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((8, 8, 3), np.uint16))
     with pytest.raises(MtkdError, match="deep.png has 16 bits"):
         read_image(tmp_path / "deep.png")
@@ -102,7 +104,7 @@ def test_sixteen_bits_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing"])
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path, damage, suffix):
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, damage, suffix) -> None:
     path = tmp_path / f"bad{suffix}"
     Image.fromarray(photo("coffee", (64, 64))).save(path)
     data = path.read_bytes()
@@ -118,7 +120,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, damage, suffix):
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "raw"])
-def test_a_tiff_whose_pixels_cannot_be_unpacked_is_refused(tmp_path, compression):
+def test_a_tiff_whose_pixels_cannot_be_unpacked_is_refused(tmp_path, compression) -> None:
     path = tmp_path / "bad.tif"
     Image.fromarray(photo("coffee", (40, 40))).save(path, compression=compression)
     assert read_image(path).shape == (40, 40, 3)
@@ -135,7 +137,7 @@ def test_a_tiff_whose_pixels_cannot_be_unpacked_is_refused(tmp_path, compression
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_an_animated_png_is_its_first_picture(tmp_path, first):
+def test_an_animated_png_is_its_first_picture(tmp_path, first) -> None:
     pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (9, 7, 3), np.uint8)) for k in range(3)]
     path = tmp_path / "a.png"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], default_image=first)
@@ -143,7 +145,7 @@ def test_an_animated_png_is_its_first_picture(tmp_path, first):
     assert read_header(path).frames > 1
 
 
-def test_a_png_that_announces_an_animation_and_has_none_is_its_image(tmp_path):
+def test_a_png_that_announces_an_animation_and_has_none_is_its_image(tmp_path) -> None:
     path, image = tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     write_image(path, image)
     data, body = path.read_bytes(), b"acTL" + bytes((0, 0, 0, 2, 0, 0, 0, 0))
@@ -151,7 +153,7 @@ def test_a_png_that_announces_an_animation_and_has_none_is_its_image(tmp_path):
     assert (read_image(path) == image).all()
 
 
-def test_a_png_is_held_to_the_checksums_of_all_its_parts(tmp_path):
+def test_a_png_is_held_to_the_checksums_of_all_its_parts(tmp_path) -> None:
     path, image = tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     write_image(path, image)
     data, body = path.read_bytes(), b"tEXtAuthor\0nobody"
@@ -163,7 +165,7 @@ def test_a_png_is_held_to_the_checksums_of_all_its_parts(tmp_path):
         read_image(path)
 
 
-def test_a_bitmap_whose_header_is_damaged_is_refused(tmp_path):
+def test_a_bitmap_whose_header_is_damaged_is_refused(tmp_path) -> None:
     path = tmp_path / "a.bmp"
     write_image(path, np.zeros((9, 7, 3), np.uint8))
     data = bytearray(path.read_bytes())
@@ -174,13 +176,13 @@ def test_a_bitmap_whose_header_is_damaged_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])
-def test_only_eight_bit_images_are_written(tmp_path, array):
+def test_only_eight_bit_images_are_written(tmp_path, array) -> None:
     with pytest.raises(MtkdError, match="uint8 of shape"):
         write_image(tmp_path / "a.png", array)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_listing_sorts_by_name_and_keeps_images_only(tmp_path):
+def test_listing_sorts_by_name_and_keeps_images_only(tmp_path) -> None:
     for name in ["b.png", "a10.jpg", "a2.PNG", ".hidden.png", "notes.txt"]:
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()

@@ -44,7 +44,7 @@ def same(one, two):
         assert a.name == b.name and np.array_equal(a.lq, b.lq) and np.array_equal(a.gt, b.gt)
 
 
-def test_an_lmdb_gives_the_images_of_its_folder(folders):
+def test_an_lmdb_gives_the_images_of_its_folder(folders) -> None:
     plain = PairedImages(**roots(folders), scale=2)
     same(PairedImages(**roots(folders, ".lmdb"), scale=2, io_backend=LMDB), plain)
     alone = {"dataroot_gt": str(folders / "gt"), "scale": 2}
@@ -54,7 +54,7 @@ def test_an_lmdb_gives_the_images_of_its_folder(folders):
     )
 
 
-def test_images_put_one_by_one_are_found_too(tmp_path):
+def test_images_put_one_by_one_are_found_too(tmp_path) -> None:
     import cv2
     from basicsr.utils.lmdb_util import LmdbMaker
 
@@ -67,7 +67,7 @@ def test_images_put_one_by_one_are_found_too(tmp_path):
     assert pair.name == "cat" and np.array_equal(pair.gt, image)
 
 
-def test_training_stores_hold_what_the_lmdb_holds(folders):
+def test_training_stores_hold_what_the_lmdb_holds(folders) -> None:
     options = {**roots(folders, ".lmdb"), "io_backend": LMDB, "gt_size": 16}
     stores = open_training_set(options, scale=2, cache_dir=folders / "c", workers=3)
     pairs = PairedImages(**roots(folders), scale=2)
@@ -78,7 +78,7 @@ def test_training_stores_hold_what_the_lmdb_holds(folders):
     assert again.gt.path == stores.gt.path
 
 
-def test_meta_info_file_chooses_and_the_template_is_not_used(folders):
+def test_meta_info_file_chooses_and_the_template_is_not_used(folders) -> None:
     (folders / "some.txt").write_text("c.2.png (28,30,3)\nb.png (24,30,3)\n")
     pairs = PairedImages(
         **roots(folders, ".lmdb"), scale=2, io_backend=LMDB, meta_info_file=folders / "some.txt", filename_tmpl="{}x2"
@@ -86,7 +86,7 @@ def test_meta_info_file_chooses_and_the_template_is_not_used(folders):
     assert pairs.names == ["c.2", "b"]
 
 
-def test_sets_with_different_keys_are_a_problem(folders):
+def test_sets_with_different_keys_are_a_problem(folders) -> None:
     meta = folders / "lq.lmdb" / "meta_info.txt"
     meta.write_text(meta.read_text().replace("b.png", "d.png"))
     with pytest.raises(MtkdError, match="2 problems") as raised:
@@ -94,7 +94,7 @@ def test_sets_with_different_keys_are_a_problem(folders):
     assert "no lq image b.png" in str(raised.value) and "d.png" in str(raised.value)
 
 
-def test_what_is_no_lmdb_is_named(folders):
+def test_what_is_no_lmdb_is_named(folders) -> None:
     with pytest.raises(MtkdError, match=r"lq is not an lmdb"):
         PairedImages(**{**roots(folders, ".lmdb"), "dataroot_lq": str(folders / "lq")}, scale=2, io_backend=LMDB)
     meta = folders / "gt.lmdb" / "meta_info.txt"

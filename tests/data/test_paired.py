@@ -1,3 +1,5 @@
+"""Pairs of lq and gt by name, and every problem of a folder at once."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +22,7 @@ def write_pairs(root, sizes, scale=2, lq_name="{}x2.png", gt_name="{}.png"):
     return {"dataroot_gt": root / "gt", "dataroot_lq": root / "lq", "scale": scale, "filename_tmpl": "{}x2"}
 
 
-def test_pairs_are_found_by_name_and_gt_is_cut_to_the_lq(tmp_path):
+def test_pairs_are_found_by_name_and_gt_is_cut_to_the_lq(tmp_path) -> None:
     pairs = PairedImages(**write_pairs(tmp_path, [(21, 30), (16, 25)]))
     assert (len(pairs), pairs.names, pairs.sizes) == (2, ["i0", "i1"], [(20, 30), (16, 24)])
     for i, (height, width) in enumerate(pairs.sizes):
@@ -31,19 +33,19 @@ def test_pairs_are_found_by_name_and_gt_is_cut_to_the_lq(tmp_path):
     assert [pair.name for pair in pairs] == ["i0", "i1"]
 
 
-def test_lq_is_bicubic_without_a_folder_of_lq_images(tmp_path):
+def test_lq_is_bicubic_without_a_folder_of_lq_images(tmp_path) -> None:
     options = write_pairs(tmp_path, [(21, 30)])
     made = PairedImages(dataroot_gt=options["dataroot_gt"], scale=2)
     assert np.array_equal(made[0].lq, PairedImages(**options)[0].lq)
     assert np.array_equal(made[0].gt, PairedImages(**options)[0].gt)
 
 
-def test_lq_may_have_another_suffix_than_gt(tmp_path):
+def test_lq_may_have_another_suffix_than_gt(tmp_path) -> None:
     options = write_pairs(tmp_path, [(20, 30)], gt_name="{}.webp")
     assert PairedImages(**options)[0].lq.shape == (10, 15, 3)
 
 
-def test_a_meta_file_chooses_and_orders_images(tmp_path):
+def test_a_meta_file_chooses_and_orders_images(tmp_path) -> None:
     options = write_pairs(tmp_path, [(20, 20)] * 3)
     meta = tmp_path / "meta.txt"
     meta.write_text("i2.png (20,20,3)\n\ni0.png (20,20,3)\n")
@@ -53,13 +55,13 @@ def test_a_meta_file_chooses_and_orders_images(tmp_path):
         PairedImages(**options, meta_info_file=meta)
 
 
-def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch) -> None:
     write_pairs(tmp_path, [(20, 20)])
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(PairedImages(dataroot_gt="~/gt", dataroot_lq="~/lq", scale=2, filename_tmpl="{}x2")) == 1
 
 
-def test_every_problem_is_listed_at_once(tmp_path):
+def test_every_problem_is_listed_at_once(tmp_path) -> None:
     options = write_pairs(tmp_path, [(20, 20), (20, 20), (20, 20), (40, 40), (40, 40)])
     (tmp_path / "lq" / "i0x2.png").rename(tmp_path / "lq" / "stray.png")
     (tmp_path / "gt" / "i1.png").write_bytes(b"broken")
@@ -79,7 +81,7 @@ def test_every_problem_is_listed_at_once(tmp_path):
     assert "i4" not in text
 
 
-def test_a_long_list_of_problems_is_cut_with_a_count(tmp_path):
+def test_a_long_list_of_problems_is_cut_with_a_count(tmp_path) -> None:
     options = write_pairs(tmp_path, [(8, 8)] * 30)
     with pytest.raises(MtkdError) as raised:
         PairedImages(**options, min_gt_size=16)
@@ -89,7 +91,7 @@ def test_a_long_list_of_problems_is_cut_with_a_count(tmp_path):
     assert lines[-1].strip() == "and 10 more"
 
 
-def test_ambiguous_names_are_problems(tmp_path):
+def test_ambiguous_names_are_problems(tmp_path) -> None:
     options = write_pairs(tmp_path, [(20, 20)])
     write_image(tmp_path / "gt" / "i0.bmp", np.zeros((20, 20, 3), np.uint8))
     with pytest.raises(MtkdError, match="same name as i0.bmp"):
@@ -107,12 +109,12 @@ def test_ambiguous_names_are_problems(tmp_path):
         ({"meta_info_file": "nowhere.txt"}, "nowhere.txt"),
     ],
 )
-def test_wrong_options_are_named(tmp_path, wrong, message):
+def test_wrong_options_are_named(tmp_path, wrong, message) -> None:
     with pytest.raises(MtkdError, match=message):
         PairedImages(**{**write_pairs(tmp_path, [(20, 20)]), **wrong})
 
 
-def test_a_file_cut_short_after_the_check_is_an_error_that_names_it(tmp_path):
+def test_a_file_cut_short_after_the_check_is_an_error_that_names_it(tmp_path) -> None:
     pairs = PairedImages(**write_pairs(tmp_path, [(20, 20)]))
     data = (tmp_path / "gt" / "i0.png").read_bytes()
     (tmp_path / "gt" / "i0.png").write_bytes(data[: len(data) // 2])
@@ -120,7 +122,7 @@ def test_a_file_cut_short_after_the_check_is_an_error_that_names_it(tmp_path):
         pairs[0]
 
 
-def test_names_in_a_meta_file_may_hold_blanks_and_brackets_and_follow_a_byte_order_mark(tmp_path):
+def test_names_in_a_meta_file_may_hold_blanks_and_brackets_and_follow_a_byte_order_mark(tmp_path) -> None:
     names = ["a.png", "img (1).png", "b c.png"]
     for name in names:
         write_image(tmp_path / "gt" / name, photo("coffee", (20, 20)))
@@ -135,7 +137,7 @@ def test_names_in_a_meta_file_may_hold_blanks_and_brackets_and_follow_a_byte_ord
         assert [path.name for path in pairs.gt_paths] == names
 
 
-def test_a_meta_file_that_is_no_list_of_names_is_refused(tmp_path, monkeypatch):
+def test_a_meta_file_that_is_no_list_of_names_is_refused(tmp_path, monkeypatch) -> None:
     write_pairs(tmp_path, [(20, 20)])
     meta = tmp_path / "meta.txt"
     options = {"dataroot_gt": tmp_path / "gt", "scale": 2, "meta_info_file": meta}
@@ -152,7 +154,7 @@ def test_a_meta_file_that_is_no_list_of_names_is_refused(tmp_path, monkeypatch):
         PairedImages(**options)
 
 
-def test_without_lq_images_of_one_name_are_two_images(tmp_path):
+def test_without_lq_images_of_one_name_are_two_images(tmp_path) -> None:
     parts = {"a.png": 0, "a.bmp": 10, "b.png": 20, "A/1.png": 30, "B/1.png": 40}
     for name, top in parts.items():
         write_image(tmp_path / name, np.ascontiguousarray(photo("coffee")[top : top + 20, :30]))
@@ -167,7 +169,7 @@ def test_without_lq_images_of_one_name_are_two_images(tmp_path):
 
 
 @pytest.mark.parametrize("tags", [(3, None), (None, 3), (3, 3)])
-def test_an_orientation_tag_on_one_image_of_a_pair_is_said(tmp_path, caplog, tags):
+def test_an_orientation_tag_on_one_image_of_a_pair_is_said(tmp_path, caplog, tags) -> None:
     options = write_pairs(tmp_path, [(20, 30)])
     for path, tag in zip((tmp_path / "gt/i0.png", tmp_path / "lq/i0x2.png"), tags, strict=True):
         if tag is not None:

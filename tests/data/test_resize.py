@@ -1,3 +1,5 @@
+"""MATLAB's bicubic: exact arithmetic and the published lq images."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -55,7 +57,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_small_images_have_the_known_pixels(factor):
+def test_small_images_have_the_known_pixels(factor) -> None:
     assert imresize(synthetic(24, 24), 1 / factor)[..., 1].tolist() == GOLDEN[factor]
 
 
@@ -82,7 +84,7 @@ def exact_pass(rows: list[list[int]], factor: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_downscaling_equals_exact_arithmetic_rounded_after_each_pass(factor):
+def test_downscaling_equals_exact_arithmetic_rounded_after_each_pass(factor) -> None:
     image = photo("astronaut", (24, 36))[..., 0]
     rows_done = exact_pass(image.tolist(), factor)
     both_done = np.array(exact_pass(np.array(rows_done).T.tolist(), factor)).T
@@ -90,7 +92,7 @@ def test_downscaling_equals_exact_arithmetic_rounded_after_each_pass(factor):
 
 
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 0.7, 1.0, 2, 3, 4, 2.5])
-def test_float_images_equal_basicsr(scale):
+def test_float_images_equal_basicsr(scale) -> None:
     pytest.importorskip("mtkd.basicsr", exc_type=ImportError)
     from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 
@@ -100,7 +102,7 @@ def test_float_images_equal_basicsr(scale):
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
-def test_float_resize_keeps_leading_axes_dtype_and_gradient():
+def test_float_resize_keeps_leading_axes_dtype_and_gradient() -> None:
     image = torch.rand(2, 1, 3, 8, 12, dtype=torch.float64)
     assert torch.equal(imresize(image, 0.5)[1, 0], imresize(image[1, 0], 0.5))
     assert imresize(image.bfloat16(), 2).dtype == torch.bfloat16
@@ -108,11 +110,11 @@ def test_float_resize_keeps_leading_axes_dtype_and_gradient():
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 2, 3])
-def test_a_flat_image_stays_flat(scale):
+def test_a_flat_image_stays_flat(scale) -> None:
     assert (imresize(np.full((16, 20, 3), 137, np.uint8), scale) == 137).all()
 
 
-def test_sides_are_rounded_up_without_float_noise():
+def test_sides_are_rounded_up_without_float_noise() -> None:
     image = np.zeros((30, 31, 3), np.uint8)
     assert imresize(image, 0.1).shape == (3, 4, 3)
     assert imresize(image, 1 / 3).shape == (10, 11, 3)
@@ -124,7 +126,7 @@ def test_sides_are_rounded_up_without_float_noise():
     "image, scale",
     [(np.zeros((4, 4), np.float32), 2), (torch.zeros(4, 4, dtype=torch.uint8), 2), (np.zeros((4, 4), np.uint8), 0)],
 )
-def test_wrong_kinds_of_image_and_scale_are_refused(image, scale):
+def test_wrong_kinds_of_image_and_scale_are_refused(image, scale) -> None:
     with pytest.raises(MtkdError):
         imresize(image, scale)
 
@@ -136,7 +138,7 @@ needs_data = pytest.mark.skipif(shared_data() is None, reason="benchmark images 
 @needs_data
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("dataset", ["Set5", "Set14"])
-def test_standard_lr_images_are_reproduced_bit_for_bit(dataset, factor):
+def test_standard_lr_images_are_reproduced_bit_for_bit(dataset, factor) -> None:
     root = shared_data() / "test" / dataset
     gt_paths = list_images(root / "HR")
     different = [
@@ -170,14 +172,14 @@ def test_bicubic_upscaling_of_set5_scores_the_known_psnr(factor, published):
 
 @pytest.mark.parametrize("scale", [0.25, 1 / 3, 2.0])
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_strips_leave_no_trace(monkeypatch, scale, channels):
+def test_strips_leave_no_trace(monkeypatch, scale, channels) -> None:
     image = np.random.default_rng(0).integers(0, 256, (41, 60, *channels), dtype=np.uint8)
     whole = imresize(image, scale)
     monkeypatch.setattr("mtkd.data.resize._STRIP", 200)
     assert np.array_equal(imresize(image, scale), whole)
 
 
-def test_sixteen_bits_are_resized_in_their_own_range():
+def test_sixteen_bits_are_resized_in_their_own_range() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     deep = imresize(image.astype(np.uint16) * 257, 2.0)
     assert deep.dtype == np.uint16

@@ -1,3 +1,5 @@
+"""Training batches: which crop of which image in which orientation, the same wherever the images lie."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -65,7 +67,7 @@ def variants(image, side, step=1):
     return found
 
 
-def test_every_sample_is_one_crop_in_one_orientation_of_the_named_image(stores):
+def test_every_sample_is_one_crop_in_one_orientation_of_the_named_image(stores) -> None:
     ours = sampler(stores)
     references = [variants(image, SIDE, SCALE) for image in stores["gt"]]
     lq_references = [variants(image, SIDE // SCALE) for image in stores["lq"]]
@@ -97,7 +99,7 @@ def test_every_sample_is_one_crop_in_one_orientation_of_the_named_image(stores):
         (False, True, {(0, v, t) for v in (0, 1) for t in (0, 1)}),
     ],
 )
-def test_augmentations_are_basicsrs(stores, use_hflip, use_rot, expected):
+def test_augmentations_are_basicsrs(stores, use_hflip, use_rot, expected) -> None:
     ours = sampler(stores, use_hflip=use_hflip, use_rot=use_rot)
     references = [variants(image, SIDE, SCALE) for image in stores["gt"]]
     seen = set()
@@ -113,7 +115,7 @@ def same(one, two):
     return all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("lq", "gt", "target", "index"))
 
 
-def test_a_batch_depends_on_seed_iteration_and_rank_alone(stores):
+def test_a_batch_depends_on_seed_iteration_and_rank_alone(stores) -> None:
     ours = sampler(stores)
     in_order = [ours.batch(k) for k in range(8)]
     fresh = sampler(stores)
@@ -136,7 +138,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("k", "rank", "world_size"), GOLDEN)
-def test_batches_are_those_of_every_version_before(stores, k, rank, world_size):
+def test_batches_are_those_of_every_version_before(stores, k, rank, world_size) -> None:
     """Other numbers here mean that runs which were begun before can no longer be resumed, or repeated."""
     crops = Crops(
         [stores["lq"]], [1], batch_size=6, use_hflip=True, use_rot=True, seed=10, rank=rank, world_size=world_size
@@ -149,7 +151,7 @@ def test_batches_are_those_of_every_version_before(stores, k, rank, world_size):
 
 
 @pytest.mark.parametrize("batch_size, world_size", [(1, 1), (4, 1), (2, 3), (3, 4)])
-def test_every_image_is_visited_once_per_pass_over_all_ranks(stores, batch_size, world_size):
+def test_every_image_is_visited_once_per_pass_over_all_ranks(stores, batch_size, world_size) -> None:
     ranks = [sampler(stores, batch_size=batch_size, rank=r, world_size=world_size) for r in range(world_size)]
     assert len(ranks[0]) == len(SIZES)
     visited = []
@@ -162,14 +164,14 @@ def test_every_image_is_visited_once_per_pass_over_all_ranks(stores, batch_size,
     assert len({tuple(p) for p in passes}) > 4, "the order must differ from pass to pass"
 
 
-def test_ranks_draw_different_crops(stores, tmp_path):
+def test_ranks_draw_different_crops(stores, tmp_path) -> None:
     single = {name: store.write(tmp_path / name, ["only"], [images[3]]) for name, images in stores.items()}
     one, two = (sampler(single, rank=r, world_size=2) for r in (0, 1))
     assert torch.equal(one.batch(0).index, two.batch(0).index)
     assert not torch.equal(one.batch(0).gt, two.batch(0).gt)
 
 
-def test_crop_size_may_change_from_batch_to_batch(stores):
+def test_crop_size_may_change_from_batch_to_batch(stores) -> None:
     ours = sampler(stores)
     assert ours.batch(0, 8).gt.shape == (4, 3, 8, 8)
     sides = [batch.gt.shape[-1] for batch in ours.batches(0, 4, lambda k: 4 + 2 * k)]
@@ -178,18 +180,18 @@ def test_crop_size_may_change_from_batch_to_batch(stores):
 
 
 @pytest.mark.parametrize("gt_size", [0, 11, 14])
-def test_a_crop_that_does_not_fit_is_refused(stores, gt_size):
+def test_a_crop_that_does_not_fit_is_refused(stores, gt_size) -> None:
     with pytest.raises(MtkdError, match=f"gt_size {gt_size}"):
         sampler(stores, gt_size=gt_size)
     with pytest.raises(MtkdError, match=f"gt_size {gt_size}"):
         sampler(stores).batch(0, gt_size)
 
 
-def test_without_stored_targets_there_is_no_target(stores):
+def test_without_stored_targets_there_is_no_target(stores) -> None:
     assert sampler({"lq": stores["lq"], "gt": stores["gt"]}).batch(0).target is None
 
 
-def test_half_precision_targets_are_handed_out_as_they_are(stores, tmp_path):
+def test_half_precision_targets_are_handed_out_as_they_are(stores, tmp_path) -> None:
     values = [np.random.default_rng(i).random((h, w, 3)).astype(np.float16) for i, (h, w) in enumerate(SIZES)]
     target = store.write(tmp_path / "half", stores["gt"].names, values, dtype="float16")
     batch = sampler({**stores, "target": target}, use_hflip=False, use_rot=False).batch(0)
@@ -198,27 +200,27 @@ def test_half_precision_targets_are_handed_out_as_they_are(stores, tmp_path):
         assert (crops.permute(1, 2, 0, 3, 4) == image).all(dim=(2, 3, 4)).any()
 
 
-def test_memory_format_is_the_one_asked_for(stores):
+def test_memory_format_is_the_one_asked_for(stores) -> None:
     assert sampler(stores).batch(0).gt.is_contiguous()
     last = sampler(stores, memory_format=torch.channels_last).batch(0).gt
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(last, sampler(stores).batch(0).gt)
 
 
-def test_stores_that_do_not_belong_together_are_refused(stores):
+def test_stores_that_do_not_belong_together_are_refused(stores) -> None:
     with pytest.raises(MtkdError, match="no multiple|must be"):
         sampler(stores, scale=3)
     with pytest.raises(MtkdError, match="target image i0 is 6x6 .* must be 12x12"):
         sampler({**stores, "target": stores["lq"]})
 
 
-def test_other_names_are_refused(stores, tmp_path):
+def test_other_names_are_refused(stores, tmp_path) -> None:
     other = store.write(tmp_path / "other", [*stores["gt"].names[1:], "x"], list(stores["target"]))
     with pytest.raises(MtkdError, match="target store .* holds other images"):
         sampler({**stores, "target": other})
 
 
-def test_images_stay_where_they_fit(stores, monkeypatch):
+def test_images_stay_where_they_fit(stores, monkeypatch) -> None:
     monkeypatch.setattr(residence, "available_memory", lambda: 1000)
     assert [choose_residence(n, "cpu") for n in (1, 750, 751)] == ["ram", "ram", "disk"]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1200, 4000))
@@ -232,7 +234,7 @@ def test_images_stay_where_they_fit(stores, monkeypatch):
 @pytest.mark.parametrize(
     "changes", [{"residence": "device"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}]
 )
-def test_batches_are_the_same_wherever_the_images_live(stores, tmp_path, changes, memory_format):
+def test_batches_are_the_same_wherever_the_images_live(stores, tmp_path, changes, memory_format) -> None:
     halves = [(image / 255).astype(np.float16) for image in stores["target"]]
     target = store.write(tmp_path / "half", stores["gt"].names, halves, dtype="float16")
     common = {**stores, "target": target, "memory_format": memory_format, "rank": 1, "world_size": 2}
@@ -248,7 +250,7 @@ def test_batches_are_the_same_wherever_the_images_live(stores, tmp_path, changes
     assert same(direct.batch(5, curriculum(5)), in_ram.batch(5, curriculum(5)))
 
 
-def test_what_goes_to_workers_names_the_stores_instead_of_holding_them(stores):
+def test_what_goes_to_workers_names_the_stores_instead_of_holding_them(stores) -> None:
     crops = sampler(stores)._crops
     sent = pickle.dumps(crops)
     assert len(sent) < sum(s.nbytes for s in stores.values()) / 2
@@ -256,7 +258,7 @@ def test_what_goes_to_workers_names_the_stores_instead_of_holding_them(stores):
         assert torch.equal(one, two)
 
 
-def test_a_store_that_was_removed_is_still_read(stores, tmp_path):
+def test_a_store_that_was_removed_is_still_read(stores, tmp_path) -> None:
     copies = {name: store.write(tmp_path / name, images.names, list(images)) for name, images in stores.items()}
     ours = sampler(copies, residence="disk")
     for path in tmp_path.iterdir():
@@ -264,7 +266,7 @@ def test_a_store_that_was_removed_is_still_read(stores, tmp_path):
     assert same(ours.batch(2), sampler(stores).batch(2))
 
 
-def test_a_worker_that_dies_is_a_clear_error(stores):
+def test_a_worker_that_dies_is_a_clear_error(stores) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     batches = sampler(stores, residence="disk", workers=2).batches(0, 1000)
     next(batches)
@@ -275,7 +277,7 @@ def test_a_worker_that_dies_is_a_clear_error(stores):
     assert multiprocessing.active_children() == [] and raised is not None
 
 
-def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
+def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores) -> None:
     batches = sampler(stores, residence="disk", workers=1).batches(0, 6)
     got = [next(batches)]
     os.kill(only_child(), signal.SIGINT)
@@ -287,7 +289,7 @@ def test_workers_leave_interrupts_to_the_run_and_end_with_the_iterator(stores):
     assert multiprocessing.active_children() == []
 
 
-def test_an_error_in_a_worker_arrives_as_it_was_raised():
+def test_an_error_in_a_worker_arrives_as_it_was_raised() -> None:
     with pytest.raises(MtkdError, match=r"^the fourth is wrong$") as raised:
         list(prefetch_in_workers(Wrong(), iter(range(9)), workers=2, pin_memory=False))
     assert multiprocessing.active_children() == [] and raised is not None
@@ -310,7 +312,7 @@ def only_child():
     "changes",
     [{"residence": "device"}, {"residence": "ram"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}],
 )
-def test_cuda_batches_equal_cpu_batches(stores, changes):
+def test_cuda_batches_equal_cpu_batches(stores, changes) -> None:
     on_gpu = sampler(stores, device="cuda", **changes)
     on_cpu = sampler(stores)
     for k, batch in enumerate(on_gpu.batches(0, 6)):

@@ -1,3 +1,5 @@
+"""The cache of decoded training images: when it is made, reused and made again."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -27,7 +29,7 @@ def entries(cache):
     return sorted(path.name for path in cache.iterdir() if path.is_dir())
 
 
-def test_stores_hold_what_the_folders_hold(tmp_path, options):
+def test_stores_hold_what_the_folders_hold(tmp_path, options) -> None:
     seen = []
     found = open_training_set(options, scale=4, cache_dir=tmp_path / "c", progress=lambda *p: seen.append(p), workers=2)
     pairs = PairedImages(dataroot_gt=options["dataroot_gt"], scale=4)
@@ -38,7 +40,7 @@ def test_stores_hold_what_the_folders_hold(tmp_path, options):
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_second_run_decodes_nothing(tmp_path, options, monkeypatch):
+def test_a_second_run_decodes_nothing(tmp_path, options, monkeypatch) -> None:
     open_training_set(options, scale=2, cache_dir=tmp_path / "c")
     before = entries(tmp_path / "c")
     monkeypatch.setattr(PairedImages, "__getitem__", lambda *_: pytest.fail("an image was decoded again"))
@@ -47,7 +49,7 @@ def test_a_second_run_decodes_nothing(tmp_path, options, monkeypatch):
     assert entries(tmp_path / "c") == before
 
 
-def test_a_changed_file_another_scale_and_other_images_make_new_entries(tmp_path, options):
+def test_a_changed_file_another_scale_and_other_images_make_new_entries(tmp_path, options) -> None:
     cache = tmp_path / "c"
     open_training_set(options, scale=2, cache_dir=cache)
     open_training_set(options, scale=3, cache_dir=cache)
@@ -63,7 +65,7 @@ def test_a_changed_file_another_scale_and_other_images_make_new_entries(tmp_path
     assert some.gt.names == ["i3", "i1"]
 
 
-def test_all_undecodable_files_are_listed_and_nothing_is_left(tmp_path, options):
+def test_all_undecodable_files_are_listed_and_nothing_is_left(tmp_path, options) -> None:
     for i in (1, 3):
         path = tmp_path / "gt" / f"i{i}.png"
         path.write_bytes(path.read_bytes()[:-200])
@@ -74,7 +76,7 @@ def test_all_undecodable_files_are_listed_and_nothing_is_left(tmp_path, options)
     assert entries(tmp_path / "c") == []
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, options):
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path, options) -> None:
     def interrupt(done, total):
         raise KeyboardInterrupt
 
@@ -84,7 +86,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, options):
     assert len(open_training_set(options, scale=2, cache_dir=tmp_path / "c").gt) == 4
 
 
-def test_images_smaller_than_the_crop_are_refused(tmp_path, options):
+def test_images_smaller_than_the_crop_are_refused(tmp_path, options) -> None:
     with pytest.raises(MtkdError, match="4 problems"):
         open_training_set({**options, "gt_size": 32}, scale=2, cache_dir=tmp_path / "c")
 
@@ -95,7 +97,7 @@ def _open(options, cache, barrier):
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_runs_that_start_together_share_one_sound_entry(tmp_path, options, monkeypatch, locks):
+def test_runs_that_start_together_share_one_sound_entry(tmp_path, options, monkeypatch, locks) -> None:
     if not locks:
         fcntl = pytest.importorskip("fcntl")
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks here")))
@@ -112,7 +114,7 @@ def test_runs_that_start_together_share_one_sound_entry(tmp_path, options, monke
     assert len(entries(tmp_path / "c")) == 1
 
 
-def test_a_run_says_how_far_decoding_is_and_trains_the_same_from_the_disk(tmp_path, monkeypatch, capsys):
+def test_a_run_says_how_far_decoding_is_and_trains_the_same_from_the_disk(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("MTKD_HOME", str(tmp_path / "home"))
     images = make_images(tmp_path / "images")
     weights = []
@@ -129,7 +131,7 @@ def test_a_run_says_how_far_decoding_is_and_trains_the_same_from_the_disk(tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "one bit", "empty", "all gone"])
-def test_a_damaged_entry_is_made_again(tmp_path, options, damage, caplog):
+def test_a_damaged_entry_is_made_again(tmp_path, options, damage, caplog) -> None:
     made = open_training_set(options, scale=2, cache_dir=tmp_path / "c")
     path, kept = made.gt.path, made.gt.path.read_bytes()
     if damage == "one bit":

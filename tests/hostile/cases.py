@@ -21,7 +21,7 @@ KILL_FAILURES = ("difference", "stuck", "code")
 """Of interrupted processes: results differ; it is never done; another exit code than what happened to it gives."""
 
 _TRACEBACK = re.compile(r"traceback", re.IGNORECASE)
-UNFORESEEN = "an error that was not foreseen"
+UNFORESEEN = "unexpected error"
 """What the boundary of the command line says of a defect, in the paragraph that names the file with its traceback."""
 _EXIT_1_IS_AN_ANSWER = (("config", "diff"), ("zoo", "verify"))
 

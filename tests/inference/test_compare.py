@@ -180,7 +180,7 @@ def test_a_file_is_held_to_the_usual_metrics_and_sets_that_are_here(
     rows = compare([str(file)])
     said = capsys.readouterr().out
     assert [(name, row.dataset) for name, row in rows] == [("student net_g_latest", "Set14")]
-    assert "Left out, because it is not here: Set5 (datasets/Set5/HR)" in said and "Set14 (" not in said
+    assert "Left out, not found: Set5 (datasets/Set5/HR)" in said and "Set14 (" not in said
     assert "crop_border: 2, test_y_channel: True" in said and "whole images" in said
     images = PairedImages(dataroot_gt=ground.images, scale=2)
     direct = evaluate(zoo.build(file), images, build_metrics(DEFAULT), dataset="").means()
@@ -251,7 +251,7 @@ def test_what_cannot_be_measured_is_one_paragraph(ground: Ground, capsys: pytest
         (["nowhere.pth", *data], "no run folder or weights file nowhere.pth"),
         ([entry, *data], f"zoo:{entry}"),
         (["run.yml", *data], "mtkd test -opt run.yml"),
-        ([*data], "Nothing is named to measure"),
+        ([*data], "No network is given"),
         (["x3.safetensors", "--with", "teachers", *data], "declares teachers"),
         ([student, "--with", "trees", *data], "--with trees"),
         ([student, "--tile", "0", *data], "tile_size >= 1"),

@@ -1,3 +1,5 @@
+"""Wasserstein losses and the gradient penalty."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The contrastive ratio and InfoNCE: formulas, gradients, and what they refuse."""
+
 from __future__ import annotations
 
 import math

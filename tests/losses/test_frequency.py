@@ -1,3 +1,5 @@
+"""DCT and FFT losses against scipy."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""VGG-19 features and the perceptual loss: torchvision's layers, normalisation, weights files."""
+
 from __future__ import annotations
 
 import copy

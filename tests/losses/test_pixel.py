@@ -1,3 +1,5 @@
+"""Pixel losses against BasicSR and numpy."""
+
 from __future__ import annotations
 
 import pytest

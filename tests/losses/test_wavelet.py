@@ -1,3 +1,5 @@
+"""The wavelet loss against PyWavelets."""
+
 from __future__ import annotations
 
 import sys

@@ -27,7 +27,7 @@ def critic_terms(method: Method) -> list[str]:
 
 
 def run(method: Method, steps: range, optimizers: dict[str, torch.optim.Optimizer]) -> list[float]:
-    """The engine's step: one backward over student and critic terms, every optimizer stepped."""
+    """One step as the loop does it: one backward over student and critic terms, every optimizer stepped."""
     totals = []
     for step in steps:
         torch.manual_seed(1000 + step)

@@ -1,3 +1,5 @@
+"""Parameters and multiply-adds against published numbers and numbers counted by hand."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""LPIPS against the package `lpips`, on an AlexNet with random weights."""
+
 from __future__ import annotations
 
 import warnings
@@ -5,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import photo
 from torch import Tensor
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 from mtkd.metrics.lpips import ALEXNET_FILE, lpips
+from tests.helpers import photo
 from tests.metrics.alexnet import save_random_alexnet
 
 

@@ -64,3 +64,16 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         two.write_bytes(b"two")
     assert (tmp_path / "file").read_bytes() == b"one"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    steps: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda _: steps.append("flushed"))
+    monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("named"), replace(*paths)))
+    with atomic(tmp_path / "a", durable=durable) as temporary:
+        temporary.write_bytes(b"a")
+    assert steps == (["flushed", "named"] if durable else ["named"])

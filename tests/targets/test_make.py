@@ -201,7 +201,7 @@ def test_answers_on_cuda_are_those_on_the_cpu(tmp_path: Path, precision: Any) ->
 def test_an_answer_that_is_not_finite_names_the_image(tmp_path: Path) -> None:
     huge = [[1e6, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
     options = one_teacher(tmp_path, teachers=pointwise(tmp_path / "teachers", huge))
-    with pytest.raises(MtkdError, match="answer to astronaut is not finite.*--precision bf16"):
+    with pytest.raises(MtkdError, match="image of astronaut is not finite.*--precision bf16"):
         teach(options, tmp_path / "targets", Recipe(dtype="float16"), progress=quiet)
 
 
@@ -265,7 +265,7 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
         train(options)
     teach(options, store, progress=quiet)
     swapped = {**given, "teachers": dict(reversed(given["teachers"].items()))}
-    with pytest.raises(MtkdError, match="teachers was edsr, rcan, here it is rcan, edsr"):
+    with pytest.raises(MtkdError, match="teachers is edsr, rcan in the store, rcan, edsr here"):
         train(run_options(tmp_path, **swapped))
     retrained = {**given, "teachers": {**given["teachers"]}}
     retrained["teachers"]["edsr"] = {**given["teachers"]["edsr"], "pretrain": str(tmp_path / "edsr.safetensors")}
@@ -273,12 +273,12 @@ def test_store_of_other_teachers_or_images_is_refused(tmp_path: Path) -> None:
     facts = {"arch": {"type": "EDSR", "args": dict(options.teachers["edsr"].network.args)}, "scale": 2}
     zoo.write_safetensors(tmp_path / "edsr.safetensors", net.state_dict(), build.plain(facts))
     with pytest.raises(
-        MtkdError, match=r"another run: teachers\.edsr\.sha256 was \w+, here it is \w+\. Make a new one"
+        MtkdError, match=r"option file: teachers\.edsr\.sha256 is \w+ in the store, \w+ here\. Make a new one"
     ):
         train(run_options(tmp_path, **retrained))
     other = {**given, "images": make_images(tmp_path / "other")}
     (tmp_path / "other/rocket.png").unlink()
-    with pytest.raises(MtkdError, match="another run: images was"):
+    with pytest.raises(MtkdError, match="option file: images is"):
         train(run_options(tmp_path, **other))
     assert not (tmp_path / "experiments").exists()
     train(options)
@@ -343,7 +343,7 @@ def test_what_is_complete_stays_so_however_often_it_is_asked_for(
         assert main(["teach", "-opt", str(file), *more]) == 0
         assert f"{store} is complete already" in capsys.readouterr().out
     assert store.read_bytes() == made
-    with pytest.raises(MtkdError, match="x8 was False, here it is True. Name another target_store, or delete it"):
+    with pytest.raises(MtkdError, match="x8 is False in the store, True here. Name another target_store, or delete"):
         teach(options, store, Recipe(x8=True), progress=quiet)
     with pytest.raises(MtkdError, match="exists already, so there is nothing to measure"):
         dry_run(options, store, progress=quiet)
@@ -370,7 +370,7 @@ def test_a_merge_killed_after_its_store_was_named_ends_at_the_next_call(
     foreign = teach(options, tmp_path / "targets.shard-1-of-9", Recipe(dtype="float16"), progress=quiet)
     said: list[str] = []
     merged = merge(options, path, progress=said.append)
-    assert f"targets: {path} is complete already" in said and f"{foreign.path} is no shard" in said[-1]
+    assert f"targets: {path} is complete already" in said and f"{foreign.path} is not a shard" in said[-1]
     assert merged.digest() == teach(options, tmp_path / "whole", progress=quiet).digest()
     assert sorted(file.name for file in tmp_path.glob("targets.shard*")) == [foreign.path.name]
 
@@ -391,7 +391,7 @@ def test_a_damaged_store_or_shard_is_named_and_not_used(tmp_path: Path) -> None:
         merge(options, store, progress=quiet)
     damage(teach(options, store, progress=quiet).path)
     for use in (lambda: train(options), lambda: teach(options, store, progress=quiet)):
-        with pytest.raises(MtkdError, match="targets is damaged: 1 of 4 images are not what was written"):
+        with pytest.raises(MtkdError, match="targets is damaged: 1 of 4 images differ from their checksums"):
             use()
 
 
@@ -402,7 +402,7 @@ def test_a_store_that_says_something_else_about_itself_is_refused(tmp_path: Path
     make_images(tmp_path / "images")
     options = run_options(tmp_path, **settings(tmp_path, target_store=str(tmp_path / "targets")))
     write(tmp_path / "targets", ["a"], [np.zeros((4, 4, 3), np.uint8)], facts)
-    with pytest.raises(MtkdError, match="is not a store of targets|was made by another run"):
+    with pytest.raises(MtkdError, match="is not a store of targets|does not match this option file"):
         train(options)
     with pytest.raises(MtkdError, match="was made differently"):
         teach(options, tmp_path / "targets", progress=quiet)
@@ -415,17 +415,17 @@ def test_shards_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> No
     first = teach(options, path, shard=Shard(1, 2), progress=quiet)
     teach(options, path, Recipe(x8=True), shard=Shard(2, 2), progress=quiet)
     with pytest.raises(
-        MtkdError, match="shard-2-of-2 was made differently: x8 was True, here it is False.*--shard 2/2"
+        MtkdError, match="shard-2-of-2 was made differently: x8 is True in the store, False here.*--shard 2/2"
     ):
         merge(options, path, progress=quiet)
-    with pytest.raises(MtkdError, match="x8 was True, here it is False"):
+    with pytest.raises(MtkdError, match="x8 is True in the store, False here"):
         teach(options, path, shard=Shard(2, 2), progress=quiet)
     Shard(2, 2).path(path).unlink()
     shutil.copy(first.path, Shard(2, 2).path(path))
     with pytest.raises(MtkdError, match="the images of the shard in its name"):
         merge(options, path, progress=quiet)
     other = one_teacher(tmp_path, "rcan")
-    with pytest.raises(MtkdError, match=r"differently: fingerprint\.teachers was edsr, here it is rcan"):
+    with pytest.raises(MtkdError, match=r"differently: fingerprint\.teachers is edsr in the store, rcan here"):
         merge(other, path, progress=quiet)
     teach(options, path, shard=Shard(1, 3), progress=quiet)
     with pytest.raises(MtkdError, match="shards of 2 and of 3"):

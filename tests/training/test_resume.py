@@ -329,7 +329,7 @@ def test_states_that_do_not_say_how_they_were_trained_resume_with_a_line(
 
     change_state(state, as_before)
     resumed = train(run_options(tmp_path, images=images), auto_resume=True)
-    assert "4.state does not say with which options" in capsys.readouterr().out
+    assert "4.state does not record its options" in capsys.readouterr().out
     one, two = (torch.load(path, weights_only=True)["params"] for path in (straight, resumed))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 

@@ -122,7 +122,7 @@ def test_safetensors_need_nothing_else_to_be_built(
 ) -> None:
     target = official.with_name("edsr.safetensors")
     assert zoo("convert", official, target, "--to", "safetensors") == 0
-    assert "Assumed, as no file shows it: res_scale=1.0" in capsys.readouterr().out
+    assert "Assumed, because the file does not show it: res_scale=1.0" in capsys.readouterr().out
     lq = torch.rand(1, 3, 5, 5)
     expected = run_edsr(state, lq, blocks=1, scale=2, res_scale=1.0)
     torch.testing.assert_close(build(target)(lq), expected, atol=1e-4, rtol=1e-4)
@@ -205,7 +205,7 @@ def test_the_network_of_an_entry_can_be_named(publish, official: Path) -> None:
 
 def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: Path) -> None:
     target = official.with_name("out.safetensors")
-    with pytest.raises(MtkdError, match="num_feat 8, your option says 64"):
+    with pytest.raises(MtkdError, match="num_feat 8, your options have 64"):
         zoo("convert", official, target, "--to", "safetensors", "--like", "edsr_m_x2")
     assert not target.exists()
 
@@ -217,7 +217,7 @@ def test_weights_that_do_not_fit_the_named_network_are_not_converted(official: P
             ("--arch", "EDSR", "--arg", "num_feat=-1"),
             "--arch describes EDSR in a way that cannot be built: RuntimeError",
         ),
-        (("--arch", "EDSR", "--arg", "num_feat=10000000"), "num_feat 8, your option says 10000000"),
+        (("--arch", "EDSR", "--arg", "num_feat=10000000"), "num_feat 8, your options have 10000000"),
         (("--arch", "EDSR", "--arg", "num_block=100000000"), "--arch describes a network of too many parts"),
         (("--arch", "EDSR", "--arg", "nonsense=1"), "--arch describes EDSR with arguments it does not take"),
         (

@@ -248,7 +248,7 @@ def test_weights_of_another_network_are_set_aside(host: Host, publish: Publish, 
 
     other = host.serve("other", saved(filled(edsr_shapes(8, 2, 2))))
     item = publish(Source(other, FILE, None))
-    with pytest.raises(MtkdError, match="This is EDSR with num_block 2, your option says 1"):
+    with pytest.raises(MtkdError, match="This is EDSR with num_block 2, your options have 1"):
         ensure(item, weights_dir=weights_dir)
     assert not (weights_dir / "edsr_tiny_x2.safetensors").exists()
 

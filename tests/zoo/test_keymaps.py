@@ -148,7 +148,7 @@ def test_a_foreign_mean_is_an_error_not_a_different_network() -> None:
 def test_another_range_than_the_networks_is_an_error() -> None:
     state = filled(edsr_shapes(8, 3, 2))
     net = catalog.get("arch", "EDSR")(**EDSR_SMALL, upscale=2, img_range=1.0)
-    with pytest.raises(MtkdError, match="up to 255, your option says img_range 1"):
+    with pytest.raises(MtkdError, match="up to 255, your options have img_range 1"):
         load_into(net, state, source="edsr.pt")
 
 

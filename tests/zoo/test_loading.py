@@ -27,11 +27,11 @@ def rcan(**changes: object) -> nn.Module:
 @pytest.mark.parametrize(
     ("file", "option", "said"),
     [
-        (lambda: rcan(num_block=4), rcan, "This is RCAN with num_block 4, your option says 2"),
-        (lambda: rcan(squeeze_factor=2), rcan, "squeeze_factor 2, your option says 4"),
-        (lambda: edsr(num_feat=16), edsr, "This is EDSR with num_feat 16, your option says 8"),
-        (lambda: edsr(upscale=4), edsr, "This is EDSR with upscale 4, your option says 2"),
-        (rcan, edsr, "This is RCAN .*your option says EDSR"),
+        (lambda: rcan(num_block=4), rcan, "This is RCAN with num_block 4, your options have 2"),
+        (lambda: rcan(squeeze_factor=2), rcan, "squeeze_factor 2, your options have 4"),
+        (lambda: edsr(num_feat=16), edsr, "This is EDSR with num_feat 16, your options have 8"),
+        (lambda: edsr(upscale=4), edsr, "This is EDSR with upscale 4, your options have 2"),
+        (rcan, edsr, "This is RCAN .*your options have EDSR"),
     ],
 )
 def test_a_mismatch_is_told_in_arguments(file, option, said: str) -> None:
@@ -40,14 +40,14 @@ def test_a_mismatch_is_told_in_arguments(file, option, said: str) -> None:
 
 
 def test_a_mismatch_is_told_for_official_names_too() -> None:
-    with pytest.raises(MtkdError, match="This is RCAN with num_block 5, your option says 2"):
+    with pytest.raises(MtkdError, match="This is RCAN with num_block 5, your options have 2"):
         load_into(rcan(), filled(rcan_shapes(8, 1, 5, 4, 2)), source="file.pt")
 
 
 def test_a_mismatch_is_told_for_swinir() -> None:
     args = {"embed_dim": 12, "depths": [2], "num_heads": [2], "mlp_ratio": 2, "upscale": 2, "upsampler": "pixelshuffle"}
     arch = catalog.get("arch", "SwinIR")
-    with pytest.raises(MtkdError, match="window_size 8, your option says 4"):
+    with pytest.raises(MtkdError, match="window_size 8, your options have 4"):
         load_into(arch(**args, window_size=4), arch(**args, window_size=8).state_dict(), source="file.pth")
 
 
@@ -104,12 +104,12 @@ def test_tensors_of_another_shape_are_left_and_said_on_request(caplog: pytest.Lo
     """As BasicSR does it: weights of x2 start a network of x3."""
     net, state = edsr(upscale=3), edsr(upscale=2).state_dict()
     upsample = net.upsample[0].weight.clone()
-    with pytest.raises(MtkdError, match="This is EDSR with upscale 2, your option says 3"):
+    with pytest.raises(MtkdError, match="This is EDSR with upscale 2, your options have 3"):
         load_into(net, state, source="file.pth")
     with caplog.at_level(logging.WARNING, logger="mtkd"):
         load_into(net, state, strict=False, source="file.pth")
     assert "14 of 16 tensors" in caplog.text and "Of another shape" in caplog.text
-    assert "upsample.0.weight is (32, 8, 3, 3), the network wants (72, 8, 3, 3)" in caplog.text
+    assert "upsample.0.weight is (32, 8, 3, 3), the network has (72, 8, 3, 3)" in caplog.text
     assert torch.equal(net.upsample[0].weight, upsample)
     assert torch.equal(net.conv_last.weight, state["conv_last.weight"])
 

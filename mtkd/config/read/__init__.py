@@ -130,7 +130,7 @@ def _reader(document: Document, force: Sequence[str], *, debug: bool, check: boo
 
 
 def _refuse_unsupported_model(reader: Reader) -> None:
-    """Say once that the file is of another kind, rather than of each of its keys that it is unknown."""
+    """Report once that the file is of another kind, and not each of its keys as unknown."""
     name = reader.data.get("model_type")
     if not isinstance(name, str) or (what := UNSUPPORTED_MODELS.get(name)) is None:
         return
@@ -146,7 +146,7 @@ def _is_known(reader: Reader, key: str) -> bool:
     if key in IGNORED_AT_TOP:
         reader.ignore_basicsr_key((key,))
     elif key == layers.BASE:
-        reader.problem((key,), "has no effect here. Only the option file itself can name its base: write it there.")
+        reader.problem((key,), "has no effect here. Only the option file itself can name its base. Write it there.")
     elif key not in valid:
         reader.unknown((key,), valid)
     else:

@@ -1,4 +1,4 @@
-"""What has a name in the catalog, and its arguments, which its signature and annotations judge."""
+"""Entries of the catalog and their arguments, checked against signature and annotations."""
 
 from __future__ import annotations
 

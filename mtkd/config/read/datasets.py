@@ -29,7 +29,7 @@ def read_datasets(reader: Reader, data: Any) -> DatasetsOptions:
         reader.problem(("datasets",), "names no data set.")
     elif reader.is_train and "train" not in found:
         reader.problem(("datasets", "train"), "required beside `train`, and missing.")
-    # BasicSR tests its sets in the order of their sorted keys.
+    # Sets run in the order of their sorted keys.
     for key in sorted(found):
         path = ("datasets", key)
         phase = key.split("_")[0]

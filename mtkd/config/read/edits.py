@@ -14,7 +14,7 @@ from mtkd.config.yaml_nodes import is_text
 
 
 def apply_force(data: dict[str, Any], item: str) -> KeyPath | list[Problem]:
-    """Set in `data` what `item`, `a:b=VALUE` with VALUE in YAML, says; returns where, or what is wrong with it."""
+    """Set in `data` what `item`, `a:b=VALUE` with VALUE in YAML, says; returns the place, or the problem."""
     name, equals, text = item.partition("=")
     path = tuple(name.strip().split(":"))
     if not equals or not all(path):

@@ -1,4 +1,4 @@
-"""Reads `method`, and holds the teachers against what the method needs."""
+"""Reads `method`, and checks the teachers against what the method needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtkd.contracts import Asked, MtkdError
 
 
 def read_method(reader: Reader, data: Any) -> dict[str, Any]:
-    """The options of the method, held against its `Config`, which is made once for trial."""
+    """The options of the method, checked by building its `Config` once."""
     given = reader.mapping(data, ("method",))
     if reader.method is None:
         return given
@@ -139,6 +139,6 @@ def _check_part(reader: Reader, name: str, part: Any, own: dict[str, Any], *, nu
     if number > 1 and not has_fusion and not served and not part.takes_several_teachers(options):
         reader.problem(
             ("teachers",),
-            f"{name} imitates one image, and there are {number} teachers; say how they become one: `fusion: mean`, "
+            f"{name} imitates one image, but there are {number} teachers. Fuse them: `fusion: mean`, "
             "or `fusion: {network: {type: DCTSwin}, pretrain: FILE}`.",
         )

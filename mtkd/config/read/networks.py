@@ -40,7 +40,9 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
     if arch is None:
         return NetworkOptions(type=name, args=args)
     if reader.is_train and path == ("network_g",) and hasattr(arch, "adopt"):
-        message = f"only its weights tell what a {name} is, so it cannot be trained. Name another network."
+        message = (
+            f"the network of a {name} is known only from its weights, so it cannot be trained. Name another network."
+        )
         reader.problem((*path, "type"), message)
     parameters = parameters_of(arch)
     for key, value, whose in (
@@ -99,7 +101,7 @@ def read_fusion(reader: Reader, data: Any) -> Literal["mean"] | FusionOptions | 
 def _network_of_weights(
     reader: Reader, data: dict[str, Any], path: KeyPath, *, num_teachers: int | None = None
 ) -> NetworkOptions | None:
-    """`network`, or what `pretrain` says it is; None where it cannot say so yet, or after reporting why."""
+    """`network`, or that of `pretrain`; None where the weights are not there yet, or after reporting why."""
     if data.get("network") is not None:
         return read_network(reader, data["network"], (*path, "network"), num_teachers=num_teachers)
     source = data.get("pretrain")
@@ -109,7 +111,7 @@ def _network_of_weights(
         place = given_path(source)
         check_readable(place)
     except MtkdError:
-        return None  # the section says what is wrong with it
+        return None  # the section reports what is wrong with it
     if not source.startswith("zoo:") and not os.path.exists(place):
         return None  # `mtkd check --data` and the run report it
     try:

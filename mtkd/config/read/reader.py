@@ -1,4 +1,4 @@
-"""What every part of reading shares: the file's values, what is known of the run so far, and the list of problems."""
+"""The state that all parts of reading share: the file's values, facts of the run so far, and the list of problems."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Reader:
 
     Attributes:
         data: the values of the file, changed by `--force_yml`, `{scale}` and `--debug`.
-        check: names are looked up in the catalog and arguments held against signatures.
+        check: names are looked up in the catalog and arguments checked against signatures.
         is_train: it is a training file.
         sets: the section `datasets`, {} where it is no mapping.
         num_teachers: teachers as written, so that one with a typo is not reported as missing as well.

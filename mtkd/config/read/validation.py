@@ -57,6 +57,6 @@ def _metric(reader: Reader, data: Any, path: KeyPath) -> dict[str, Any]:
     border = args.get("crop_border")
     if reader.scale and isinstance(border, int) and border != reader.scale:
         reader.notices.append(
-            f"{key_text((*path, 'crop_border'))} is {border}; published numbers crop the scale, {reader.scale}."
+            f"{key_text((*path, 'crop_border'))} is {border}; published numbers use the scale, {reader.scale}."
         )
     return {"type": name, **args} | ({} if better is None else {"better": better})

@@ -65,7 +65,7 @@ class TrainSetOptions(_SetOptions):
 
     @property
     def residence(self) -> Literal["auto", "device", "ram", "disk"]:
-        """`cache` in the words of `mtkd.data.residence`: the device need not be a GPU."""
+        """`cache` by the names of `mtkd.data.residence`, where `gpu` is `device`: it need not be a GPU."""
         return "device" if self.cache == "gpu" else self.cache
 
 
@@ -74,7 +74,7 @@ class EvalSetOptions(_SetOptions):
 
 
 class ItemSetOptions(Section):
-    """A data set of a class from outside, `type`: what the engine needs of it, and the class's own keys in `args`."""
+    """A data set of a class from outside, `type`: what a run needs of it, and the class's own keys in `args`."""
 
     internal: ClassVar[frozenset[str]] = frozenset({"args"})
     name: FileName

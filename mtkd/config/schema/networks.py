@@ -24,8 +24,8 @@ class TeacherOptions(Section):
     """One teacher.
 
     `pretrain` is a file or `zoo:NAME`; `param_key` is the file's entry that holds the weights, None when the file is a
-    bare state dict, "auto" to look for `params_ema` first and `params` next. `network` is None only where the weights
-    are to say what they are and were not there when the options were read.
+    bare state dict, "auto" to look for `params_ema` first and `params` next. `network` is None only where it is left to
+    the weights, and these were not there when the options were read.
     """
 
     network: NetworkOptions | None = None

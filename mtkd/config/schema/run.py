@@ -113,7 +113,9 @@ class Options(Head):
             MtkdError: this is a test file.
         """
         if self.train is None:
-            raise MtkdError(f"{self.file or 'The option file'} has no `train` section: it describes no training.")
+            raise MtkdError(
+                f"{self.file or 'The option file'} has no `train` section, so it cannot be used for training."
+            )
         return self.train
 
     @property
@@ -124,7 +126,9 @@ class Options(Head):
             MtkdError: this is a test file.
         """
         if self.datasets.train is None:
-            raise MtkdError(f"{self.file or 'The option file'} has no data set `datasets.train`.")
+            raise MtkdError(
+                f"{self.file or 'The option file'} has no `datasets.train` section, so it cannot be used for training."
+            )
         return self.datasets.train
 
     @property

@@ -26,7 +26,7 @@ class OptimOptions(Section):
 
 
 class SchedulerOptions(Section):
-    """`{type, **args}`; learning rates as BasicSR computes them, stepped per iteration."""
+    """`{type, **args}`; `mtkd.training.optim.learning_rate` computes the rate of each iteration."""
 
     type: SchedulerName
     args: dict[str, Any] = {}
