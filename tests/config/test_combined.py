@@ -43,7 +43,7 @@ def test_the_name_is_written_one_way_and_loads_back(text: str) -> None:
         ({"method": {"FAKD": {"student_tap": []}}}, "method.FAKD.student_tap", "Did you mean student_taps"),
         ({"method": {"FAKD": {"teachers": ["c"]}}}, "method.FAKD.teachers", "which is not under `teachers`: a, b"),
         ({"method": {"FAKD": {"teachers": []}}}, "method.FAKD.teachers", "must name a teacher"),
-        ({"fusion": None}, "teachers", "MTKD imitates one image, and there are 2"),
+        ({"fusion": None}, "teachers", "MTKD imitates one image"),
         (
             {"model_type": "MTKD + SRKD", "method": {"SRKD": {"teachers": ["a"], "statistic": "max", "power": 2}}},
             "method.SRKD",
