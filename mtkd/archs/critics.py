@@ -37,8 +37,10 @@ class SelfAttentionCritic(nn.Module):
 
     Four 4x4 convolutions of stride 2 that double the width, LeakyReLU 0.1, self-attention after the third and the
     fourth, all under spectral normalisation: the critic of structured distillation (Liu et al., CVPR 2019, after
-    SAGAN). Deviations: no batch normalisation of the input, under which the gradient penalty means nothing; and a last
-    convolution of 3x3 that scores every patch, where theirs of 4x4 expects one size of image.
+    SAGAN). Deviations: no batch normalisation of the input, under which the gradient penalty means nothing; a last
+    convolution of 3x3 that scores every patch, where theirs of 4x4 expects one size of image; and spectral
+    normalisation of all 11 convolutions, where the authors' code normalises the four strided ones alone and leaves
+    query, key, value and the last convolution plain.
 
     Args:
         num_in_ch: channels of what is scored, with those of a condition.

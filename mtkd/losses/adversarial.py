@@ -3,8 +3,9 @@
 The critic's and the student's side of Wasserstein with gradient penalty, WGAN-GP (Gulrajani et al., arXiv 1704.00028):
 the holistic term of structured distillation (Liu et al., CVPR 2019), which weighs both sides by 0.1.
 
-Scores are the critic's answers, of any shape, high for real; every loss averages over all of them. The critic's side
-wants the student's image detached; the student's side wants the critic's parameters left out of its optimizer.
+Scores are the critic's answers (N, ...), high for real. D, the score of an image, is the mean of its answers in all
+three: a critic that answers once for each patch and one that answers once for the image are treated alike. The critic's
+side wants the student's image detached; the student's side wants the critic's parameters left out of its optimizer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def gradient_penalty(
 ) -> Tensor:
     """WGAN-GP's penalty: mean over the batch of (|dD/dx| - 1)^2 at x = u * real + (1 - u) * fake, u uniform per image.
 
+    D(x) is the mean of the image's scores, the function whose values the two losses compare.
     The unweighted scalar (published weight 10) is differentiable with respect to the critic's parameters; its backward
     pass differentiates the critic twice. The critic runs in float32 with autocast off, because gradients of gradients
     do not survive half precision. It must treat images one by one: batch normalisation makes the penalty meaningless.
@@ -73,6 +75,6 @@ def _penalty(
         scores = critic(mixed)
         if not scores.requires_grad:
             raise MtkdError("gradient_penalty found no gradient path from the critic's scores to its input images.")
-        (gradient,) = torch.autograd.grad(scores.sum(), mixed, create_graph=True)
+        (gradient,) = torch.autograd.grad(scores.reshape(len(mixed), -1).mean(1).sum(), mixed, create_graph=True)
     # vector_norm, unlike the square root of a sum, keeps the backward pass finite where the gradient is exactly zero.
     return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1).square().mean()

@@ -54,7 +54,8 @@ class FFTLoss(nn.Module):
         value = mean over frequencies and {re, im} of |FFT(sr - target)|
 
     All H * W frequencies count, each of a conjugate pair too. Real and imaginary parts are penalised, not the modulus,
-    whose gradient is undefined at zero.
+    whose gradient is undefined at zero: the `fftLoss` of MTKD's authors is the mean modulus, not normalised, and is
+    another number (on one pair of images 5.76 for theirs, 3.66 for this, 0.23 for this with "ortho").
 
     Args:
         norm: "backward" does not scale, "ortho" scales by 1 / sqrt(HW), "forward" by 1 / HW. Only "ortho" makes

@@ -276,7 +276,8 @@ class Frozen(Hidden[nn.Module]):
         """The network's scale."""
         return cast(int, self.net.scale)
 
-    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
+    def autocast(self, x: Tensor) -> AbstractContextManager[object]:
+        """Context in which parts of `net` called by themselves on `x` run in the teacher's `precision`."""
         if self.precision is None:
             return nullcontext()
         dtype = DTYPES.get(self.precision)
@@ -284,13 +285,13 @@ class Frozen(Hidden[nn.Module]):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        with self._autocast(x):
+        with self.autocast(x):
             return self.net(x.clone())
 
     @torch.no_grad()
     def tapped(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`tapped` of the frozen network, no gradients."""
-        with self._autocast(x):
+        with self.autocast(x):
             return tapped(self.net, names, x.clone())
 
 

@@ -51,7 +51,7 @@ class Combined(Method):
         self._asks = {name for name in self.combines if "teachers" in cfg.options.get(name, {})}
         self.parts = nn.ModuleDict()
         self._tapes: dict[str, Tape] = {}
-        self._student_tape = Tape(functools.partial(tapped, student))
+        self._student_tape = Tape(functools.partial(tapped, student), student)
         for name, terms in self._shares(given).items():
             options = _own(cfg.options.get(name, {}))
             nets = {key: teachers[key] for key in given_to[name]}
@@ -93,7 +93,7 @@ class Combined(Method):
         del part.student, part.teachers
         tapes = {}
         for name, modules in names.items():
-            tapes[name] = self._tapes.setdefault(name, Tape(self.teachers[name].tapped, self.teachers[name]))
+            tapes[name] = self._tapes.setdefault(name, Tape(self.teachers[name].tapped, self.teachers[name].net))
             tapes[name].names.update(modules)
         # No modules of the part: they are the run's.
         part.__dict__["student"], part.__dict__["teachers"] = self._student_tape, tapes

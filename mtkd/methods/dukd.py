@@ -42,17 +42,22 @@ class DUKD(Method):
       consistency, L1(F^-1(S(F(x))), T(x)), F a random subset of four operations, drawn anew for each tile;
     - zoom-out: lq', lq made smaller by MATLAB's bicubic, has an answer: L1(S(lq'), lq) and L1(S(lq'), T(lq')).
 
+    Published first as "Data Upcycling Knowledge Distillation", then, under review and at ICLR 2025, as AugKD.
+
     Weights 5 : 1 and probability 0.3 are those of the authors' EDSR and SwinIR option files (RCAN: 1 : 1 or 2 : 1, and
     zoom-out only in EDSR's and RCAN x3's).
 
     Deviations. One optimizer step on the sum, where the authors' code takes a second one on the extra images, with the
     first one's gradients left in; the teacher is frozen; F^-1 undoes the operations in reverse order (the code repeats
     their order, which is wrong whenever transposition meets one flip alone, 12.6 % of the draws). Tiles that are not
-    square are never transposed. Where lq is not divisible by the scale, zoom-out starts from lq cut at the bottom
-    and the right.
+    square are never transposed. Each image draws its own tiles, where the code draws one set of positions for the whole
+    batch. Where lq is not divisible by the scale, zoom-out starts from lq cut at the bottom and the right.
     """
 
-    paper = "DUKD, also AugKD (Zhang et al., Data Upcycling Knowledge Distillation for Image Super-Resolution)"
+    paper = (
+        "AugKD: Ingenious Augmentations Empower Knowledge Distillation for Image Super-Resolution (Zhang et al., ICLR "
+        "2025), first called DUKD: Data Upcycling Knowledge Distillation for Image Super-Resolution"
+    )
     teacher_use = "network"
     Config = DUKDConfig
     terms = {

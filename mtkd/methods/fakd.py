@@ -54,7 +54,8 @@ class FAKD(Method):
 
     SA is the mean absolute difference of the cosine similarities between all pairs of positions; widths may differ. The
     paper's 10 stands beside images in 0..255 and is divided by 255 here. The other maps of the authors' code are terms
-    that are off by default. With several teachers, one is drawn at random in every iteration, and its image and
+    that are off by default; `instance_opt: {norm: l2}` is similarity-preserving distillation, SP (Tung and Mori, ICCV
+    2019, arXiv 1907.09682). With several teachers, one is drawn at random in every iteration, and its image and
     features are the target, as in the authors' code.
     """
 
@@ -69,7 +70,9 @@ class FAKD(Method):
             "SA of pooled positions (PSA)", weight=None, options={"pool": 2, "pool_type": "avg"}, uses=COMPARED
         ),
         "channel": Term("affinities among channels (CA); needs equal widths", weight=None, uses=COMPARED),
-        "instance": Term("affinities among the batch's images (IA)", weight=None, uses=COMPARED),
+        "instance": Term(
+            "affinities among the batch's images (IA)", weight=None, options={"norm": "l1"}, uses=COMPARED
+        ),
         "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}, uses=COMPARED),
     }
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
-from mtkd.losses.features.elementwise import improvement_mask, masked_distance_loss
+from mtkd.losses.features.elementwise import check_share, improvement_mask, masked_distance_loss
 from mtkd.methods.base import Method, Term
 from mtkd.runtime.modes import evaluating
 
@@ -28,7 +28,9 @@ class OnlineTeacherConfig:
         tail: module of the student that takes its last map at lq size and from which on only the upsampler follows:
             `upsample` of EDSR, RCAN and SwinIR, `last_layer` of FSRCNN.
         margin: how much better than the student, in mean absolute error on [0, 1], the teacher must be at a pixel for
-            the student to follow it there; -1 follows it everywhere.
+            the student to follow it there; RIFE's is 0.01, -1 follows it everywhere.
+        share: of an image's pixels at most this share, those with the largest gains, in (0, 1]; 1 leaves all of them
+            to `margin`.
         num_feat: channels inside the teacher block.
         num_block: residual blocks of the teacher block.
         code_channels: channels of the code of gt.
@@ -37,7 +39,8 @@ class OnlineTeacherConfig:
     """
 
     tail: str = "upsample"
-    margin: float = 0.01
+    margin: float = 0.0
+    share: float = 1.0
     num_feat: int = 64
     num_block: int = 2
     code_channels: int = 4
@@ -48,14 +51,15 @@ class OnlineTeacherConfig:
         for name in ("num_feat", "code_channels", "code_stride"):
             if getattr(self, name) < 1:
                 raise MtkdError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        check_share(self.share)
 
 
 class OnlineTeacher(Method):
-    """`L = L1(sr, gt) + L1(sr_T, gt) + 0.01 * mean(m * |sg(f_T) - f_S|)`, everything trained in one run.
+    """`L = L1(sr, gt) + L1(sr_T, gt) + 0.2 * mean(m * |sg(f_T) - f_S|)`, everything trained in one run.
 
     f_S is the map that the student's upsampler takes. The teacher block adds to it what it makes of f_S and of a code
     of gt, f_T = f_S + delta, and the student's own tail turns f_T into sr_T. m is 1 where sr_T is better than sr by
-    `margin`. The block is thrown away after training.
+    more than `margin`. The block is thrown away after training.
 
     This is RIFE's privileged distillation (frame interpolation) carried over, not a published method. Chosen here: the
     code is a bottleneck (by default 4 channels at half the lq's size: 1 / 48 of gt's numbers at x4), because a wide
@@ -63,6 +67,9 @@ class OnlineTeacher(Method):
     number an image and detached, because features of EDSR are 255 times those of SwinIR; the last convolution of the
     block starts small, so that the teacher starts where the student is. As in RIFE the teacher's gradient reaches the
     student through f_S (`detach_student` stops it) and the target of the distillation is detached.
+
+    Weight and margin are not RIFE's, which are 0.01 and 0.01: its frames differ by more than super-resolved images do,
+    and here those left the distillation 0.2 to 4 % of the pixel term's gradient (docs/methods.md).
 
     Terms that are off by default: `image_distill`, the same mask on |sr - sg(sr_T)|, and its control `image_control`,
     the same mask on |sr - gt|, which says whether the teacher's image brings more than the weighting.
@@ -73,7 +80,7 @@ class OnlineTeacher(Method):
         "pixel": Term("sr against gt", loss="L1Loss"),
         "teacher_pixel": Term("the teacher's image against gt", loss="L1Loss", uses=BLOCK),
         "distill": Term(
-            "student's features against the teacher's, where the teacher is better", weight=0.01, uses=("margin",)
+            "student's features against the teacher's, where the teacher is better", weight=0.2, uses=("margin",)
         ),
         "image_distill": Term(
             "sr against the teacher's image, where the teacher is better", weight=None, uses=("margin",)
@@ -124,7 +131,7 @@ class OnlineTeacher(Method):
         sr, teacher_sr = both.chunk(2)
         ((features, delta),) = deltas
         losses = self.image_losses(sr, {"pixel": gt}) | self.image_losses(teacher_sr, {"teacher_pixel": gt})
-        mask = improvement_mask(sr, teacher_sr, gt, margin=self.options.margin)
+        mask = improvement_mask(sr, teacher_sr, gt, margin=self.options.margin, share=self.options.share)
         if "distill" in self.active:
             # SwinIR pads its maps to whole windows at the right and bottom. The mask covers the image alone.
             cut = (..., slice(lq.shape[-2]), slice(lq.shape[-1]))

@@ -25,6 +25,10 @@ class PISRTeacher(Method):
 
     The imitation term keeps the code close to a real lq, so that the decoder can serve as the student's start. The
     network is a `PrivilegedTeacher`; validation runs its decoder on the real lq, as the student will.
+
+    Deviations: RGB instead of the Y channel; encoder and FSRCNN start as FSRCNN's paper says (He, and 0.001 for the
+    deconvolution), where the authors' configurations leave PyTorch's default (a fresh network's images have a standard
+    deviation of 0.003 instead of 0.16, its codes one of 0.31 instead of 0.042).
     """
 
     paper = "PISR (Lee et al., ECCV 2020, arXiv 2007.07524), step 1"
@@ -75,7 +79,9 @@ class PISR(Method):
 
     Deviations: RGB instead of the Y channel; the teacher runs without gradients and its map is detached (the official
     code builds its graph for nothing); the density's wrong constant is left out, so values are C * log(2 pi) / 2 lower
-    than the official log. The weights of `path.pretrain_network_g`, where given, replace those of the decoder.
+    than the official log; FSRCNN starts as its own paper says (He, and 0.001 for the deconvolution), where the authors'
+    configurations leave PyTorch's default. The weights of `path.pretrain_network_g`, where given, replace those of the
+    decoder.
     """
 
     paper = "PISR (Lee et al., ECCV 2020, arXiv 2007.07524), step 2"
@@ -124,8 +130,8 @@ class PISR(Method):
         if "vid" not in self.active:
             sr = self.student(batch.lq)
             return Step(sr, self.image_losses(sr, {"pixel": batch.gt}))
-        with torch.no_grad():
-            teacher = self._teacher()
+        teacher, frozen = self._teacher(), only_teacher(self)
+        with torch.no_grad(), frozen.autocast(batch.gt):
             _, (wanted,) = self.teacher_taps.read(teacher.decoder, teacher.encode(batch.gt))
         sr, (features,) = self.taps.read(self.student, batch.lq)
         losses = self.image_losses(sr, {"pixel": batch.gt})
@@ -144,14 +150,15 @@ class Estimator(nn.Module):
     """Student's map (N, in_channels, H, W) -> location (N, out_channels, H, W) and a positive scale that broadcasts to
     it. Two heads of two 1x1 convolutions with a PReLU between; 12,770 parameters for 56 channels.
 
-    `scale_of` is what has a scale of its own: "element", "channel" (averaged over positions), "position" (one for all
-    channels) or "image" (both).
+    `scale_of` is what has a scale of its own: "element", "channel" (averaged over positions after the convolutions),
+    "position" (one for all channels) or "image" (both). Between its convolutions every head is as wide as the teacher's
+    map, whatever it answers with; in the authors' code as wide as the student's, which has the same width.
     """
 
     def __init__(self, in_channels: int, out_channels: int, scale_of: ScaleOf = "element") -> None:
         super().__init__()
-        self.location = _head(in_channels, out_channels)
-        self.scale = _head(in_channels, 1 if scale_of in ("position", "image") else out_channels)
+        self.location = _head(in_channels, out_channels, out_channels)
+        self.scale = _head(in_channels, out_channels, 1 if scale_of in ("position", "image") else out_channels)
         self.pooled = scale_of in ("channel", "image")
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,8 +168,8 @@ class Estimator(nn.Module):
         return self.location(features), F.softplus(scale)
 
 
-def _head(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.PReLU(), nn.Conv2d(out_channels, out_channels, 1))
+def _head(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, hidden, 1), nn.PReLU(), nn.Conv2d(hidden, out_channels, 1))
 
 
 def _one_tap(net: nn.Module, given: list[str] | None, key: str) -> Taps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -49,19 +50,23 @@ class StructuredKD(FeatureMethod):
     """`L = L1(sr, gt) + L1(sr, teacher) + 0.5 * pair-wise`, and optionally a holistic term with a critic D.
 
     pair-wise = sum over taps of mean over i, j of (cos(s_i, s_j) - cos(t_i, t_j))^2 over nodes pooled 2 x 2;
-    holistic = -mean D(sr), where D minimises mean D(sr) - mean D(real) + 10 * mean (|dD/dx| - 1)^2 (WGAN-GP) under an
-    optimizer of its own, `train.optim_d`. The critic answers to its own terms alone; everything is one backward pass.
+    holistic = -mean D(sr), D(x) the mean of the critic's scores of the P patches of an image, where D minimises
+    mean D(sr) - mean D(real) + 10 * mean (sqrt(P) * |dD/dx| - 1)^2 (WGAN-GP's where P = 1) under an optimizer of its
+    own, `train.optim_d`. The critic answers to its own terms alone; everything is one backward pass.
 
     Deviations. The paper's networks classify pixels: its pixel-wise term is a divergence of class probabilities, which
     images don't have; here it is L1. Its pair-wise term pools the whole map to 2 x 2 nodes, too coarse for
     super-resolution; here 2 x 2 positions make a node. It averages nodes as the paper says (the code takes the
     maximum) and differentiates the norms (the code does not). Of the released weights 10, 0.5 and 0.1, the
     first belongs to the divergence, and 1 is the logits baseline's; the others are kept (docs/methods.md says what they
-    come to beside L1). The critic sees lq as in the paper (its code leaves it out).
+    come to beside L1). The critic sees lq as in the paper (its code leaves it out). It scores patches, and the square
+    root of their number in the penalty makes the holistic term as strong beside an L1 at every crop size; the published
+    critic answers once for an image of one size. The code trains it by SGD and multiplies both of its losses by 0.1.
 
     The holistic term is off because it pulls towards images that look like the teacher's, not towards the nearest: it
     is expected to cost PSNR, and needs a critic and second derivatives. To use it, give `holistic_opt` (published
-    weight 0.1), `critic_opt` (1), `penalty_opt` (10) and `optim_d` (Adam, lr 4e-4).
+    weight 0.1), `critic_opt` (1), `penalty_opt` (10) and `optim_d` (the recipe's is SAGAN's Adam, at the code's
+    rate 4e-4).
     """
 
     paper = "Structured Knowledge Distillation (Liu et al., CVPR 2019, arXiv 1903.04197), adapted to images"
@@ -136,9 +141,14 @@ class StructuredKD(FeatureMethod):
         scores = self._score(real, condition), self._score(fake, condition)
         critic = {
             "critic": wasserstein_critic_loss(*scores),
-            "penalty": gradient_penalty(partial(self._score, condition=condition), real, fake),
+            "penalty": gradient_penalty(partial(self._penalised, condition=condition), real, fake),
         }
         return Step(sr, losses, critic=critic)
+
+    def _penalised(self, image: Tensor, condition: Tensor | None) -> Tensor:
+        """Scores whose mean has a gradient of norm 1 when that of each of the P patches' own scores has."""
+        scores = self._score(image, condition)
+        return scores * math.sqrt(scores[0].numel())
 
     def _score(self, image: Tensor, condition: Tensor | None) -> Tensor:
         assert self.critic is not None

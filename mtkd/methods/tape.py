@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
-from mtkd.methods.base import Frozen
 
 
 class Tape:
@@ -15,22 +14,24 @@ class Tape:
 
     Attributes:
         names: modules whose output is kept, known before the first batch.
-        net: the network itself, where it is frozen.
+        net: the network itself.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[str], Tensor], tuple[Tensor, dict[str, Tensor]]], frozen: Frozen | None = None
+        self, run: Callable[[Sequence[str], Tensor], tuple[Tensor, dict[str, Tensor]]], net: nn.Module
     ) -> None:
         self.names: set[str] = set()
-        self._run, self._frozen = run, frozen
+        self._run, self.net = run, net
         self._lq: Tensor | None = None
         self._said: tuple[Tensor, dict[str, Tensor]] | None = None
 
-    @property
-    def net(self) -> nn.Module:
-        """The frozen network."""
-        assert self._frozen is not None
-        return self._frozen.net
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The network's, for methods that follow the student's weights."""
+        return self.net.parameters()
+
+    def buffers(self) -> Iterator[Tensor]:
+        """The network's."""
+        return self.net.buffers()
 
     def start(self, lq: Tensor | None) -> None:
         """Forget the batch before; `lq` is the one to keep."""

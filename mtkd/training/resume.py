@@ -187,7 +187,8 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
             held = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             raise MtkdError(
                 f"{path}: {key} of {model_type} is {held}, and here {tuple(like.shape)} {like.dtype}: options of the "
-                f"section `method` or of a term changed. Give the old values back, {_NEW_RUN}."
+                "section `method` or of a term changed, or the version of mtkd builds it otherwise (CHANGELOG.md). "
+                f"Give the old values back, {_NEW_RUN}."
             )
     method.load_state_dict(own, strict=False)
 

@@ -26,8 +26,8 @@ Files lie in the platform's cache folder, in `$MTKD_HOME/weights`, or in `--weig
 file listed below elsewhere and put it, under its name, into that folder. A file with the wrong hash is set aside and
 never used.
 
-The same names work for weights among the options of a method or a metric: `vgg: zoo:vgg19` of CSD, `weights:
-zoo:alexnet` of LPIPS.
+The same names work for weights among the options of a method or a metric: `vgg: zoo:vgg19` of CSD, `vqgan:
+zoo:vqgan_f16_1024` of DCKD, `weights: zoo:alexnet` of LPIPS.
 
 ## Any other checkpoint
 

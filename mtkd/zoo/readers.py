@@ -59,7 +59,7 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         raise MtkdError(f"{path} is not a checkpoint. {known}")
     _check_zip(path)
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals([*_NUMPY_SCALARS, *_NAMES_ALONE]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  broken files raise whatever the bytes happen to trigger
         raise MtkdError(_why_unreadable(path, error)) from error
@@ -115,3 +115,14 @@ def _numpy_scalars() -> list[Any]:
 
 
 _NUMPY_SCALARS = _numpy_scalars()
+
+
+class _Name:
+    """Stands for a class that a file names and that is not needed to read its weights."""
+
+    def __init__(self) -> None:
+        raise MtkdError("a class stands in the file for an object, not as a name alone")
+
+
+_NAMES_ALONE: list[Any] = [(_Name, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+"""PyTorch Lightning files the state of each callback under its class. Nothing of the kind is built or imported."""

@@ -94,6 +94,7 @@ RGB = "PSNR on RGB, border = scale"
 _TORCHSR = "https://github.com/Coloquinte/torchSR/releases/download/v1.0.3/"
 _SNU = "https://cv.snu.ac.kr/research/EDSR/models/"
 _SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
+_HEIBOX = "https://heibox.uni-heidelberg.de/f/"
 _TORCHVISION = "https://download.pytorch.org/models/"
 
 
@@ -362,6 +363,19 @@ ENTRIES: dict[str, Entry] = {
             61100840,
             "Krizhevsky, arXiv 1404.5997",
             "Features of LPIPS (alex).",
+        ),
+        Entry(
+            name="vqgan_f16_1024",
+            arch="mtkd.losses.vqgan:VQGANEncoder",
+            args={},
+            scale=None,
+            data="ImageNet",
+            params=29_626_112,
+            sources=(Source(_HEIBOX + "140747ba53464f49b476/?dl=1", "vqgan_imagenet_f16_1024.ckpt"),),
+            licence="MIT (taming-transformers)",
+            paper="Esser et al., CVPR 2021, arXiv 2012.09841",
+            note="Encoder and codes for DCKD. The file holds the decoder and a critic too, which are left out. It was "
+            "never fetched here: neither its size nor its hash is known.",
         ),
     )
 }

@@ -214,6 +214,12 @@ def _methods(ground: Ground) -> dict[str, dict[str, Any]]:
         "FitNet": teacher,
         "AT": teacher,
         "PKT": teacher,
+        "RKD": {**teacher, "method": {"grid": 2, "angle_vectors": 6}},
+        "DCKD": {
+            **teacher,
+            "method": {"vqgan": "random", "negatives": 1, "refresh": [2]},
+            "train": {"contrast_opt": {}, "distribution_opt": {}},
+        },
         "CRD": {**teacher, "method": {"positions": 20, "queue_size": 50, "radius": 1}},
         "DUKD": {**teacher, "method": {"tiles": 2}},
         "StructuredKD": {**teacher, "method": {"critic_feat": 4}, "train": critic},

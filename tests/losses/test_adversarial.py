@@ -42,6 +42,22 @@ def test_a_better_critic_has_a_lower_loss_and_a_better_student_too() -> None:
     assert fake.grad is not None and (fake.grad < 0).all()
 
 
+def test_penalty_is_of_the_function_whose_values_are_compared() -> None:
+    """An independent penalty: image by image, the gradient of what the student's loss calls D."""
+    critic, (real, fake) = _critic(), _images()
+    value = gradient_penalty(critic, real, fake, generator=torch.Generator().manual_seed(3))
+    shares = torch.rand((3, 1, 1, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    expected = 0.0
+    for share, one, other in zip(shares, real, fake, strict=True):
+        x = (share * one + (1 - share) * other)[None].requires_grad_()
+        scores = critic(x)
+        assert scores.numel() > 1
+        (-wasserstein_student_loss(scores)).backward()
+        assert x.grad is not None
+        expected += (x.grad.square().sum().sqrt().item() - 1) ** 2 / 3
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("slope", [0.0, 1.0, 3.0])
 def test_penalty_of_a_linear_critic_is_known(slope: float) -> None:
     direction = torch.randn(3 * 9 * 9, dtype=torch.float64)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.spatial.distance
+import scipy.special
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +26,7 @@ from mtkd.losses.features.affinity import (
     spatial_affinity_loss,
 )
 from mtkd.losses.features.elementwise import hint_loss, improvement_mask, masked_distance_loss
-from mtkd.losses.features.relation import pkt_loss
+from mtkd.losses.features.relation import pkt_loss, rkd_angle_loss, rkd_distance_loss
 from mtkd.losses.features.statistics import attention_loss, statistics_loss
 from mtkd.losses.features.vid import vid_loss
 
@@ -94,6 +97,28 @@ def _divergence(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(p * np.log((p + 1e-7) / (q + 1e-7))))
 
 
+def _huber(x: np.ndarray) -> float:
+    return float(scipy.special.huber(1, x).mean())
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> float:
+    """scipy's distances of each pair once; the full matrix has each twice and zeros between."""
+    own, others = (scipy.spatial.distance.pdist(rows) for rows in (a, b))
+    return 2 * len(own) * _huber(own / own.mean() - others / others.mean()) / len(a) ** 2
+
+
+def _angles(a: np.ndarray, b: np.ndarray) -> float:
+    """One triple after the other; a corner that is also an end has no angle."""
+
+    def cosine(rows: np.ndarray, i: int, j: int, k: int) -> float:
+        if i in (j, k):
+            return 0.0
+        return 1 - scipy.spatial.distance.cosine(rows[j] - rows[i], rows[k] - rows[i])
+
+    corners = list(itertools.product(range(len(a)), repeat=3))
+    return _huber(np.array([cosine(a, *corner) - cosine(b, *corner) for corner in corners]))
+
+
 # The formulas of the docstrings once more: in numpy, one pair after the other, and without the small numbers that keep
 # divisors from zero.
 @pytest.mark.parametrize(
@@ -110,6 +135,9 @@ def _divergence(a: np.ndarray, b: np.ndarray) -> float:
         ),
         (instance_affinity_loss, WIDER, {}, lambda a, b: np.abs(_gram(a) - _gram(b)).mean()),
         (instance_affinity_loss, ROWS, {}, lambda a, b: np.abs(_gram(a) - _gram(b)).mean()),
+        (instance_affinity_loss, ROWS, {"norm": "l2"}, lambda a, b: ((_gram(a) - _gram(b)) ** 2).mean()),
+        (rkd_distance_loss, ROWS, {}, _distances),
+        (rkd_angle_loss, ROWS, {}, _angles),
         (attention_loss, WIDER, {"form": "fakd"}, _over_images(lambda a, b: np.abs(_energy(a) - _energy(b)))),
         (attention_loss, WIDER, {"form": "at"}, _over_images(lambda a, b: (_energy(a) - _energy(b)) ** 2)),
         (statistics_loss, WIDER, {"norm": "l1"}, _over_images(lambda a, b: np.abs(a.mean(0) ** 2 - b.mean(0) ** 2))),
@@ -197,13 +225,16 @@ CASES = {
     "pairwise_unpooled": lambda a, b: pairwise_affinity_loss(a, b, pool=None),
     "pkt": pkt_loss,
     "pkt_rows": lambda a, b: pkt_loss(a, b, grid=2, reduction="rows"),
+    "rkd_distance": rkd_distance_loss,
+    "rkd_angle": lambda a, b: rkd_angle_loss(a, b, grid=2),
+    "instance_squared": lambda a, b: instance_affinity_loss(a, b, norm="l2"),
     "vid_laplace": _vid,
     "vid_gaussian": lambda a, b: _vid(a, b, pdf="gaussian"),
     "hint": hint_loss,
     "masked": _masked,
 }
 every_loss = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
-OVER_THE_BATCH = {instance_affinity_loss}
+OVER_THE_BATCH = {instance_affinity_loss, CASES["instance_squared"]}
 
 
 @every_loss
@@ -307,7 +338,9 @@ def test_does_not_depend_on_memory_format_or_order_of_the_batch(loss: Callable[.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["spatial", "attention_at", "pkt", "vid_laplace", "masked"])
+@pytest.mark.parametrize(
+    "name", ["spatial", "attention_at", "pkt", "rkd_distance", "rkd_angle", "vid_laplace", "masked"]
+)
 def test_compiles_without_a_graph_break_to_the_same_value_and_gradient(name: str) -> None:
     loss = CASES[name]
     student, teacher = s(2, 3, 4, 4).requires_grad_(), t(2, 3, 4, 4)
@@ -326,6 +359,8 @@ def test_compiles_without_a_graph_break_to_the_same_value_and_gradient(name: str
         statistics_loss,
         pairwise_affinity_loss,
         pkt_loss,
+        rkd_distance_loss,
+        rkd_angle_loss,
         instance_affinity_loss,
     ],
 )
@@ -336,7 +371,9 @@ def test_widths_may_differ(loss: Callable[..., Tensor]) -> None:
     assert student.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("loss", [channel_affinity_loss, pkt_loss, instance_affinity_loss])
+@pytest.mark.parametrize(
+    "loss", [channel_affinity_loss, pkt_loss, rkd_distance_loss, rkd_angle_loss, instance_affinity_loss]
+)
 def test_sizes_may_differ_where_the_formula_allows(loss: Callable[..., Tensor]) -> None:
     assert loss(s(2, 3, 4, 4), t(2, 3, 8, 6)).isfinite()
 
@@ -354,6 +391,8 @@ def test_sizes_may_differ_where_the_formula_allows(loss: Callable[..., Tensor]) 
         (_masked, (2, 3, 4, 2), "width"),
         (instance_affinity_loss, (3, 3, 4, 4), "batch size"),
         (pkt_loss, (3, 3, 4, 4), "batch size"),
+        (rkd_distance_loss, (3, 3, 4, 4), "batch size"),
+        (rkd_angle_loss, (3, 3, 4, 4), "batch size"),
     ],
 )
 def test_taps_that_cannot_be_compared_are_named_with_the_reason(
@@ -380,6 +419,7 @@ def test_wrong_rank_is_an_error() -> None:
         lambda: statistics_loss(*SAME, norm="L1"),  # pyright: ignore[reportArgumentType]
         lambda: statistics_loss(*SAME, statistic="max", power=2),
         lambda: pairwise_affinity_loss(*SAME, pool_type="mean"),  # pyright: ignore[reportArgumentType]
+        lambda: instance_affinity_loss(*ROWS, norm="L2"),  # pyright: ignore[reportArgumentType]
         lambda: pkt_loss(*ROWS, reduction="sum"),  # pyright: ignore[reportArgumentType]
         lambda: vid_loss(*SAME, scale=SAME[1].abs(), pdf="normal"),  # pyright: ignore[reportArgumentType]
         lambda: vid_loss(*SAME, scale=torch.ones(2, 2, 4, 4)),
@@ -464,6 +504,36 @@ def test_pkt_pools_maps_to_the_same_cells_in_both_networks() -> None:
     value = pkt_loss(student, teacher, grid=2)
     assert value.item() == pytest.approx(pkt_loss(*rows).item(), rel=1e-12)
     assert pkt_loss(student, teacher, grid=2, reduction="rows").item() == pytest.approx(8 * value.item(), rel=1e-12)
+
+
+def test_published_implementations_give_these_numbers() -> None:
+    """What RepDistiller's RKDLoss (25 and 50) and Similarity gave on these vectors."""
+    both = 25 * rkd_distance_loss(*ROWS) + 50 * rkd_angle_loss(*ROWS)
+    assert both.item() == pytest.approx(11.283275875195056, rel=1e-12)
+    assert instance_affinity_loss(*ROWS, norm="l2").item() == pytest.approx(0.45142120004537656, rel=1e-12)
+
+
+def test_rkd_takes_the_vectors_of_pkt_and_a_sample_of_angles() -> None:
+    student, teacher = s(2, 3, 8, 8), t(2, 5, 4, 4)
+    rows = [F.avg_pool2d(x, x.shape[-1] // 2).permute(0, 2, 3, 1).reshape(8, x.shape[1]) for x in (student, teacher)]
+    for loss in (rkd_distance_loss, rkd_angle_loss):
+        assert loss(student, teacher, grid=2).item() == pytest.approx(loss(*rows).item(), rel=1e-12)
+    torch.manual_seed(0)
+    chosen = torch.rand(8).topk(5).indices
+    torch.manual_seed(0)
+    sampled = rkd_angle_loss(student, teacher, grid=2, sample=5)
+    assert sampled.item() == pytest.approx(rkd_angle_loss(*(x[chosen] for x in rows)).item(), rel=1e-12)
+    assert rkd_angle_loss(*rows, sample=8).item() == rkd_angle_loss(*rows).item()
+
+
+@pytest.mark.parametrize("loss", [rkd_distance_loss, rkd_angle_loss])
+def test_rkd_is_finite_where_vectors_are_equal(loss: Callable[..., Tensor]) -> None:
+    student, teacher = s(4, 6), t(4, 6)
+    student[1], teacher[3] = student[0], teacher[2]
+    value = loss(student.requires_grad_(), teacher)
+    value.backward()
+    assert value.isfinite() and student.grad is not None
+    assert student.grad.isfinite().all() and student.grad.abs().max() < 10
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 1, 4, 4), (2, 1, 1, 1), (1, 3, 1, 1)])

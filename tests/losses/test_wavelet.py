@@ -53,6 +53,16 @@ def test_bands_are_those_of_pywavelets(wavelet: str, levels: int, shape: tuple[i
             np.testing.assert_allclose(getattr(ours, name), band, rtol=1e-6, atol=2e-6, err_msg=name)
 
 
+def test_detail_bands_of_four_levels_are_wavelet_knowledge_distillation() -> None:
+    """The loss of WKD's README, through the transform that it uses."""
+    sr, target = _pair((2, 3, 48, 52))
+    transform = DWTForward(J=4, mode="zero", wave="haar").to(sr.dtype)
+    (_, student), (_, teacher) = transform(sr), transform(target)
+    expected = sum((t - s).abs().mean() for s, t in zip(student, teacher, strict=True))
+    value = WaveletLoss(levels=4, band_weights={"ll": 0})(sr, target)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+
+
 @sizes
 @levels_1_to_4
 @wavelets

@@ -33,6 +33,8 @@ OTHERS: dict[tuple[str, str], dict[str, Any]] = {
     ("CSD", "width"): {"width": 0.75},
     ("CSD", "negatives"): {"negatives": 1},
     ("CRD", "positions"): {"positions": 19},
+    ("DCKD", "refresh"): {"refresh": (1,)},
+    ("RKD", "angle_vectors"): {"angle_vectors": 4},
     ("DUKD", "consistency"): {"consistency": 0.9},
     ("OnlineTeacher", "tail"): {"tail": "conv_last"},
     ("OnlineTeacher", "margin"): {"margin": 0.0},
@@ -41,7 +43,7 @@ OTHERS: dict[tuple[str, str], dict[str, Any]] = {
 }
 """A value to try where the type of the option tells none, or where the setup has it already."""
 
-DATA = {("CSD", "vgg"), ("OutputKD", "several")}
+DATA = {("CSD", "vgg"), ("DCKD", "vqgan"), ("DCKD", "ema_decay"), ("DCKD", "history_decay"), ("OutputKD", "several")}
 """Options that ask for another file, or for other teachers, than the setup has; tests of their own try them."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,25 @@ def test_a_teacher_that_is_better_by_the_margin_exactly_is_not_taken() -> None:
     assert improvement_mask(sr, teacher_sr, gt, margin=0.25).tolist() == [[[[0.0, 1.0, 0.0]]]]
 
 
+@pytest.mark.parametrize("share", [0.001, 0.25, 0.5, 1.0])
+def test_share_keeps_the_largest_gains_of_each_image(share: float) -> None:
+    generator = np.random.default_rng(0)
+    sr, teacher_sr, gt = generator.random((3, 2, 3, 5, 8))
+    sr[1] = np.clip(sr[1] + 0.5, 0, 1)  # an image on which the teacher is better nearly everywhere
+    mask = improvement_mask(*(torch.from_numpy(image) for image in (sr, teacher_sr, gt)), margin=0.01, share=share)
+    gain = (np.abs(sr - gt) - np.abs(teacher_sr - gt)).mean(1)
+    for found, own in zip(mask[:, 0].numpy(), gain, strict=True):
+        kept = np.argsort(own, axis=None)[::-1][: max(1, round(share * own.size))]
+        wanted = np.zeros(own.size)
+        wanted[kept] = 1
+        np.testing.assert_array_equal(found, wanted.reshape(own.shape) * (own > 0.01))
+
+
+def test_share_follows_nowhere_where_the_teacher_is_worse() -> None:
+    gt = torch.zeros(1, 3, 2, 2)
+    assert not improvement_mask(gt, gt + 0.1, gt, margin=0.0, share=0.5).any()
+
+
 def test_trying_out_the_tail_leaves_the_network_and_the_random_state_alone() -> None:
     net = swinir().train()
     net.norm.eval()
@@ -108,7 +128,7 @@ def test_terms_are_the_documented_ones() -> None:
     assert {name: term.weight for name, term in method.terms.items()} == {
         "pixel": 1.0,
         "teacher_pixel": 1.0,
-        "distill": 0.01,
+        "distill": 0.2,
         "image_distill": None,
         "image_control": None,
     }
@@ -228,7 +248,11 @@ def test_pixel_alone_is_plain_training() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "text"),
-    [({"terms": {"pixel": {}, "distill": {}}}, "teacher_pixel_opt"), ({"code_channels": 0}, "code_channels")],
+    [
+        ({"terms": {"pixel": {}, "distill": {}}}, "teacher_pixel_opt"),
+        ({"code_channels": 0}, "code_channels"),
+        ({"share": 0.0}, "share must be above 0"),
+    ],
 )
 def test_wrong_options_are_errors(changed: dict[str, Any], text: str) -> None:
     with pytest.raises(MtkdError, match=text):

@@ -16,6 +16,7 @@ from mtkd.losses.features.vid import vid_loss
 from mtkd.methods.base import MethodConfig
 from mtkd.methods.pisr import PISR, Estimator, PISRTeacher
 from mtkd.training.loop import train
+from mtkd.training.resume import _restore_own
 from tests.methods.setups import SCALE, TASK, batch, edsr, fsrcnn, privileged
 from tests.runs import make_images, run_options
 
@@ -37,6 +38,64 @@ def test_scale_belongs_to_what_was_asked_for(scale_of: Any, shape: tuple[int, ..
     location, scale = Estimator(3, 5, scale_of)(torch.randn(2, 3, 4, 3))
     assert location.shape == (2, 5, 4, 3)
     assert scale.shape == shape and (scale > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("scale_of", "parameters"), [("element", 6_385), ("channel", 6_385), ("position", 3_250), ("image", 3_250)]
+)
+def test_scale_head_has_the_published_size(scale_of: Any, parameters: int) -> None:
+    assert sum(p.numel() for p in Estimator(56, 56, scale_of).scale.parameters()) == parameters
+
+
+@pytest.mark.parametrize("scale_of", ["element", "channel", "position", "image"])
+def test_scale_is_two_convolutions_a_mean_and_softplus(scale_of: Any) -> None:
+    torch.manual_seed(0)
+    estimator, x = Estimator(3, 5, scale_of).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    first, slope, last = (part.state_dict() for part in estimator.scale)
+    hidden = torch.einsum("oi,nihw->nohw", first["weight"][..., 0, 0], x) + first["bias"][:, None, None]
+    hidden = torch.where(hidden > 0, hidden, hidden * slope["weight"])
+    answer = torch.einsum("oi,nihw->nohw", last["weight"][..., 0, 0], hidden) + last["bias"][:, None, None]
+    if scale_of in ("channel", "image"):
+        answer = answer.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(estimator(x)[1], torch.log1p(answer.exp()))
+
+
+@pytest.mark.parametrize("scale_of", ["element", "channel"])
+def test_estimators_of_earlier_runs_load(scale_of: Any) -> None:
+    shapes = [("0.weight", (5, 3, 1, 1)), ("0.bias", (5,)), ("1.weight", (1,)), ("2.weight", (5, 5, 1, 1))]
+    shapes.append(("2.bias", (5,)))
+    state = {f"{head}.{key}": torch.ones(shape) for head in ("location", "scale") for key, shape in shapes}
+    Estimator(3, 5, scale_of).load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("scale_of", ["position", "image"])
+def test_states_with_the_former_scale_head_are_refused_with_both_shapes(scale_of: Any) -> None:
+    method = pisr(scale_of=scale_of)
+    own = {key: value for key, value in method.state_dict().items() if not key.startswith("student.")}
+    former = own | {"estimator.scale.0.weight": torch.zeros(1, 8, 1, 1)}
+    with pytest.raises(
+        MtkdError, match=r"estimator.scale.0.weight of PISR is \(1, 8, 1, 1\).*here \(8, 8, 1, 1\).*version"
+    ):
+        _restore_own(method, former, Path("10.state"), "PISR")
+    _restore_own(method, own, Path("10.state"), "PISR")
+
+
+@pytest.mark.parametrize("precision", [None, "fp32", "bf16"])
+@pytest.mark.parametrize("student_in_bf16", [False, True])
+def test_teacher_runs_in_its_own_precision(precision: str | None, student_in_bf16: bool) -> None:
+    torch.manual_seed(0)
+    method, given = pisr(), batch()
+    frozen = method.teachers["privileged"]
+    frozen.precision = precision
+    seen: dict[str, torch.dtype] = {}
+    for key, module in (("student", method.student), ("teacher", frozen.net.decoder), ("code", frozen.net.encoder)):
+        tap = module[3] if key == "code" else module.expanding
+        tap.register_forward_hook(lambda _m, _x, out, key=key: seen.__setitem__(key, out.dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=student_in_bf16):
+        method(given, 0)
+    own = torch.bfloat16 if student_in_bf16 else torch.float32
+    wanted = {None: own, "fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert seen == {"student": own, "teacher": wanted, "code": wanted}
 
 
 def test_teacher_terms_are_the_papers() -> None:

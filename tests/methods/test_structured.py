@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from mtkd.methods.base import MethodConfig, tapped
 from mtkd.methods.structured import StructuredKD
 from tests.methods.setups import TASK, batch, edsr
 
+SIDES = ("holistic", "pixel")
 ADVERSARIAL: dict[str, dict[str, Any]] = {"holistic": {}, "critic": {}, "penalty": {}}
 
 
@@ -88,6 +90,20 @@ def test_holistic_term_is_the_negative_score_of_sr() -> None:
     method = structured(ADVERSARIAL, conditional=False).eval()
     out = method(batch(), 0)
     torch.testing.assert_close(out.losses["holistic"], -method.critic(out.sr).mean())
+
+
+@pytest.mark.parametrize("side", [8, 16, 48])
+def test_strength_of_the_holistic_term_does_not_depend_on_the_crop(side: int) -> None:
+    method, given = structured({"pixel": {}, **ADVERSARIAL}, conditional=False), batch(2, side, side)
+    # A critic of which each patch answers by itself, with a gradient of norm 1: what a penalty of 0 asks for.
+    critic = nn.Conv2d(3, 1, 16, 16)
+    with torch.no_grad():
+        critic.weight /= critic.weight.norm()
+    method.critic = critic
+    out = method(given, 0)
+    assert out.critic["penalty"].item() == pytest.approx(0, abs=1e-10)
+    holistic, pixel = (torch.autograd.grad(out.losses[name], out.sr, retain_graph=True)[0] for name in SIDES)
+    assert (holistic.norm() / pixel.norm()).item() == pytest.approx(16 * math.sqrt(3), rel=1e-4)
 
 
 @pytest.mark.parametrize("conditional", [True, False])

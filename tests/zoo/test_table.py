@@ -35,7 +35,8 @@ def test_sources_are_well_formed(item) -> None:
         assert bool(source.sha256) == bool(source.sha256_from)
         if source.sha256 and len(source.sha256) == 8:
             assert source.sha256 in source.file, "a short hash is the one in the file name"
-        if source.file in source.url or "drive." not in source.url:
+        # Share links of Google and of Heidelberg's university carry a number and no name.
+        if not re.search(r"//drive\.|//heibox\.", source.url):
             assert source.file in source.url
     assert len({source.url for source in item.sources}) == len(item.sources)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtkd.losses.features.pairs import pair
+from mtkd.losses.features.pairs import Norm, pair
 from mtkd.losses.numerics import check_choice, full_precision, unit_vectors
 
 PoolType = Literal["avg", "max"]
@@ -114,21 +114,27 @@ def channel_affinity_loss(student_features: Tensor, teacher_features: Tensor) ->
 
 
 @full_precision
-def instance_affinity_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def instance_affinity_loss(student_features: Tensor, teacher_features: Tensor, *, norm: Norm = "l1") -> Tensor:
     """FAKD's instance affinity (IA): mean absolute difference of the batch's N x N Gram matrices, rows of unit L2 norm.
 
     The Gram matrix is of the flattened features themselves; its rows are normalised, not the features. Shapes behind N
     are free. A batch of one image always gives 0.
 
-    Source: the IA transform of FAKD's code (He et al., ICIP 2020).
+    Args:
+        norm: "l1" as above; "l2" is the mean square, which is similarity-preserving distillation (SP).
+
+    Sources: the IA transform of FAKD's code (He et al., ICIP 2020); SP: Tung and Mori, "Similarity-Preserving Knowledge
+    Distillation", ICCV 2019, arXiv 1907.09682, the square over N^2 as in RepDistiller, whose published weight is 3000.
 
     Raises:
         MtkdError: N differs.
     """
+    check_choice("norm of instance_affinity_loss", norm, Norm)
     student, teacher = pair(
         "instance_affinity_loss", student_features, teacher_features, "N", "it compares images with images", rows=True
     )
-    return (_batch_gram(student) - _batch_gram(teacher)).abs().mean()
+    difference = _batch_gram(student) - _batch_gram(teacher)
+    return difference.abs().mean() if norm == "l1" else difference.square().mean()
 
 
 class _AffinityDistance(torch.autograd.Function):

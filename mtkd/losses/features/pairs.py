@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
 from mtkd.losses.numerics import upcast
+
+Norm = Literal["l1", "l2"]
+"""Of a difference: its mean absolute value, or its mean square."""
 
 
 def pair(

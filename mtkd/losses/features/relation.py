@@ -1,4 +1,4 @@
-"""The loss between two distributions of similarities among a set of vectors (PKT)."""
+"""Losses between the relations among the vectors of a set: similarities (PKT), distances and angles (RKD)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,79 @@ def pkt_loss(
     p, q = _similarity_distribution(_rows(teacher, grid)), _similarity_distribution(_rows(student, grid))
     divergence = (p * torch.log((p + 1e-7) / (q + 1e-7))).sum(1)
     return divergence.mean() / (len(p) if reduction == "mean" else 1)
+
+
+@full_precision
+def rkd_distance_loss(student_features: Tensor, teacher_features: Tensor, *, grid: int = 4) -> Tensor:
+    """Relational knowledge distillation (RKD), distances: mean over i, j of h(|s_i - s_j| / m_S - |t_i - t_j| / m_T).
+
+    h is the smooth L1 (x^2 / 2 where |x| < 1, |x| - 1/2 beyond); m is the mean of a network's distances above 0, which
+    takes the units of its features away. The mean is over all R^2 pairs, i = j among them.
+
+    Args:
+        student_features: (R, C) vectors, or (N, C, H, W) maps, which are average-pooled to `grid` x `grid` cells per
+            image as in `pkt_loss`. C, H and W may differ between the networks.
+        teacher_features: the same for the teacher.
+
+    Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068, in the form of RepDistiller
+    (published weight 25). Equal vectors get no gradient; RepDistiller counts their distance as 1e-6.
+
+    Raises:
+        MtkdError: numbers of vectors differ.
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+        >>> rkd_distance_loss(points, 7 * points).item()  # shapes alone count
+        0.0
+    """
+    student, teacher = pair(
+        "rkd_distance_loss", student_features, teacher_features, "N", "it compares vectors with vectors", rows=True
+    )
+    return F.smooth_l1_loss(_relative_distances(_rows(student, grid)), _relative_distances(_rows(teacher, grid)))
+
+
+@full_precision
+def rkd_angle_loss(
+    student_features: Tensor, teacher_features: Tensor, *, grid: int = 4, sample: int | None = None
+) -> Tensor:
+    """RKD, angles: mean over i, j, k of h(cos of the angle at s_i between s_j and s_k, minus the teacher's).
+
+    h is the smooth L1. All R^3 triples count, those with a vector twice among them.
+
+    Args:
+        student_features: (R, C) vectors, or (N, C, H, W) maps as in `rkd_distance_loss`.
+        teacher_features: the same for the teacher.
+        sample: at most so many vectors, drawn at random from torch's generator, the same of both networks; the loss
+            takes sample^2 * C and sample^3 numbers of memory. None for all.
+
+    Source: Park et al., CVPR 2019, arXiv 1904.05068, in the form of RepDistiller (published weight 50). Equal vectors
+    have no direction from one to the other: cosine 0 and no gradient.
+
+    Raises:
+        MtkdError: numbers of vectors differ.
+    """
+    student, teacher = pair(
+        "rkd_angle_loss", student_features, teacher_features, "N", "it compares vectors with vectors", rows=True
+    )
+    student, teacher = _rows(student, grid), _rows(teacher, grid)
+    if sample is not None and sample < len(student):
+        chosen = torch.rand(len(student), device=student.device).topk(sample, sorted=False).indices
+        student, teacher = student[chosen], teacher[chosen]
+    return F.smooth_l1_loss(_cosines_at_corners(student), _cosines_at_corners(teacher))
+
+
+def _relative_distances(rows: Tensor) -> Tensor:
+    """(R, R) distances over the mean of those above 0; all 0 where every vector is the same."""
+    # From differences, one by one: the product form |a|^2 + |b|^2 - 2ab loses small distances to rounding.
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    count = (distances > 0).sum()
+    return distances / torch.where(count == 0, torch.inf, distances.sum() / count)
+
+
+def _cosines_at_corners(rows: Tensor) -> Tensor:
+    """(R, R, R): [i, j, k] is the cosine between rows[j] - rows[i] and rows[k] - rows[i]."""
+    directions = unit_vectors(rows[None] - rows[:, None], 2)
+    return directions @ directions.mT
 
 
 def _similarity_distribution(rows: Tensor) -> Tensor:

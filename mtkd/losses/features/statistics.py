@@ -8,14 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
-from mtkd.losses.features.pairs import pair
+from mtkd.losses.features.pairs import Norm, pair
 from mtkd.losses.numerics import check_choice, full_precision, unit_vectors
 
 AttentionForm = Literal["fakd", "at"]
 
 Statistic = Literal["mean", "power_mean", "max", "min"]
-
-Norm = Literal["l1", "l2"]
 
 
 @full_precision
