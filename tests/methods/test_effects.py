@@ -33,18 +33,23 @@ OTHERS: dict[tuple[str, str], dict[str, Any]] = {
     ("CSD", "width"): {"width": 0.75},
     ("CSD", "negatives"): {"negatives": 1},
     ("CRD", "positions"): {"positions": 19},
-    ("DCKD", "refresh"): {"refresh": (1,)},
+    ("DCKD", "refresh"): {"refresh": (5,)},
     ("RKD", "angle_vectors"): {"angle_vectors": 4},
     ("DUKD", "consistency"): {"consistency": 0.9},
     ("OnlineTeacher", "tail"): {"tail": "conv_last"},
-    ("OnlineTeacher", "margin"): {"margin": 0.0},
+    ("OnlineTeacher", "margin"): {"margin": 0.5},
     ("OnlineTeacher", "num_block"): {"num_block": 3},
     ("SRKD", "power"): {"power": 3},
 }
 """A value to try where the type of the option tells none, or where the setup has it already."""
 
-DATA = {("CSD", "vgg"), ("DCKD", "vqgan"), ("DCKD", "ema_decay"), ("DCKD", "history_decay"), ("OutputKD", "several")}
+DATA = {("CSD", "vgg"), ("DCKD", "vqgan"), ("OutputKD", "several")}
 """Options that ask for another file, or for other teachers, than the setup has; tests of their own try them."""
+
+
+MOVING = {("DCKD", "ema_decay"), ("DCKD", "history_decay"), ("DCKD", "refresh")}
+"""Options that count once the student's weights have changed, which the two steps here do not do; tests/methods of the
+method itself try them."""
 
 
 def options_of(name: str) -> list[str]:
@@ -138,7 +143,7 @@ CASES = [(name, option) for name in METHODS for option in options_of(name)]
 
 @pytest.mark.parametrize(("name", "option"), CASES)
 def test_an_option_changes_the_loss(name: str, option: str) -> None:
-    if (name, option) in DATA:
+    if (name, option) in DATA | MOVING:
         return
     options = {**SETUPS[name].options, **other(name, option)}
     assert values(name, active(name), options) != values(name, active(name), SETUPS[name].options), (
@@ -193,7 +198,7 @@ def terms_alone(name: str) -> Iterator[dict[str, Any]]:
 )
 def test_an_option_of_a_term_changes_it(name: str, term: str, option: str) -> None:
     now = catalog.get("method", name).terms[term].options[option]
-    choices = {"pool_type": "max", "form": "at", "pdf": "gaussian"}
+    choices = {"pool_type": "max", "form": "at", "pdf": "gaussian", "norm": "l2"}
     given = {**active(name), term: {option: choices[option] if isinstance(now, str) else other_value(now, type(now))}}
     assert values(name, given, SETUPS[name].options) != values(name, active(name), SETUPS[name].options)
 
