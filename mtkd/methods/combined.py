@@ -93,7 +93,7 @@ class Combined(Method):
         del part.student, part.teachers
         tapes = {}
         for name, modules in names.items():
-            tapes[name] = self._tapes.setdefault(name, Tape(self.teachers[name].tapped, self.teachers[name].net))
+            tapes[name] = self._tapes.setdefault(name, Tape(self.teachers[name].tapped, self.teachers[name]))
             tapes[name].names.update(modules)
         # No modules of the part: they are the run's.
         part.__dict__["student"], part.__dict__["teachers"] = self._student_tape, tapes

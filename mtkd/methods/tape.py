@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
+from mtkd.methods.base import Frozen
 
 
 class Tape:
@@ -17,11 +19,10 @@ class Tape:
         net: the network itself.
     """
 
-    def __init__(
-        self, run: Callable[[Sequence[str], Tensor], tuple[Tensor, dict[str, Tensor]]], net: nn.Module
-    ) -> None:
+    def __init__(self, run: Callable[[Sequence[str], Tensor], tuple[Tensor, dict[str, Tensor]]], of: nn.Module) -> None:
         self.names: set[str] = set()
-        self._run, self.net = run, net
+        self._run, self._of = run, of
+        self.net: nn.Module = of.net if isinstance(of, Frozen) else of
         self._lq: Tensor | None = None
         self._said: tuple[Tensor, dict[str, Tensor]] | None = None
 
@@ -32,6 +33,11 @@ class Tape:
     def buffers(self) -> Iterator[Tensor]:
         """The network's."""
         return self.net.buffers()
+
+    def autocast(self, x: Tensor) -> AbstractContextManager[object]:
+        """That in which a teacher runs, for methods that run parts of it themselves."""
+        assert isinstance(self._of, Frozen)
+        return self._of.autocast(x)
 
     def start(self, lq: Tensor | None) -> None:
         """Forget the batch before; `lq` is the one to keep."""
