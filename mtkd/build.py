@@ -66,22 +66,44 @@ def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
     return NetworkOptions(type=found.type, args=found.args)
 
 
-def build_teachers(options: Options) -> dict[str, nn.Module]:
-    """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared.
+def build_teachers(options: Options, *, stored: bool = False, imitated: bool = False) -> dict[str, nn.Module]:
+    """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared; several
+    methods together may see both.
+
+    Args:
+        stored: their images come from a target store, so that only what reads networks needs any.
+        imitated: only those of the image that a target store keeps.
 
     Raises:
         MtkdError: weights are missing or foreign, or the fusion network was trained with other members or another
             order.
     """
+    cls = catalog.get("method", options.model_type)
+    declared = list(options.teachers)
+    if imitated:
+        found = cls.imitated(options.method, declared)
+        networks, fused = ([], found) if options.fusion is not None else (found, [])
+    else:
+        fusion = options.fusion is not None
+        networks, fused = cls.needs(options.method, declared, fusion=fusion, stored=stored)
     members: dict[str, nn.Module] = {}
     for name, teacher in options.teachers.items():
-        members[name] = build_network(network_of(teacher), options.scale)
-        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
-    if options.fusion is None:
-        return members
-    ensemble = Ensemble(members)
+        if name in networks or name in fused:
+            members[name] = build_network(network_of(teacher), options.scale)
+            load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
+    result = {name: members[name] for name in networks}
+    if not fused:
+        return result
+    name, one = _fused(options, Ensemble({name: members[name] for name in fused}))
+    if name in result:
+        raise MtkdError(f"The teacher {name!r} has the name of the fused image of all. Give it another.")
+    return {**result, name: one}
+
+
+def _fused(options: Options, ensemble: Ensemble) -> tuple[str, FusedTeacher]:
+    assert options.fusion is not None
     if options.fusion == "mean":
-        return {"mean": FusedTeacher(ensemble, MeanFusion(len(members)))}
+        return "mean", FusedTeacher(ensemble, MeanFusion(len(ensemble.names)))
     fusion = build_network(network_of(options.fusion))
     facts = load_weights(fusion, options.fusion.pretrain, key=options.fusion.param_key or "auto")
     if "members" not in facts:
@@ -90,7 +112,7 @@ def build_teachers(options: Options) -> dict[str, nn.Module]:
             "checkpoint written by mtkd does. Train one with `model_type: MTKDFusion`."
         )
     ensemble.check_order(facts["members"])
-    return {"fused": FusedTeacher(ensemble, fusion)}
+    return "fused", FusedTeacher(ensemble, fusion)
 
 
 def build_method(

@@ -7,6 +7,8 @@ and nothing else. Names from outside are accepted in three ways, tried in this o
 2. a dotted path with a colon, "my_package.my_module:MyClass";
 3. a name registered in BasicSR's registries (archs, losses, data sets, metrics), when basicsr is installed.
 
+Methods are also named together, "MTKD + FAKD": the class of both (`mtkd.methods.combined`).
+
 Our own table always wins over BasicSR's registry, so a network called EDSR is mtkd's EDSR whatever else is imported.
 
 What a name stands for is checked against its kind before it is called: a network, loss or data set must be a class of
@@ -112,6 +114,8 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
         return _attribute(TABLES[kind][name])
     if from_file:
         return _imported_by_the_user(kind, name)
+    if kind == "method" and "+" in name:
+        return _attribute("mtkd.methods.combined:combined")(name)
     if ":" in name:
         return _of_kind(kind, name, _attribute(name))
     found = _from_basicsr(kind, name)

@@ -21,8 +21,9 @@ Randomness
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,3 +72,30 @@ class Task:
     scale: int
     num_samples: int
     total_steps: int
+
+
+Remark = tuple[tuple[str, ...], str]
+"""A key of an option file, and what is to be said of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an option file asks of a method, known before a network is built.
+
+    Attributes:
+        options: the `method:` section as the method's `Config`.
+        terms: active term -> its options.
+        scale: of the run.
+        teachers: names of the networks that the method gets: one with `fusion`, none with a `target_store`.
+        declared: names under `teachers`.
+        sources: the keys of the option file that supply teachers or their images.
+        batch_size: images of one batch; None where nobody says.
+    """
+
+    options: Any
+    terms: Mapping[str, Mapping[str, Any]]
+    scale: int
+    teachers: tuple[str, ...]
+    declared: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    batch_size: int | None = None

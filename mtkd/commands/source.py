@@ -1,7 +1,7 @@
 """Docstrings and attributes of the catalog's classes, read from their source: importing them would import torch.
 
-Only plain expressions are read: texts, numbers and sums of them, names of constants, calls of `Term`. A test compares
-the values with those of the classes.
+Only plain expressions are read: texts, numbers, tuples and sums of them, names of constants, calls of `Term`. A test
+compares the values with those of the classes.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def evaluate(module: str, node: ast.expr) -> Any:
             return node.value
         case ast.Dict():
             return {value(key): value(item) for key, item in zip(node.keys, node.values, strict=True) if key}
+        case ast.Tuple():
+            return tuple(value(item) for item in node.elts)
         case ast.UnaryOp(op=ast.USub()):
             return -value(node.operand)
         case ast.BinOp() if type(node.op) in _OPERATORS:

@@ -100,7 +100,10 @@ def option_file() -> dict[str, Any]:
             "1) with its weights, given as a teacher is",
         },
         "target_store": nullable("store of teacher images made by `mtkd teach`, used instead of the teachers"),
-        "method": {"type": ["object", "null"], "description": "options of the method; see docs/methods.md"},
+        "method": {
+            "type": ["object", "null"],
+            "description": "options of the method, of several in sections of their names; see docs/methods.md",
+        },
         "path": section_schema(
             PathOptions, ("ignore_resume_networks",), about="weights to begin with, folders to write to"
         ),
@@ -162,7 +165,8 @@ def _train() -> dict[str, Any]:
     }
     term = {
         "type": ["object", "null"],
-        "description": "a loss term of the method, `~` switches it off; see docs/methods.md",
+        "description": "a loss term of the method (of several: `NAME.target_opt`), `~` switches it off; see "
+        "docs/methods.md",
         "properties": {"loss_weight": weight},
     }
     schema["properties"] |= {

@@ -128,7 +128,7 @@ def networks_of(found: Sequence[Target], *, teachers: bool) -> list[Subject]:
             continue
         key = json.dumps([(name, one.model_dump()) for name, one in target.options.teachers.items()], default=str)
         own = subject.net if isinstance(subject.net, FusedTeacher) else None
-        loaded = {"own": own} if own else build.build_teachers(target.options)
+        loaded = {"own": own} if own else build.build_teachers(target.options, imitated=True)
         fused = next(net for net in loaded.values())
         if key not in groups:
             members = fused.ensemble.members if isinstance(fused, FusedTeacher) else loaded

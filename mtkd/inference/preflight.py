@@ -65,11 +65,13 @@ def try_networks(options: Options) -> list[Problem]:
     cls = catalog.get("method", options.model_type)
     if cls.predictor is Method.predictor:
         tried(("network_g",), lambda: try_output(options, student, options.network_g.type))
-    taught = not (options.is_train and options.target_store)
+    stored = options.is_train and options.target_store is not None
+    names = list(options.teachers)
+    taught = any(cls.needs(options.method, names, fusion=options.fusion is not None, stored=stored))
     inside = [options.method, *(term.args for term in options.train.terms.values())] if options.train else []
     if problems or (taught and not all(_fetched(section.pretrain) for section in sections.values())):
         return problems
-    teachers = tried(("teachers",), lambda: build.build_teachers(options)) if taught else {}
+    teachers = tried(("teachers",), lambda: build.build_teachers(options, stored=stored)) if taught else {}
     for name, teacher in (teachers or {}).items():
         tried(("teachers", name), lambda: try_output(options, teacher, f"The teacher {name}"))  # noqa: B023
     if problems or not _fetched(inside):

@@ -6,7 +6,7 @@ Bands are named as in `haar`.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, reduce
 from operator import add
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,6 +19,8 @@ from mtkd.losses.difference import cached_tensor, check_comparable, check_nchw, 
 from mtkd.losses.haar import butterflies, even_sided, haar, transposed_butterflies
 
 Criterion = Literal["l1", "charbonnier", "mse"]
+
+KNEE = 0.02
 
 
 class Details(NamedTuple):
@@ -81,7 +83,7 @@ class WaveletLoss(nn.Module):
         wavelet: str = "haar",
         levels: int = 1,
         criterion: Criterion = "l1",
-        eps: float = 0.02,
+        eps: float = KNEE,
         band_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -104,6 +106,13 @@ class WaveletLoss(nn.Module):
         self.criterion = criterion
         self.eps = eps
         self.band_weights = weights
+
+    @staticmethod
+    def ignores(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Of the arguments `given`, those that change nothing, and why."""
+        criterion = given.get("criterion", "l1")
+        if criterion != "charbonnier" and given.get("eps", KNEE) != KNEE:
+            yield "eps", f"has no effect: it is the knee of `criterion: charbonnier`, and the criterion is {criterion}."
 
     def forward(self, sr: Tensor, target: Tensor) -> Tensor:
         """Scalar >= 0 for two (N, C, H, W) tensors of one shape, any H and W; float32 even under autocast.

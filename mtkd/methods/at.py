@@ -8,7 +8,9 @@ from functools import partial
 from mtkd.contracts import Batch, Step
 from mtkd.losses.features.statistics import AttentionForm, attention_loss
 from mtkd.methods.base import Term
-from mtkd.methods.taps import FeatureMethod, TapConfig, over_taps, thirds
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, over_taps, thirds
+
+ENERGY = COMPARED + ("form",)  # noqa: RUF005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class AT(FeatureMethod):
     rule = staticmethod(thirds)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "attention": Term("energy maps of the features, summed over the taps", weight=50.0),
+        "attention": Term("energy maps of the features, summed over the taps", weight=50.0, uses=ENERGY),
     }
 
     def setup(self) -> None:

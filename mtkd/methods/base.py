@@ -1,7 +1,6 @@
 """What every distillation method is made of: `Method`, its `Term`s, the `Frozen` teacher, and `tapped` features.
 
-A method turns a batch into raw loss terms. It never logs, saves, moves devices, weighs its terms or reads YAML: that
-is the engine's work, done once for all methods.
+A method turns a batch into raw loss terms. The run logs, saves, moves devices, weighs terms: once for all methods.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import catalog
-from mtkd.contracts import Batch, MtkdError, Step, Task
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step, Task
+from mtkd.methods.asked import unread
 from mtkd.runtime.device import DTYPES
 from mtkd.runtime.given import errors_of
 from mtkd.runtime.hidden import Hidden
@@ -34,6 +34,8 @@ class Term:
             None when the formula belongs to the method.
         options: the term's own options with their defaults, besides `loss_weight` and the loss's arguments.
         critic: the term trains the critic, not the student.
+        uses: options of the `method:` section, and "teachers", that are read for this term. What only terms read that
+            are off has no effect, and the user hears of it. An option that no term names is read always.
     """
 
     about: str
@@ -41,6 +43,7 @@ class Term:
     loss: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     critic: bool = False
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class Method(nn.Module):
     """What the method needs of teachers: nothing, one image per lq (may come from a store), or the networks."""
     gt_terms: ClassVar[tuple[str, ...] | None] = None
     """The terms that read `batch.gt`; with all of them off the method trains without gt. None: it always needs gt."""
+    alone: ClassVar[str] = ""
+    """Why the method cannot be one of several in a run; empty where it can."""
+    combines: ClassVar[Mapping[str, type[Method]]] = {}
+    """The methods of a combination, by name."""
     paper: ClassVar[str] = ""
     """Where the method comes from: authors, venue, arXiv number."""
     Config: ClassVar[Callable[..., Any]] = NoOptions
@@ -114,6 +121,9 @@ class Method(nn.Module):
         unknown = [name for name in active if name not in self.terms]
         if unknown:
             raise MtkdError(f"{type(self).__name__} has no term {unknown[0]!r}; its terms are {', '.join(self.terms)}.")
+        asked = Asked(options=self.options, terms=active, scale=task.scale, teachers=tuple(teachers))
+        for _, why in self.refuses(asked):
+            raise MtkdError(why)
         self.active = tuple(name for name in self.terms if name in active)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
@@ -139,12 +149,47 @@ class Method(nn.Module):
         """
 
     @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        """What no run can do, by key. Reading an option file reports all of it; construction raises the first."""
+        yield from ()
+
+    @classmethod
+    def ignores(cls, asked: Asked) -> Iterator[Remark]:
+        """What changes nothing in such a run, by key; the user is told. Values that are the defaults are no news."""
+        yield from unread(cls.terms, cls.Config, asked)
+
+    @classmethod
     def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:
         """Whether a method with `teacher_use = "image"` makes one image of several teachers itself.
 
         `options` is the `method:` section. Where this is False, several teachers need `fusion`.
         """
         return False
+
+    @classmethod
+    def needs(
+        cls, options: Mapping[str, Any], declared: Sequence[str], *, fusion: bool, stored: bool
+    ) -> tuple[list[str], list[str]]:
+        """Which of the `declared` teachers it gets as they are, and of which it gets the one image that fusion makes.
+
+        `stored`: the images come from a target store.
+        """
+        if stored:
+            return [], []
+        return ([], list(declared)) if fusion else (list(declared), [])
+
+    @classmethod
+    def imitated(cls, options: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
+        """Which of the `declared` teachers make the image that a target store keeps."""
+        return list(declared)
+
+    def student_modules(self) -> Sequence[str]:
+        """Modules of the student whose output `forward` reads, for a combination to keep."""
+        return ()
+
+    def teacher_modules(self, name: str) -> Sequence[str]:
+        """The same of the teacher `name`."""
+        return ()
 
     def forward(self, batch: Batch, step: int) -> Step:
         """Raw loss terms of one batch; `step` counts from 0. The names in `losses` and `critic` are `self.active`."""
@@ -190,8 +235,7 @@ class Method(nn.Module):
         Raises:
             MtkdError: their number is not what the method can use.
         """
-        found = list(self.teachers.values())
-        name = type(self).__name__
+        found, name = list(self.teachers.values()), type(self).__name__
         if exactly is not None and len(found) != exactly:
             raise MtkdError(
                 f"{name} distils from {exactly} teacher image, and {len(found)} teachers are declared "

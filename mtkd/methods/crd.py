@@ -11,7 +11,16 @@ from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.contrastive import info_nce_loss
 from mtkd.losses.numerics import unit_vectors, upcast
 from mtkd.methods.base import Term
-from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, deep_features
+
+CONTRAST = COMPARED + (  # noqa: RUF005
+    "embed_dim",
+    "positions",
+    "temperature",
+    "queue_size",
+    "radius",
+    "train_teacher_head",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +76,8 @@ class CRD(FeatureMethod):
     num_taps = 1
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "target": Term("sr against the teacher's image", weight=None, loss="L1Loss"),
-        "contrast": Term("embeddings of student and teacher, position by position", weight=0.005),
+        "target": Term("sr against the teacher's image", weight=None, loss="L1Loss", uses=("teachers",)),
+        "contrast": Term("embeddings of student and teacher, position by position", weight=0.005, uses=CONTRAST),
     }
 
     queue_student: Tensor

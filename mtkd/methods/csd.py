@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.archs.slim import Slim, extract
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.losses.contrastive import contrastive_ratio_loss
 from mtkd.losses.perceptual import CSD_LAYERS, VGG19Features
 from mtkd.methods.base import Method, Term
@@ -59,18 +59,34 @@ class CSD(Method):
     terms = {
         "pixel": Term("sr of the first channels against gt", loss="L1Loss"),
         "teacher_pixel": Term("sr of all channels against gt", loss="L1Loss"),
-        "contrast": Term("towards the wide network's sr, away from other images, in VGG features", weight=200 / 255),
+        "contrast": Term(
+            "towards the wide network's sr, away from other images, in VGG features",
+            weight=200 / 255,
+            uses=("vgg", "negatives"),
+        ),
     }
     Config = CSDConfig
+    alone = "its student is a slice of the network"
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        if "contrast" in asked.terms and asked.options.vgg is None:
+            yield (
+                ("method", "vgg"),
+                "CSD's contrast term compares VGG-19's features, and method.vgg does not say where its weights are: "
+                "`vgg: zoo:vgg19`, or a path to vgg19-dcbb9e9d.pth.",
+            )
+
+    @classmethod
+    def ignores(cls, asked: Asked) -> Iterator[Remark]:
+        yield from super().ignores(asked)
+        number, size = asked.options.negatives, asked.batch_size
+        if "contrast" in asked.terms and size is not None and number > max(size, CSDConfig.negatives):
+            yield ("method", "negatives"), f"acts as {size}: negatives are images of the batch, which has {size}."
 
     def setup(self) -> None:
         self.slim = Slim(self.student, self.options.width)
         if "contrast" in self.active:
-            if self.options.vgg is None:
-                raise MtkdError(
-                    "CSD's contrast term compares VGG-19's features, and method.vgg does not say where its weights "
-                    "are: `vgg: zoo:vgg19`, or a path to vgg19-dcbb9e9d.pth."
-                )
             self.vgg = VGG19Features(self.options.vgg, layers=CSD_LAYERS, input_norm="255")
 
     def forward(self, batch: Batch, step: int) -> Step:

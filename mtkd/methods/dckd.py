@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.losses.contrastive import contrastive_ratio_loss
 from mtkd.losses.vqgan import VQGANFeatures, code_distribution_loss
 from mtkd.methods.base import Method, Term
@@ -88,15 +88,35 @@ class DCKD(Method):
     Config = DCKDConfig
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "target": Term("sr against the teacher's image", loss="L1Loss"),
-        "consistency": Term("sr against the teacher's image of the transformed lq, transformed back", loss="L1Loss"),
+        "target": Term("sr against the teacher's image", loss="L1Loss", uses=("teachers",)),
+        "consistency": Term(
+            "sr against the teacher's image of the transformed lq, transformed back",
+            loss="L1Loss",
+            uses=("teachers", "probability"),
+        ),
         "contrast": Term(
-            "towards the teacher's image, away from the student's former ones (published: 0.1)", weight=None
+            "towards the teacher's image, away from the student's former ones (published: 0.1)",
+            weight=None,
+            uses=("teachers", "vqgan", "negatives", "refresh", "history_decay", "ema_decay"),
         ),
         "distribution": Term(
-            "codes of sr, given the teacher's (published: 0.001)", weight=None, options={"softmax_twice": True}
+            "codes of sr, given the teacher's (published: 0.001)",
+            weight=None,
+            options={"softmax_twice": True},
+            uses=("teachers", "vqgan"),
         ),
     }
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        seen = [name for name in ("contrast", "distribution") if name in asked.terms]
+        if seen and asked.options.vqgan is None:
+            yield (
+                ("method", "vqgan"),
+                f"DCKD's {' and '.join(seen)} compare images as a VQGAN sees them, and method.vqgan does not say where "
+                "its weights are: `vqgan: zoo:vqgan_f16_1024`, or a path. Without them, remove "
+                f"{' and '.join(f'train.{name}_opt' for name in seen)}; the other terms need none.",
+            )
 
     def setup(self) -> None:
         if not self.active:
@@ -104,12 +124,6 @@ class DCKD(Method):
             return
         self.require_teachers(exactly=1)
         seen = [name for name in ("contrast", "distribution") if name in self.active]
-        if seen and self.options.vqgan is None:
-            raise MtkdError(
-                f"DCKD's {' and '.join(seen)} compare images as a VQGAN sees them, and method.vqgan does not say where "
-                "its weights are: `vqgan: zoo:vqgan_f16_1024`, or a path. Without them, remove "
-                f"{' and '.join(f'train.{name}_opt' for name in seen)}; the other terms need none."
-            )
         if seen:
             self.vqgan = VQGANFeatures(self.options.vqgan)
         if "contrast" in self.active:

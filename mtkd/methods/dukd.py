@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.data.resize import imresize
 from mtkd.methods.base import Method, Term
 
@@ -62,19 +63,29 @@ class DUKD(Method):
     Config = DUKDConfig
     terms = {
         "pixel": Term("sr against gt", weight=5.0, loss="L1Loss"),
-        "target": Term("sr against the teacher's image", loss="L1Loss"),
-        "zoom_in": Term("tiles of gt as inputs, against the teacher's images of them", loss="L1Loss"),
+        "target": Term("sr against the teacher's image", loss="L1Loss", uses=("teachers",)),
+        "zoom_in": Term(
+            "tiles of gt as inputs, against the teacher's images of them",
+            loss="L1Loss",
+            uses=("teachers", "tiles", "consistency"),
+        ),
         "zoom_out": Term("sr of the smaller lq against lq", weight=5.0, loss="L1Loss"),
-        "zoom_out_target": Term("sr of the smaller lq against the teacher's image of it", loss="L1Loss"),
+        "zoom_out_target": Term(
+            "sr of the smaller lq against the teacher's image of it", loss="L1Loss", uses=("teachers",)
+        ),
     }
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        if asked.options.tiles > asked.scale**2:
+            yield (
+                ("method", "tiles"),
+                f"DUKD cuts gt into scale^2 = {asked.scale**2} tiles of lq's size, and method.tiles "
+                f"is {asked.options.tiles}.",
+            )
 
     def setup(self) -> None:
         self.require_teachers(exactly=1)
-        if self.options.tiles > self.task.scale**2:
-            raise MtkdError(
-                f"DUKD cuts gt into scale^2 = {self.task.scale**2} tiles of lq's size, and method.tiles "
-                f"is {self.options.tiles}."
-            )
 
     def forward(self, batch: Batch, step: int) -> Step:
         (teacher,) = self.require_teachers(exactly=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mtkd.archs.rcan import RCAN
-from mtkd.contracts import Batch, Step
+from mtkd.contracts import Asked, Batch, Remark, Step
 from mtkd.losses.features.affinity import channel_affinity_loss, instance_affinity_loss, spatial_affinity_loss
 from mtkd.losses.features.statistics import attention_loss
+from mtkd.methods.asked import tried
 from mtkd.methods.base import Frozen, Method, Term
-from mtkd.methods.taps import TapConfig, TapPairs, body_blocks, over_taps
+from mtkd.methods.taps import COMPARED, TapConfig, TapPairs, body_blocks, over_taps
 
 RANGE = 1 / 255
 """From weights beside a pixel loss on 0..255 images, the paper's, to weights beside one on [0, 1] images."""
@@ -64,13 +65,24 @@ class FAKD(Method):
     Config = FAKDConfig
     terms = {
         "pixel": Term("sr against gt", weight=0.5, loss="L1Loss"),
-        "target": Term("sr against the teacher's image", weight=0.5, loss="L1Loss"),
-        "spatial": Term("affinities among positions (SA), summed over the taps", weight=10 * RANGE),
-        "pooled": Term("SA of pooled positions (PSA)", weight=None, options={"pool": 2, "pool_type": "avg"}),
-        "channel": Term("affinities among channels (CA); needs equal widths", weight=None),
-        "instance": Term("affinities among the batch's images (IA)", weight=None, options={"norm": "l1"}),
-        "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}),
+        "target": Term("sr against the teacher's image", weight=0.5, loss="L1Loss", uses=("teachers",)),
+        "spatial": Term("affinities among positions (SA), summed over the taps", weight=10 * RANGE, uses=COMPARED),
+        "pooled": Term(
+            "SA of pooled positions (PSA)", weight=None, options={"pool": 2, "pool_type": "avg"}, uses=COMPARED
+        ),
+        "channel": Term("affinities among channels (CA); needs equal widths", weight=None, uses=COMPARED),
+        "instance": Term(
+            "affinities among the batch's images (IA)", weight=None, options={"norm": "l1"}, uses=COMPARED
+        ),
+        "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}, uses=COMPARED),
     }
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        for name, loss in AFFINITIES.items():
+            if name in asked.terms:
+                options = {**cls.terms[name].options, **asked.terms[name]}
+                yield from tried(("train", f"{name}_opt"), partial(loss, **options))
 
     def setup(self) -> None:
         self.require_teachers()
@@ -80,6 +92,12 @@ class FAKD(Method):
         }
         for name, loss in self.affinities.items():
             self.taps.check(name, loss)
+
+    def student_modules(self) -> Sequence[str]:
+        return self.taps.student.modules
+
+    def teacher_modules(self, name: str) -> Sequence[str]:
+        return self.taps.teachers[name].modules
 
     def forward(self, batch: Batch, step: int) -> Step:
         sr, students = self.taps.student.read(self.student, batch.lq)

@@ -11,7 +11,9 @@ from mtkd.contracts import Batch, Step
 from mtkd.losses.features.elementwise import hint_loss
 from mtkd.losses.numerics import unit_vectors, upcast
 from mtkd.methods.base import Term
-from mtkd.methods.taps import FeatureMethod, TapConfig, middle
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, middle
+
+HINT = COMPARED + ("normalize",)  # noqa: RUF005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class FitNet(FeatureMethod):
     rule = staticmethod(middle)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "hint": Term("regressed features against the teacher's, summed over the taps", weight=0.1),
+        "hint": Term("regressed features against the teacher's, summed over the taps", weight=0.1, uses=HINT),
     }
 
     def setup(self) -> None:

@@ -21,8 +21,8 @@ class MTKD(Method):
     gt_terms = ("pixel",)
     terms = {
         "pixel": Term("sr against gt", weight=0.1, loss="L1Loss"),
-        "target": Term("sr against the fused image, by sub-band", loss="WaveletLoss"),
-        "spatial": Term("sr against the fused image, by pixel", weight=None, loss="L1Loss"),
+        "target": Term("sr against the fused image, by sub-band", loss="WaveletLoss", uses=("teachers",)),
+        "spatial": Term("sr against the fused image, by pixel", weight=None, loss="L1Loss", uses=("teachers",)),
     }
 
     def forward(self, batch: Batch, step: int) -> Step:

@@ -21,6 +21,7 @@ class MTKDFusion(Method):
 
     paper = "MTKD (Jiang et al., ECCV 2024, arXiv 2404.09571), stage 1; loss from the authors' option files"
     teacher_use = "network"
+    alone = "it trains the fusion network"
     terms = {"pixel": Term("fused image against gt", loss="L1Loss")}
 
     def setup(self) -> None:

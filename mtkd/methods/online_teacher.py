@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.losses.features.elementwise import check_share, improvement_mask, masked_distance_loss
 from mtkd.methods.base import Method, Term
 from mtkd.runtime.modes import evaluating
 
 PROBE_SIZE = 16
 """Side of the lq on which the student's tail is tried out."""
+
+BLOCK = ("tail", "num_feat", "num_block", "code_channels", "code_stride", "detach_student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +78,30 @@ class OnlineTeacher(Method):
     paper = "after RIFE's privileged distillation (Huang et al., ECCV 2022, arXiv 2011.06294)"
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "teacher_pixel": Term("the teacher's image against gt", loss="L1Loss"),
-        "distill": Term("student's features against the teacher's, where the teacher is better", weight=0.2),
-        "image_distill": Term("sr against the teacher's image, where the teacher is better", weight=None),
-        "image_control": Term("sr against gt, where the teacher is better", weight=None),
+        "teacher_pixel": Term("the teacher's image against gt", loss="L1Loss", uses=BLOCK),
+        "distill": Term(
+            "student's features against the teacher's, where the teacher is better", weight=0.2, uses=("margin",)
+        ),
+        "image_distill": Term(
+            "sr against the teacher's image, where the teacher is better", weight=None, uses=("margin",)
+        ),
+        "image_control": Term("sr against gt, where the teacher is better", weight=None, uses=("margin",)),
     }
     Config = OnlineTeacherConfig
+    alone = "its teacher is made of the student's own features, inside the student's pass"
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        idle = [name for name in asked.terms if name != "pixel"]
+        if idle and "teacher_pixel" not in asked.terms:
+            yield (
+                ("train", f"{idle[0]}_opt"),
+                f"OnlineTeacher's teacher learns by teacher_pixel_opt, which is off, and {idle[0]}_opt would teach the "
+                "student what it has not learnt. Leave teacher_pixel_opt on.",
+            )
 
     def setup(self) -> None:
         if "teacher_pixel" not in self.active:
-            idle = [name for name in self.active if name != "pixel"]
-            if idle:
-                raise MtkdError(
-                    f"OnlineTeacher's teacher learns by teacher_pixel_opt, which is off, and {idle[0]}_opt would teach "
-                    "the student what it has not learnt. Leave teacher_pixel_opt on."
-                )
             return
         options = self.options
         self.block = TeacherBlock(

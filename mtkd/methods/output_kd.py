@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, Remark, Step
 from mtkd.losses.numerics import check_choice
 from mtkd.methods.base import Method, Term
 
@@ -31,7 +31,7 @@ class OutputKD(Method):
     gt_terms = ("pixel",)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "target": Term("sr against the teacher's image", loss="L1Loss"),
+        "target": Term("sr against the teacher's image", loss="L1Loss", uses=("several", "teachers")),
     }
 
     @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,14 @@ class OutputKD(Method):
     def takes_several_teachers(cls, options: Mapping[str, Any]) -> bool:
         return options.get("several", "error") != "error"
 
-    def setup(self) -> None:
-        if self.options.several != "error" and len(self.teachers) < 2:
-            raise MtkdError(
-                f"`method.several: {self.options.several}` says how several teachers become one target, and this run "
-                f"has {len(self.teachers)} ({', '.join(self.teachers) or 'its targets come from a store'}). Declare "
-                "more teachers, without `fusion` and `target_store`, or remove the option."
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        if asked.options.several != "error" and len(asked.teachers) < 2:
+            yield (
+                ("method", "several"),
+                f"`method.several: {asked.options.several}` says how several teachers become one target, and this run "
+                f"has {len(asked.teachers)} ({', '.join(asked.teachers) or 'its targets come from a store'}). Declare "
+                "more teachers, without `fusion` and `target_store`, or remove the option.",
             )
 
     def forward(self, batch: Batch, step: int) -> Step:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.losses.features.vid import vid_loss
+from mtkd.methods.asked import tried
 from mtkd.methods.base import Method, Term
 from mtkd.methods.taps import TapConfig, Taps, deep_features, only_teacher
 
@@ -88,10 +89,24 @@ class PISR(Method):
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
         "vid": Term(
-            "negative log-likelihood of the teacher's map given the student's", weight=1e-6, options={"pdf": "laplace"}
+            "negative log-likelihood of the teacher's map given the student's",
+            weight=1e-6,
+            options={"pdf": "laplace"},
+            uses=("student_taps", "teacher_taps", "scale_of", "teachers"),
         ),
     }
     Config = PISRConfig
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        pdf = asked.terms.get("vid", {}).get("pdf", "laplace")
+        yield from tried(("train", "vid_opt", "pdf"), lambda s, t: vid_loss(s, t, scale=torch.ones_like(t), pdf=pdf))
+
+    @classmethod
+    def ignores(cls, asked: Asked) -> Iterator[Remark]:
+        for key, why in super().ignores(asked):
+            if key[0] == "method" or not asked.options.init_from_teacher:
+                yield key, why
 
     def setup(self) -> None:
         if not self.active:
@@ -123,6 +138,9 @@ class PISR(Method):
         location, scale = self.estimator(features)
         losses["vid"] = vid_loss(location, wanted, scale=scale, pdf=self.term_options["vid"]["pdf"])
         return Step(sr, losses)
+
+    def student_modules(self) -> Sequence[str]:
+        return self.taps.modules if "vid" in self.active else ()
 
     def _teacher(self) -> Privileged:
         return _privileged(only_teacher(self).net, f"teachers.{next(iter(self.teachers))}.network")

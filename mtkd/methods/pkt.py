@@ -8,7 +8,9 @@ from functools import partial
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.features.relation import PairReduction, pkt_loss
 from mtkd.methods.base import Term
-from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, deep_features, over_taps
+
+AFFINITY = COMPARED + ("grid", "reduction")  # noqa: RUF005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class PKT(FeatureMethod):
     rule = staticmethod(deep_features)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "similarity": Term("similarities among patches of the batch, summed over the taps", weight=0.15),
+        "similarity": Term("similarities among patches of the batch, summed over the taps", weight=0.15, uses=AFFINITY),
     }
 
     def setup(self) -> None:

@@ -8,7 +8,10 @@ from functools import partial
 from mtkd.contracts import Batch, MtkdError, Step
 from mtkd.losses.features.relation import rkd_angle_loss, rkd_distance_loss
 from mtkd.methods.base import Term
-from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, deep_features, over_taps
+
+RELATIONS = COMPARED + ("grid",)  # noqa: RUF005
+ANGLES = RELATIONS + ("angle_vectors",)  # noqa: RUF005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,8 @@ class RKD(FeatureMethod):
     rule = staticmethod(deep_features)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "distance": Term("distances among patches of the batch, summed over the taps", weight=0.4),
-        "angle": Term("angles among patches of the batch, summed over the taps", weight=0.8),
+        "distance": Term("distances among patches of the batch, summed over the taps", weight=0.4, uses=RELATIONS),
+        "angle": Term("angles among patches of the batch, summed over the taps", weight=0.8, uses=ANGLES),
     }
 
     def setup(self) -> None:

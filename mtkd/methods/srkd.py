@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mtkd.contracts import Batch, MtkdError, Step
+from torch import Tensor
+
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.losses.features.statistics import Norm, Statistic, statistics_loss
+from mtkd.methods.asked import tried
 from mtkd.methods.base import Term
-from mtkd.methods.taps import FeatureMethod, TapConfig, thirds
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, thirds
 
 LEVELS = ("low", "mid", "high")
+
+STATISTICS = COMPARED + ("statistic", "power", "norm", "normalize")  # noqa: RUF005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +51,19 @@ class SRKD(FeatureMethod):
     num_taps = 3
     terms = {
         "pixel": Term("sr against gt", weight=2.0, loss="L1Loss"),
-        "low": Term("statistics of the features after the first third of the body"),
-        "mid": Term("statistics of the features after the second third of the body"),
-        "high": Term("statistics of the features at the end of the body", weight=None),
+        "low": Term("statistics of the features after the first third of the body", uses=STATISTICS),
+        "mid": Term("statistics of the features after the second third of the body", uses=STATISTICS),
+        "high": Term("statistics of the features at the end of the body", weight=None, uses=STATISTICS),
     }
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        if any(level in asked.terms for level in LEVELS):
+            yield from tried(("method",), _distance(asked.options))
 
     def setup(self) -> None:
         super().setup()
-        o = self.options
-        self.distance = partial(
-            statistics_loss, statistic=o.statistic, power=o.power, norm=o.norm, normalize=o.normalize
-        )
+        self.distance = _distance(self.options)
         for i, level in enumerate(LEVELS):
             if level in self.active:
                 self.taps.check(level, self.distance, taps=[i])
@@ -67,3 +75,7 @@ class SRKD(FeatureMethod):
             if level in self.active:
                 losses[level] = self.distance(student, teacher)
         return Step(sr, losses)
+
+
+def _distance(o: SRKDConfig) -> partial[Tensor]:
+    return partial(statistics_loss, statistic=o.statistic, power=o.power, norm=o.norm, normalize=o.normalize)

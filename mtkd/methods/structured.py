@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,15 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd.archs.critics import SelfAttentionCritic
-from mtkd.contracts import Batch, MtkdError, Step
+from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_student_loss
 from mtkd.losses.features.affinity import pairwise_affinity_loss
 from mtkd.losses.numerics import check_choice
+from mtkd.methods.asked import tried
 from mtkd.methods.base import Term, frozen_parameters
-from mtkd.methods.taps import FeatureMethod, TapConfig, deep_features, over_taps
+from mtkd.methods.taps import COMPARED, FeatureMethod, TapConfig, deep_features, over_taps
 
 Real = Literal["teacher", "gt"]
 ADVERSARIAL = ("holistic", "critic", "penalty")
+CRITIC = ("real", "conditional", "critic_feat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,31 +75,46 @@ class StructuredKD(FeatureMethod):
     rule = staticmethod(deep_features)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "target": Term("sr against the teacher's image", loss="L1Loss"),
+        "target": Term("sr against the teacher's image", loss="L1Loss", uses=("teachers",)),
         "pairwise": Term(
             "affinities among pooled positions of the taps",
             weight=0.5,
             options={"pool": 2, "pool_type": "avg", "detach_norm": False},
+            uses=COMPARED,
         ),
-        "holistic": Term("the critic's verdict on sr", weight=None),
-        "critic": Term("the critic tells sr from real images", weight=None, critic=True),
-        "penalty": Term("the critic's gradient has norm 1", weight=None, critic=True),
+        "holistic": Term("the critic's verdict on sr", weight=None, uses=CRITIC),
+        "critic": Term("the critic tells sr from real images", weight=None, critic=True, uses=CRITIC),
+        "penalty": Term("the critic's gradient has norm 1", weight=None, critic=True, uses=CRITIC),
     }
+
+    @classmethod
+    def refuses(cls, asked: Asked) -> Iterator[Remark]:
+        if "pairwise" in asked.terms:
+            options = {**cls.terms["pairwise"].options, **asked.terms["pairwise"]}
+            yield from tried(("train", "pairwise_opt"), partial(pairwise_affinity_loss, **options))
+        named = [name for name in ADVERSARIAL if name in asked.terms]
+        missing = [name for name in ADVERSARIAL if name not in asked.terms]
+        if named and missing:
+            yield (
+                ("train", f"{named[0]}_opt"),
+                f"StructuredKD's critic needs {', '.join(f'train.{name}_opt' for name in ADVERSARIAL)} together; "
+                f"{', '.join(f'train.{name}_opt' for name in missing)} is missing beside {', '.join(named)}.",
+            )
+
+    @classmethod
+    def ignores(cls, asked: Asked) -> Iterator[Remark]:
+        for key, why in super().ignores(asked):
+            # The critic may call the teacher's image real.
+            if key[0] == "method" or not ("critic" in asked.terms and asked.options.real == "teacher"):
+                yield key, why
 
     def setup(self) -> None:
         super().setup()
         if "pairwise" in self.active:
             self.affinity = partial(pairwise_affinity_loss, **self.term_options["pairwise"])
             self.taps.check("pairwise", self.affinity)
-        named = [name for name in ADVERSARIAL if name in self.active]
-        missing = [name for name in ADVERSARIAL if name not in self.active]
-        if named and missing:
-            raise MtkdError(
-                f"StructuredKD's critic needs {', '.join(f'train.{name}_opt' for name in ADVERSARIAL)} together; "
-                f"{', '.join(f'train.{name}_opt' for name in missing)} is missing beside {', '.join(named)}."
-            )
         self.critic: SelfAttentionCritic | None = None
-        if named:
+        if "critic" in self.active:
             channels = 6 if self.options.conditional else 3
             self.critic = SelfAttentionCritic(num_in_ch=channels, num_feat=self.options.critic_feat)
 

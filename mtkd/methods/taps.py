@@ -21,10 +21,17 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.methods.base import Frozen, Method, tapped
+from mtkd.methods.tape import Tape
 from mtkd.runtime.modes import evaluating
 
 Rule = Callable[[nn.Module], list[str]]
 """A paper's choice of taps for one network."""
+
+TAPS = ("student_taps", "teacher_taps")
+"""The options of `TapConfig`, which terms on features use."""
+
+COMPARED = TAPS + ("teachers",)  # noqa: RUF005  `mtkd list` reads sums from the source
+"""What a term on features of student and teacher uses."""
 
 PROBE_SIZE = 16
 """Side of the lq on which taps are tried out."""
@@ -48,6 +55,7 @@ class Taps:
 
     Attributes:
         names: the taps in order.
+        modules: the modules that they are made of.
         shapes: their shapes (1, C, H, W) for an lq of 16 x 16.
 
     Raises:
@@ -57,7 +65,7 @@ class Taps:
     def __init__(self, net: nn.Module | Frozen, taps: Sequence[str], *, key: str) -> None:
         self.names = tuple(taps)
         self._parts = [[part.strip() for part in tap.split("+")] for tap in taps]
-        self._modules = list(dict.fromkeys(part for parts in self._parts for part in parts))
+        self.modules = list(dict.fromkeys(part for parts in self._parts for part in parts))
         inner = net.net if isinstance(net, Frozen) else net
         if not self.names:
             raise MtkdError(f"{key} is empty. Name at least one tap; {_recommended(inner)}.")
@@ -66,9 +74,9 @@ class Taps:
         # Only maps at least as large as the lq are cut: for a smaller one, nothing tells padding from rounding.
         self._ratios = [(h // PROBE_SIZE, w // PROBE_SIZE) for _, _, h, w in self.shapes]
 
-    def read(self, net: nn.Module | Frozen, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def read(self, net: nn.Module | Frozen | Tape, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Image and maps of `lq` in one pass; with gradients for a student, without for a `Frozen` teacher."""
-        image, found = net.tapped(self._modules, lq) if isinstance(net, Frozen) else tapped(net, self._modules, lq)
+        image, found = net.tapped(self.modules, lq) if isinstance(net, Frozen | Tape) else tapped(net, self.modules, lq)
         height, width = lq.shape[-2:]
         maps = []
         for x, (rows, columns) in zip(self._sums(found), self._ratios, strict=True):
@@ -83,7 +91,7 @@ class Taps:
         lq = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=like.device, dtype=like.dtype)
         try:
             with torch.no_grad(), evaluating(net):
-                _, found = tapped(net, self._modules, lq)
+                _, found = tapped(net, self.modules, lq)
         except MtkdError as error:
             raise MtkdError(f"{key}: {error}") from error
         for name, x in found.items():
@@ -193,6 +201,12 @@ class FeatureMethod(Method):
     def setup(self) -> None:
         only_teacher(self)
         self.taps = TapPairs(self, type(self).rule, count=self.num_taps)
+
+    def student_modules(self) -> Sequence[str]:
+        return self.taps.student.modules
+
+    def teacher_modules(self, name: str) -> Sequence[str]:
+        return self.taps.teachers[name].modules
 
     def features(self, lq: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The student's image, the student's maps and the teacher's, one pass each."""

@@ -212,7 +212,7 @@ class _Teacher(nn.Module):
         precision = recipe.resolved_precision(options)
         if precision == "fp16" and device.type != "cuda":
             raise MtkdError("fp16 needs a CUDA device; use --precision bf16 or fp32 on the CPU.")
-        teachers = build.build_teachers(options)
+        teachers = build.build_teachers(options, imitated=True)
         if len(teachers) != 1:
             raise MtkdError(
                 f"{len(teachers)} teachers are declared ({', '.join(teachers)}), and a store holds one image of each "

@@ -30,7 +30,8 @@ def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
     marks: dict[str, Any] = {"scale": options.scale, "images": images.lq.digest()}
     if not options.teachers:
         return marks
-    marks["teachers"] = [{"name": name, **_weights(teacher)} for name, teacher in options.teachers.items()]
+    names = catalog.get("method", options.model_type).imitated(options.method, list(options.teachers))
+    marks["teachers"] = [{"name": name, **_weights(options.teachers[name])} for name in names]
     marks["fusion"] = options.fusion
     if options.fusion is not None and options.fusion != "mean":
         marks["fusion"] = _weights(options.fusion)

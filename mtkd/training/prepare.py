@@ -175,7 +175,7 @@ def _build_method(options: Options, data: _Data, seed: int) -> Method:
     task = Task(scale=options.scale, num_samples=data.num_samples, total_steps=options.training.total_iter)
     torch.manual_seed(seed)
     student = build.build_network(options.network_g, options.scale)
-    teachers = {} if data.targets is not None else build.build_teachers(options)
+    teachers = build.build_teachers(options, stored=data.targets is not None)
     # Teachers draw initial weights before theirs are loaded. Seed again, so that the method's do not depend on them.
     torch.manual_seed(seed + 1)
     return build.build_method(options, student, teachers, task, teacher_precision=options.teacher_precision)

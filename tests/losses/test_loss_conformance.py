@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import pywt
@@ -181,3 +183,32 @@ def test_holds_no_state_to_save(name: str) -> None:
     loss(*_images())
     assert not loss.state_dict()
     assert not list(loss.parameters())
+
+
+# An argument of each loss with another value than its default.
+OTHER = {
+    "reduction": "sum",
+    "eps": 0.5,
+    "block_size": 4,
+    "norm": "ortho",
+    "wavelet": "db2",
+    "levels": 2,
+    "criterion": "mse",
+    "band_weights": {"ll": 0.0},
+}
+
+
+@every_loss
+def test_an_argument_changes_the_value_or_is_said_to_do_nothing(name: str) -> None:
+    cls = catalog.get("loss", name)
+    sr, target = _images(dtype=torch.float64)
+    for key in inspect.signature(cls).parameters:
+        given = {key: OTHER[key]}
+        told = [told for told, _ in getattr(cls, "ignores", lambda _: ())(given)]
+        assert (cls(**given)(sr, target) != cls()(sr, target)) == (key not in told), f"{key} of {name}"
+
+
+def test_the_knee_counts_where_it_is_used() -> None:
+    cls = catalog.get("loss", "WaveletLoss")
+    assert not list(cls.ignores({"criterion": "charbonnier", "eps": 0.5}))
+    assert not list(cls.ignores({"eps": 0.02}))

@@ -15,7 +15,7 @@ from mtkd.config.read.arguments import lookup
 from mtkd.config.read.datasets import read_datasets
 from mtkd.config.read.edits import apply_force, filled
 from mtkd.config.read.folders import read_logger, read_path
-from mtkd.config.read.methods import check_teachers, read_method
+from mtkd.config.read.methods import check_effects, check_teachers, read_method
 from mtkd.config.read.networks import read_fusion, read_network, read_teachers
 from mtkd.config.read.reader import Reader, is_training_file, keys_of
 from mtkd.config.read.training import check_curriculum, check_gt, read_training
@@ -67,6 +67,8 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
         reader.problem(("datasets",), "has a `train` set: this is a training file, and a test file is expected.")
     _refuse_unsupported_model(reader)
     top = {key: value for key, value in reader.data.items() if _is_known(reader, key)}
+    if isinstance(top.get("model_type"), str) and "+" in top["model_type"]:
+        top["model_type"] = " + ".join(name.strip() for name in top["model_type"].split("+"))
     head = reader.section(Head, {key: top[key] for key in top if key in Head.model_fields}, ())
     scale = top.get("scale")
     # What the sections are read with, even where another key of the head is wrong.
@@ -87,6 +89,7 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
     check_teachers(reader, method, has_store=target_store is not None)
     check_curriculum(reader, train, datasets)
     check_gt(reader, train, datasets)
+    check_effects(reader, method, train, datasets, has_store=target_store is not None)
     if head is None or reader.problems:
         raise OptionError(in_order_of_the_file(reader.problems, document.file))
     options = Options(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import check_arguments
 from mtkd.config.read.reader import Reader
-from mtkd.contracts import MtkdError
+from mtkd.config.schema import DatasetsOptions, TrainOptions
+from mtkd.contracts import Asked, MtkdError
 
 
 def read_method(reader: Reader, data: Any) -> dict[str, Any]:
@@ -14,9 +16,40 @@ def read_method(reader: Reader, data: Any) -> dict[str, Any]:
     given = reader.mapping(data, ("method",))
     if reader.method is None:
         return given
+    if not reader.method.combines:
+        return _read_one(reader, reader.model_type, reader.method, given, ("method",))
+    result = {}
+    for name, value in given.items():
+        path = ("method", name)
+        if (part := reader.method.combines.get(name)) is None:
+            reader.unknown(path, list(reader.method.combines), f"not a method of {reader.model_type}")
+            continue
+        own = dict(reader.mapping(value, path))
+        named = (
+            {"teachers": _teachers_named(reader, own.pop("teachers"), (*path, "teachers"))} if "teachers" in own else {}
+        )
+        if named and part.teacher_use == "none":
+            reader.problem((*path, "teachers"), f"has no effect: {name} uses no teacher.")
+        result[name] = named | _read_one(reader, name, part, own, path)
+    return result
+
+
+def _teachers_named(reader: Reader, value: Any, path: KeyPath) -> list[str]:
+    declared = list(reader.mapping(reader.data.get("teachers"), ("teachers",)))
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            reader.problem(path, f"names {format_value(name)}, which is not under `teachers`: {known}.")
+    if not names:
+        reader.problem(path, "must name a teacher; without the key it is all of them.")
+    return [str(name) for name in names]
+
+
+def _read_one(reader: Reader, name: str, method: Any, given: dict[str, Any], path: KeyPath) -> dict[str, Any]:
     before = len(reader.problems)
-    config, path = reader.method.Config, ("method",)
-    result = check_arguments(reader, config, given, path, f"an option of {reader.model_type}")
+    config = method.Config
+    result = check_arguments(reader, config, given, path, f"an option of {name}")
     if len(reader.problems) == before:
         try:
             config(**result)
@@ -25,15 +58,51 @@ def read_method(reader: Reader, data: Any) -> dict[str, Any]:
     return result
 
 
+def check_effects(
+    reader: Reader,
+    method: dict[str, Any],
+    train: TrainOptions | None,
+    datasets: DatasetsOptions,
+    *,
+    has_store: bool,
+) -> None:
+    """Report what training would refuse, in its words, and note what would do nothing.
+
+    What does nothing is a notice: an ablation over a `base` switches terms off and leaves the rest as it is, and files
+    of runs that were made before have to be read.
+    """
+    if reader.method is None or train is None or reader.problems:
+        return
+    names = tuple(reader.mapping(reader.data.get("teachers"), ("teachers",)))
+    fused = reader.data.get("fusion") is not None
+    has = {"teachers": bool(names), "fusion": fused, "target_store": has_store}
+    asked = Asked(
+        options=reader.method.Config(**method),
+        declared=names,
+        terms={name: term.args for name, term in train.terms.items()},
+        scale=reader.scale or 1,
+        teachers=() if has_store else ("fused",) if fused else names,
+        sources=tuple(key for key, there in has.items() if there),
+        batch_size=datasets.train.batch_size_per_gpu if datasets.train is not None else None,
+    )
+    for path, why in reader.method.refuses(asked):
+        reader.problem(path, why)
+    for path, why in reader.method.ignores(asked):
+        reader.notices.append(f"{key_text(path)} {why}")
+
+
 def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -> None:
     """Report teachers, fusion and stored targets that are missing, or that the method would not use."""
     if reader.method is None:
         return
-    name, use, number = reader.model_type, reader.method.teacher_use, reader.num_teachers
+    parts = reader.method.combines or {reader.model_type: reader.method}
+    names, number = reader.model_type, reader.num_teachers
+    uses = {part.teacher_use for part in parts.values()}
+    use = "image" if "image" in uses else "network" if "network" in uses else "none"
     has_fusion = reader.data.get("fusion") is not None
     has = {"teachers": number > 0, "fusion": has_fusion, "target_store": has_store}
     useless = {"none": tuple(has), "network": ("fusion", "target_store"), "image": ()}[use]
-    reason = {"none": f"{name} uses no teacher", "network": f"{name} uses the teacher networks themselves"}
+    reason = {"none": f"{names} uses no teacher", "network": f"{names} uses the teacher networks themselves"}
     for key in useless:
         if has[key]:
             reader.problem((key,), f"has no effect: {reason[use]}.")
@@ -41,18 +110,35 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
         if has_store and use == "image":
             reader.problem(("target_store",), "has no effect in a test file.")
         return
-    if use == "network" and not number:
+    for name, part in parts.items():
+        own = method.get(name, {}) if reader.method.combines else method
+        named = own.get("teachers") if reader.method.combines else None
+        _check_part(reader, name, part, own, number=len(named) if named else number, stored=has_store and not named)
+    if has_fusion and use == "image" and number < 2:
+        reader.problem(("fusion",), f"has no effect with {number or 'no'} teacher{'s' if number != 1 else ''}.")
+    if reader.method.combines and not reader.problems:
+        declared = list(reader.mapping(reader.data.get("teachers"), ("teachers",)))
+        try:
+            reader.method.needs(method, declared, fusion=has_fusion, stored=has_store)
+        except MtkdError as error:
+            reader.problem(("method",), str(error))
+
+
+def _check_part(reader: Reader, name: str, part: Any, own: dict[str, Any], *, number: int, stored: bool) -> None:
+    """Report that the method `part` lacks teachers, or has several where it imitates one image."""
+    if part.teacher_use == "network" and not number:
         reader.problem(("teachers",), f"required, and missing: {name} needs at least one.")
-    if use != "image":
+    if part.teacher_use != "image":
         return
-    if not number and not has_store:
+    if not number and not stored:
         message = f"required, and missing: {name} imitates a teacher's image (or give target_store)."
         reader.problem(("teachers",), message)
-    if number > 1 and not has_fusion and not reader.method.takes_several_teachers(method):
+    has_fusion = reader.data.get("fusion") is not None
+    served = stored and bool(reader.method.combines)
+    options = {key: value for key, value in own.items() if key != "teachers"}
+    if number > 1 and not has_fusion and not served and not part.takes_several_teachers(options):
         reader.problem(
             ("teachers",),
             f"{name} imitates one image, but there are {number} teachers. Fuse them: `fusion: mean`, "
             "or `fusion: {network: {type: DCTSwin}, pretrain: FILE}`.",
         )
-    if has_fusion and number < 2:
-        reader.problem(("fusion",), f"has no effect with {number or 'no'} teacher{'s' if number != 1 else ''}.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtkd.config.problems import PROBLEMS_SHOWN, KeyPath, closest, format_value
+from mtkd.catalog import LOSSES
+from mtkd.config.problems import PROBLEMS_SHOWN, KeyPath, closest, format_value, key_text
 from mtkd.config.read.arguments import check_arguments, converted, lookup
 from mtkd.config.read.reader import Reader
 from mtkd.config.schema import TermOptions
 from mtkd.config.signatures import hint_of_default, is_number, whole
+from mtkd.contracts import MtkdError
 
 
 def read_terms(reader: Reader, given: dict[str, Any]) -> tuple[dict[str, TermOptions], list[str]]:
@@ -59,9 +61,26 @@ def _term(reader: Reader, data: Any, term: Any, path: KeyPath) -> TermOptions:
         # BasicSR's losses take their weight as an argument; ours have none, so that it cannot count twice.
         skip = {"loss_weight"}
         more = ["type", "loss_weight", *term.options]
+        before = len(reader.problems)
         given = check_arguments(reader, loss, given, path, f"a key of {name}", skip=skip, more=more)
+        if name in LOSSES and len(reader.problems) == before:
+            _try_loss(reader, loss, given, path)
         return TermOptions(weight=weight, args={"type": name, **given, **own})
     return TermOptions(weight=weight)
+
+
+def _try_loss(reader: Reader, loss: Callable[..., Any], given: Mapping[str, Any], path: KeyPath) -> None:
+    """Report why `loss`, one of ours, cannot be built; note the arguments that it does not read.
+
+    A loss from outside may read files or start to download when it is built, so that it is built in training alone.
+    """
+    try:
+        loss(**given)
+    except MtkdError as error:
+        reader.problem(path, str(error))
+        return
+    for key, why in getattr(loss, "ignores", lambda _: ())(given):
+        reader.notices.append(f"{key_text((*path, key))} {why}")
 
 
 def _schedule(reader: Reader, value: Any, default: float | None, path: KeyPath) -> list[tuple[int, float]]:

@@ -43,7 +43,9 @@ class Head(Section):
 
     name: FileName = Field(description="name of the run, and of its folder")
     model_type: str = Field(
-        default="SRModel", description="method by which the student is trained; `mtkd list methods`, docs/methods.md"
+        default="SRModel",
+        description="method by which the student is trained, or several, `MTKD + FAKD`; `mtkd list methods`, "
+        "docs/methods.md",
     )
     scale: Count = Field(description="factor between lq and gt: 2, 3, 4, ...")
     num_gpu: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = Field(
