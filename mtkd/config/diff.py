@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mtkd import catalog
+from mtkd.config.read.methods import defaults_of
 from mtkd.config.schema import Options
 
 _ABSENT = object()
@@ -42,6 +44,8 @@ def flat(options: Options) -> dict[str, Any]:
     return values
 
 
+_FORMER_DEFAULTS = {"OnlineTeacher": {"method.margin": 0.01}}
+"""model_type -> options of the method that had another default then."""
 _CACHE, _RESIDENCE = "datasets.train.cache", "datasets.train.residence"
 
 
@@ -51,6 +55,12 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     if _RESIDENCE in renamed:
         old = renamed.pop(_RESIDENCE)
         renamed[_CACHE] = "gpu" if old == "device" else old
+    name = str(values.get("model_type"))
+    if name in catalog.METHODS:
+        # States recorded only what a file said of its method.
+        defaults = defaults_of(catalog.get("method", name).Config)
+        former = {f"method.{key}": list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}
+        renamed = former | _FORMER_DEFAULTS.get(name, {}) | renamed
     return renamed
 
 

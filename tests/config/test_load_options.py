@@ -508,7 +508,7 @@ def test_a_method_from_outside_is_checked_like_ours() -> None:
     options = fake({"train.feature_opt": {"power": 1, "loss_weight": 0.25}, "method.every": 5e3})
     assert options.train is not None
     assert options.train.terms["feature"] == TermOptions(weight=[(0, 0.25)], args={"power": 1, "normalise": True})
-    assert options.method == {"taps": ("body.0",), "every": 5000}
+    assert options.method == {"mode": "sum", "taps": ("body.0",), "every": 5000}
 
 
 @pytest.mark.parametrize(

@@ -428,3 +428,12 @@ def test_weights_alone_are_not_overwritten_from_an_older_state(tmp_path: Path, i
     with pytest.raises(MtkdError, match="later checkpoints"):
         train(run_options(tmp_path, images=images, path=path))
     assert digests(ran) == before
+
+
+def test_a_state_of_before_is_compared_with_the_methods_defaults_of_then() -> None:
+    """States once recorded only what the option file said of its method."""
+    same = {"images": {"count": 1}, "world_size": 1}
+    now = {"options": {"model_type": "OnlineTeacher", "method.margin": 0.0, "method.share": 1.0}, **same}
+    then = {"options": {"model_type": "OnlineTeacher"}, **same}
+    (changed,) = compare(then, now, Path("10.state"))
+    assert "method.margin was 0.01, here it is 0.0" in changed and "method.share" not in changed

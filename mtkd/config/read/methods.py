@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from mtkd.config.problems import KeyPath, format_value, key_text
@@ -55,7 +56,18 @@ def _read_one(reader: Reader, name: str, method: Any, given: dict[str, Any], pat
             config(**result)
         except (MtkdError, ValueError, TypeError) as error:
             reader.problem(path, str(error))
-    return result
+    return defaults_of(config) | result
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """What a `Config` takes where the file says nothing, so that resolved.yml and training states tell it."""
+    if not is_dataclass(config):
+        return {}
+    made = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(config)
+    }
+    return {name: value for name, value in made.items() if value is not MISSING and value is not None}
 
 
 def check_effects(
