@@ -149,6 +149,8 @@ class Lease:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]),
             "MTKD_OUTCOMES": str(outcomes),
         }
+        # Where a test calls this script, pytest would take itself for a worker of that test's pytest.
+        environment.pop("PYTEST_XDIST_WORKER", None)
         log = self.work / "check.log"
         with log.open("wb") as output:
             code = _within(until, command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)

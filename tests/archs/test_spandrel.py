@@ -176,8 +176,8 @@ def refusal(state: dict[str, Tensor], upscale: int | None = 2) -> str:
 
 
 def test_what_does_not_fit_is_refused_in_one_paragraph() -> None:
-    assert "SPAN for x2, your option file says x4" in refusal(span().state_dict(), upscale=4)
-    assert "knows no network" in refusal({"some.weight": torch.zeros(3)})
+    assert "SPAN for x2, but the option file has scale 4" in refusal(span().state_dict(), upscale=4)
+    assert "has no network with the weights" in refusal({"some.weight": torch.zeros(3)})
     broken = span().state_dict()
     broken["conv_1.sk.weight"] = torch.full_like(broken["conv_1.sk.weight"], torch.nan)
     assert "not finite" in refusal(broken)
@@ -226,5 +226,5 @@ def test_it_is_no_student() -> None:
         "total_iter": 2,
         "pixel_opt": {"type": "L1Loss"},
     }
-    with pytest.raises(MtkdError, match="network_g.type: only its weights tell what a spandrel is"):
+    with pytest.raises(MtkdError, match="the network of a spandrel is known only from its weights"):
         make_options(options(datasets={"train": train_set}, network_g={"type": "spandrel"}, train=train))

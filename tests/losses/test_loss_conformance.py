@@ -185,7 +185,7 @@ def test_holds_no_state_to_save(name: str) -> None:
     assert not list(loss.parameters())
 
 
-# An argument of each loss with another value than its default.
+# Each argument that is not a number with another value than its default; a number is doubled.
 OTHER = {
     "reduction": "sum",
     "eps": 0.5,
@@ -202,8 +202,8 @@ OTHER = {
 def test_an_argument_changes_the_value_or_is_said_to_do_nothing(name: str) -> None:
     cls = catalog.get("loss", name)
     sr, target = _images(dtype=torch.float64)
-    for key in inspect.signature(cls).parameters:
-        given = {key: OTHER[key]}
+    for key, parameter in inspect.signature(cls).parameters.items():
+        given = {key: OTHER[key] if key in OTHER else 2 * parameter.default}
         told = [told for told, _ in getattr(cls, "ignores", lambda _: ())(given)]
         assert (cls(**given)(sr, target) != cls()(sr, target)) == (key not in told), f"{key} of {name}"
 

@@ -104,11 +104,11 @@ def test_terms_that_compare_with_gt_are_refused_by_name(tmp_path: Path) -> None:
     problem = only_problem(make_options, plain)
     assert problem.key == "datasets.train.dataroot_gt"
     assert "OutputKD compares with gt in train.pixel_opt" in problem.message and "(`~`)" in problem.message
-    problem = only_problem(make_options, {**plain, "model_type": "DUKD"})
+    problem = only_problem(make_options, {**plain, "model_type": "DUKD", "method": {}})
     assert "train.pixel_opt, train.zoom_in_opt." in problem.message
     plain["train"]["pixel_opt"] = {"type": "L1Loss"}
     plain["train"].pop("target_opt")
-    scratch = {**plain, "model_type": "SRModel", "teachers": {}}
+    scratch = {**plain, "model_type": "SRModel", "teachers": {}, "method": {}}
     assert "such as OutputKD or MTKD" in only_problem(make_options, scratch).message
 
 
