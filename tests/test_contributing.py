@@ -1,17 +1,19 @@
-"""CONTRIBUTING.md stays true: its worked example works, and what it names exists."""
+"""CONTRIBUTING.md stays true: its worked examples work, and what it names exists."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,63 +21,118 @@ import mtkd
 from mtkd import catalog
 from mtkd.config import yaml_loader
 from mtkd.training.loop import train
-from tests.losses import test_loss_conformance as conformance
+from tests.archs import test_arch_conformance
+from tests.losses import test_loss_conformance
 from tests.runs import run_options
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CODE, ENTRY, WITNESS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+SECTIONS = {
+    "loss": "## A worked example: the Huber loss",
+    "arch": "### A network",
+}
+"""Kind -> the beginning of its section's heading."""
+
+SUITES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
+    "loss": (test_loss_conformance, test_loss_conformance.WITNESS),
+    "arch": (test_arch_conformance, test_arch_conformance.SMALL),
+}
+"""Kind -> its conformance suite, and the table there that a new entry needs a line in."""
+
+UNMET = {"test_has_a_section_of_its_own_in_the_docs"}
+"""What asks for a page that the examples do not write."""
+
 (OPTIONS,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
-def items(lines: str) -> dict[str, Any]:
+def blocks(kind: str) -> tuple[str, str, str]:
+    """The example of a kind: file, line in the catalog, line in the table of its suite."""
+    (section,) = re.findall(rf"^{re.escape(SECTIONS[kind])}.*?(?=^##)", PAGE, flags=re.MULTILINE | re.DOTALL)
+    code, entry, line = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return code, entry, line
+
+
+def items(lines: str, names: Mapping[str, Any]) -> dict[str, Any]:
     """What a line of a Python table adds to it."""
-    return eval("{" + lines + "}", {"np": np})
+    return eval("{" + lines + "}", dict(names))
 
 
 @pytest.fixture
-def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The example carried out, but for the folder of its file; its name in the catalog."""
-    ((name, path),) = items(ENTRY).items()
-    module = path.partition(":")[0].rpartition(".")[2] + "_of_the_example"
-    (tmp_path / f"{module}.py").write_text(CODE, encoding="utf-8")
+def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Carry out the example of a kind, but for the folder of its file; returns its name in the catalog."""
+    modules = []
+
+    def followed(kind: str) -> str:
+        code, entry, line = blocks(kind)
+        suite, table = SUITES[kind]
+        ((name, path),) = items(entry, {}).items()
+        module = path.partition(":")[0].rpartition(".")[2] + "_of_the_example"
+        modules.append(module)
+        (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
+        monkeypatch.setitem(catalog.TABLES[cast(catalog.Kind, kind)], name, f"{module}:{path.partition(':')[2]}")
+        for key, value in items(line, vars(suite)).items():
+            assert key == name
+            monkeypatch.setitem(table, key, value)
+        return name
+
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MTKD_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(catalog.LOSSES, name, f"{module}:{path.partition(':')[2]}")
-    for key, formula in items(WITNESS).items():
-        monkeypatch.setitem(conformance.WITNESS, key, formula)
-    yield name
-    sys.modules.pop(module, None)
+    yield followed
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
-def test_the_example_passes_the_conformance_suite(followed: str) -> None:
-    tests = [
-        test
-        for key, test in vars(conformance).items()
-        if key.startswith("test_") and list(inspect.signature(test).parameters) == ["name"]
-    ]
+def calls(suite: ModuleType, given: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """The quick tests of a suite that ask for some of `given` and, besides, for nothing but their own parameters."""
+    for key, test in vars(suite).items():
+        if not key.startswith("test_") or key in UNMET:
+            continue
+        marks = getattr(test, "pytestmark", [])
+        if {mark.name for mark in marks} & {"slow", "cuda"}:
+            continue
+        asked = set(inspect.signature(test).parameters)
+        own = {mark.args[0]: mark.args[1] for mark in marks if mark.name == "parametrize" and mark.args[0] != "name"}
+        if asked & set(given) and asked <= {*given, *own}:
+            for values in itertools.product(*own.values()):
+                yield partial(
+                    test, **{k: v for k, v in given.items() if k in asked}, **dict(zip(own, values, strict=True))
+                )
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_the_example_passes_the_conformance_suite(kind: str, follow: Callable[[str], str]) -> None:
+    name, (suite, _) = follow(kind), SUITES[kind]
+    tests = list(calls(suite, {"name": name}))
     assert len(tests) >= 10
     for test in tests:
-        test(followed)
+        torch.manual_seed(0)
+        test()
 
 
-def test_the_example_of_the_example_is_right(followed: str) -> None:
-    module = importlib.import_module(catalog.get("loss", followed).__module__)
+def test_the_example_of_the_example_is_right(follow: Callable[[str], str]) -> None:
+    module = importlib.import_module(catalog.get("loss", follow("loss")).__module__)
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert (result.attempted, result.failed) == (1, 0)
 
 
-def test_the_example_trains_as_its_option_file_says(followed: str, tmp_path: Path) -> None:
+def test_the_example_trains_as_its_option_file_says(follow: Callable[[str], str], tmp_path: Path) -> None:
     given = yaml_loader.parse(OPTIONS).data["train"]
-    assert given["pixel_opt"]["type"] == followed
+    assert given["pixel_opt"]["type"] == follow("loss")
     assert train(run_options(tmp_path, train={**given, "total_iter": 2})).exists()
+
+
+def test_the_network_of_the_example_trains(follow: Callable[[str], str], tmp_path: Path) -> None:
+    student = {"type": follow("arch"), "num_feat": 8, "upscale": 2}
+    assert train(run_options(tmp_path, network_g=student, train={"total_iter": 2})).exists()
 
 
 def test_every_file_that_is_named_is_there() -> None:
     named = set(re.findall(r"`((?:mtkd|tests|docs|options)/[\w./]*|[A-Z]+\.md)`", PAGE))
     named -= {f"mtkd/{folder}/NAME.py" for folder in ("archs", "methods", "losses", "metrics")}
     assert len(named) > 15
-    assert sorted(path for path in named - {"mtkd/losses/huber.py"} if not (ROOT / path).exists()) == []
+    written = {items(blocks(kind)[1], {}).popitem()[1].partition(":")[0].replace(".", "/") + ".py" for kind in SECTIONS}
+    assert written <= named
+    assert sorted(path for path in named - written if not (ROOT / path).exists()) == []
 
 
 def test_every_name_in_a_file_that_is_named_is_there() -> None:
