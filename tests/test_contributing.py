@@ -22,20 +22,27 @@ from mtkd import catalog
 from mtkd.config import yaml_loader
 from mtkd.training.loop import train
 from tests.archs import test_arch_conformance
+from tests.helpers import photo
 from tests.losses import test_loss_conformance
-from tests.runs import run_options
+from tests.methods import setups, test_conformance
+from tests.metrics import test_metric_conformance
+from tests.runs import make_teachers, run_options
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS = {
     "loss": "## A worked example: the Huber loss",
     "arch": "### A network",
+    "method": "### A method",
+    "metric": "### A metric",
 }
 """Kind -> the beginning of its section's heading."""
 
 SUITES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "loss": (test_loss_conformance, test_loss_conformance.WITNESS),
     "arch": (test_arch_conformance, test_arch_conformance.SMALL),
+    "method": (test_conformance, setups.SETUPS),
+    "metric": (test_metric_conformance, test_metric_conformance.ARGUMENTS),
 }
 """Kind -> its conformance suite, and the table there that a new entry needs a line in."""
 
@@ -70,7 +77,7 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         modules.append(module)
         (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
         monkeypatch.setitem(catalog.TABLES[cast(catalog.Kind, kind)], name, f"{module}:{path.partition(':')[2]}")
-        for key, value in items(line, vars(suite)).items():
+        for key, value in items(line, {**vars(setups), **vars(suite)}).items():
             assert key == name
             monkeypatch.setitem(table, key, value)
         return name
@@ -102,7 +109,13 @@ def calls(suite: ModuleType, given: Mapping[str, Any]) -> Iterator[Callable[[], 
 @pytest.mark.parametrize("kind", SECTIONS)
 def test_the_example_passes_the_conformance_suite(kind: str, follow: Callable[[str], str]) -> None:
     name, (suite, _) = follow(kind), SUITES[kind]
-    tests = list(calls(suite, {"name": name}))
+    given: dict[str, Any] = {"name": name}
+    if kind == "metric":
+        # The fixtures of that suite; the border is the suite's own.
+        given["metric"] = partial(catalog.get("metric", name), crop_border=test_metric_conformance.BORDER)
+        photos = [photo(of, test_metric_conformance.SIZE) for of in ("astronaut", "coffee", "chelsea")]
+        given["gt"] = torch.stack([torch.from_numpy(one) for one in photos]).permute(0, 3, 1, 2).float() / 255
+    tests = list(calls(suite, given))
     assert len(tests) >= 10
     for test in tests:
         torch.manual_seed(0)
@@ -124,6 +137,13 @@ def test_the_example_trains_as_its_option_file_says(follow: Callable[[str], str]
 def test_the_network_of_the_example_trains(follow: Callable[[str], str], tmp_path: Path) -> None:
     student = {"type": follow("arch"), "num_feat": 8, "upscale": 2}
     assert train(run_options(tmp_path, network_g=student, train={"total_iter": 2})).exists()
+
+
+def test_the_method_of_the_example_trains(follow: Callable[[str], str], tmp_path: Path) -> None:
+    teachers = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
+    terms = {"pixel_opt": {"type": "L1Loss"}, "edge_opt": {"loss_weight": 0.5}}
+    options = run_options(tmp_path, model_type=follow("method"), teachers=teachers, train={**terms, "total_iter": 2})
+    assert train(options).exists()
 
 
 def test_every_file_that_is_named_is_there() -> None:
