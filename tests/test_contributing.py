@@ -18,8 +18,10 @@ import pytest
 import torch
 
 import mtkd
-from mtkd import catalog
+from mtkd import catalog, cli
+from mtkd.commands import boundary
 from mtkd.config import yaml_loader
+from mtkd.data.images import write_image
 from mtkd.training.loop import train
 from tests.archs import test_arch_conformance
 from tests.helpers import photo
@@ -49,13 +51,20 @@ SUITES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
 UNMET = {"test_has_a_section_of_its_own_in_the_docs"}
 """What asks for a page that the examples do not write."""
 
+COMMAND = "### A command"
+
 (OPTIONS,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def python_of(heading: str) -> list[str]:
+    """The blocks of Python under the heading that begins so."""
+    (section,) = re.findall(rf"^{re.escape(heading)}.*?(?=^##)", PAGE, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
 
 
 def blocks(kind: str) -> tuple[str, str, str]:
     """The example of a kind: file, line in the catalog, line in the table of its suite."""
-    (section,) = re.findall(rf"^{re.escape(SECTIONS[kind])}.*?(?=^##)", PAGE, flags=re.MULTILINE | re.DOTALL)
-    code, entry, line = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    code, entry, line = python_of(SECTIONS[kind])
     return code, entry, line
 
 
@@ -146,11 +155,26 @@ def test_the_method_of_the_example_trains(follow: Callable[[str], str], tmp_path
     assert train(options).exists()
 
 
+def test_the_command_of_the_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = python_of(COMMAND)
+    command = ModuleType("size_of_the_example")
+    exec(code, vars(command))
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, command))
+    file = tmp_path / "photo.png"
+    write_image(file, photo("coffee", (5, 7)))
+    assert cli.main(["size", str(file)]) == 0
+    assert capsys.readouterr().out == f"7x5 {file}\n"
+    assert cli.main(["size", str(tmp_path / "none.png")]) == boundary.USER_ERROR
+
+
 def test_every_file_that_is_named_is_there() -> None:
     named = set(re.findall(r"`((?:mtkd|tests|docs|options)/[\w./]*|[A-Z]+\.md)`", PAGE))
     named -= {f"mtkd/{folder}/NAME.py" for folder in ("archs", "methods", "losses", "metrics")}
     assert len(named) > 15
     written = {items(blocks(kind)[1], {}).popitem()[1].partition(":")[0].replace(".", "/") + ".py" for kind in SECTIONS}
+    written.add("mtkd/commands/size.py")
     assert written <= named
     assert sorted(path for path in named - written if not (ROOT / path).exists()) == []
 
