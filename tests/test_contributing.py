@@ -98,13 +98,14 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         sys.modules.pop(module, None)
 
 
-def calls(suite: ModuleType, given: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
-    """The quick tests of a suite that ask for some of `given` and, besides, for nothing but their own parameters."""
+def calls(suite: ModuleType, given: Mapping[str, Any], *, slow: bool) -> Iterator[Callable[[], None]]:
+    """The slow tests of a suite, or the others, that ask for some of `given` and besides only for their own parameters."""
     for key, test in vars(suite).items():
         if not key.startswith("test_") or key in UNMET:
             continue
         marks = getattr(test, "pytestmark", [])
-        if {mark.name for mark in marks} & {"slow", "cuda"}:
+        named = {mark.name for mark in marks}
+        if "cuda" in named or ("slow" in named) != slow:
             continue
         asked = set(inspect.signature(test).parameters)
         own = {mark.args[0]: mark.args[1] for mark in marks if mark.name == "parametrize" and mark.args[0] != "name"}
@@ -124,8 +125,18 @@ def test_the_example_passes_the_conformance_suite(kind: str, follow: Callable[[s
         given["metric"] = partial(catalog.get("metric", name), crop_border=test_metric_conformance.BORDER)
         photos = [photo(of, test_metric_conformance.SIZE) for of in ("astronaut", "coffee", "chelsea")]
         given["gt"] = torch.stack([torch.from_numpy(one) for one in photos]).permute(0, 3, 1, 2).float() / 255
-    tests = list(calls(suite, given))
+    tests = list(calls(suite, given, slow=False))
     assert len(tests) >= 10
+    for test in tests:
+        torch.manual_seed(0)
+        test()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["loss", "arch", "method"])
+def test_the_example_passes_the_slow_tests_of_the_suite(kind: str, follow: Callable[[str], str]) -> None:
+    tests = list(calls(SUITES[kind][0], {"name": follow(kind)}, slow=True))
+    assert tests
     for test in tests:
         torch.manual_seed(0)
         test()
