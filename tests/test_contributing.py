@@ -99,7 +99,7 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def calls(suite: ModuleType, given: Mapping[str, Any], *, slow: bool) -> Iterator[Callable[[], None]]:
-    """The slow tests of a suite, or the others, that ask for some of `given` and besides only for their own parameters."""
+    """The slow tests of a suite, or the others, that ask for some of `given` and else only for their own parameters."""
     for key, test in vars(suite).items():
         if not key.startswith("test_") or key in UNMET:
             continue
