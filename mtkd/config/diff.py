@@ -50,7 +50,7 @@ _CACHE, _RESIDENCE = "datasets.train.cache", "datasets.train.residence"
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flat` made of an option file of an older version, under the keys and values of this one."""
+    """What `flat` made of an older version's option file, under today's keys and with the method's defaults of then."""
     renamed = dict(values)
     if _RESIDENCE in renamed:
         old = renamed.pop(_RESIDENCE)

@@ -299,7 +299,7 @@ class Frozen(Hidden[nn.Module]):
 def frozen_parameters(module: nn.Module) -> Iterator[None]:
     """Within the block, calls of `module` give no gradient to its parameters.
 
-    A student term that runs through the critic belongs inside such a block: the engine makes one backward pass over
+    A student term that runs through the critic belongs inside such a block: the loop makes one backward pass over
     student and critic terms together, and the critic must only ever see its own gradient.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]

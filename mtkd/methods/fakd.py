@@ -109,7 +109,7 @@ class FAKD(Method):
         return Step(sr, losses)
 
     def _drawn(self) -> tuple[str, Frozen]:
-        """One teacher. The engine seeds torch's generator in every iteration, so a resumed run draws the same."""
+        """One teacher. The run seeds torch's generator in every iteration, so a resumed run draws the same."""
         names = list(self.teachers)
         name = names[int(torch.randint(len(names), ()))] if len(names) > 1 else names[0]
         return name, self.teachers[name]
