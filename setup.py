@@ -82,21 +82,28 @@ setup(
         "rich",
         "matplotlib",
         "safetensors",
+        "scipy",
+        "jinja2",
     ],
     extras_require={
         "dev": [
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
+            "pytorch-msssim",
             "hypothesis",
             "ruff",
             "pyright[nodejs]",
+            "DISTS-pytorch",
+            "playwright",  # clicks through the report page, with the system's Chromium
             "scikit-image",
-            "scipy",
+            "submitit",
             "torch-dct",
         ],
         "spandrel": ["spandrel>=0.4"],
         "wandb": ["wandb"],
+        "metrics": ["pytorch-msssim", "DISTS-pytorch"],  # MS-SSIM and DISTS
+        "slurm": ["submitit"],  # `mtkd bench --launcher slurm`
         "demo": ["scikit-image"],  # photographs to train on when no data set is at hand
     },
     entry_points={"console_scripts": ["mtkd = mtkd.cli:main"]},

@@ -104,13 +104,14 @@ def _tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _edsr(net: Any) -> dict[str, Any]:
     return {
         "num_in_ch": net.conv_first.in_channels,
-        "num_out_ch": net.conv_last.out_channels,
+        "num_out_ch": net.mean.numel(),
         "num_feat": net.conv_first.out_channels,
         "num_block": len(net.body),
         "upscale": net.scale,
         "res_scale": net.body[0].res_scale if len(net.body) else 1.0,
         "img_range": net.img_range,
         "rgb_mean": (0.0,) * net.mean.numel(),  # the buffer is taken over, as are the weights
+        "upsampler": net.upsampler,
     }
 
 

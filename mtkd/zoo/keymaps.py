@@ -237,14 +237,15 @@ def _upscale(state: Mapping[str, Tensor]) -> int:
 
 def _infer_cnn(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     first = state["conv_first.weight"].shape
-    found: dict[str, Any] = {
-        "num_in_ch": first[1],
-        "num_out_ch": state["conv_last.weight"].shape[0],
-        "num_feat": first[0],
-        "upscale": _upscale(state),
-    }
+    found: dict[str, Any] = {"num_in_ch": first[1], "num_feat": first[0]}
+    direct: dict[str, Any] = {}
+    if "conv_last.weight" in state or arch != "EDSR":
+        found |= {"num_out_ch": state["conv_last.weight"].shape[0], "upscale": _upscale(state)}
+    else:  # as many channels come out as go in
+        upscale = math.isqrt(state["upsample.0.weight"].shape[0] // first[1])
+        direct = {"num_out_ch": first[1], "upscale": upscale, "upsampler": "pixelshuffledirect"}
     if arch == "EDSR":
-        return found | {"num_block": _count(state, r"body\.(\d+)\.conv1\.")}
+        return found | {"num_block": _count(state, r"body\.(\d+)\.conv1\.")} | direct
     squeezed = state["body.0.residual_group.0.rcab.3.attention.1.weight"].shape
     return found | {
         "num_group": _count(state, r"body\.(\d+)\.residual_group\."),

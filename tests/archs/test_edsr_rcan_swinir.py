@@ -16,6 +16,7 @@ from mtkd.archs.edsr import EDSR
 from mtkd.archs.rcan import RCAN
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import MtkdError
+from mtkd.zoo import keymaps
 
 SWIN = {"img_size": 16, "embed_dim": 12, "depths": [2, 3], "num_heads": [2, 3], "window_size": 8, "mlp_ratio": 2.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -306,6 +307,27 @@ def test_swinir_without_upsampler_has_scale_1() -> None:
     assert net(torch.rand(1, 3, 9, 8)).shape == (1, 3, 9, 8)
 
 
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 5])
+def test_direct_edsr_is_its_formula(scale: int) -> None:
+    # ESPCN's tail: one convolution, and pixels that torch's shuffle puts in place.
+    net = EDSR(num_feat=4, num_block=1, upscale=scale, upsampler="pixelshuffledirect")
+    assert sum(p.numel() for p in net.parameters()) == 3 * 9 * 4 + 4 + 3 * (4 * 9 * 4 + 4) + 3 * scale**2 * 37
+    x, mean = torch.rand(2, 3, 7, 5), torch.tensor(blocks.DIV2K_MEAN).view(3, 1, 1)
+    first = net.conv_first((x - mean) * 255)
+    tail = nn.functional.conv2d(net.conv_after_body(net.body(first)) + first, *net.upsample[0].parameters(), padding=1)
+    expected = tail.view(2, 3, scale, scale, 7, 5).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 7 * scale, 5 * scale)
+    torch.testing.assert_close(net(x), expected / 255 + mean)
+    shapes = keymaps.infer(net.state_dict())
+    assert {**shapes} == {
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": 4,
+        "num_block": 1,
+        "upscale": scale,
+        "upsampler": "pixelshuffledirect",
+    }
+
+
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 def test_subpixel_upsampler_scales(scale: int) -> None:
     assert blocks.subpixel_upsampler(scale, 4)(torch.rand(1, 4, 3, 2)).shape == (1, 4, 3 * scale, 2 * scale)
@@ -316,6 +338,7 @@ def test_subpixel_upsampler_scales(scale: int) -> None:
     [
         (lambda: EDSR(upscale=5), "upscale 5"),
         (lambda: EDSR(num_in_ch=1, num_out_ch=1), "rgb_mean"),
+        (lambda: EDSR(upsampler="direct"), "'pixelshuffledirect'"),  # pyright: ignore[reportArgumentType]
         (lambda: RCAN(num_out_ch=1), "num_out_ch 1"),
         (lambda: RCAN(num_feat=8), "squeeze_factor 16"),
         (lambda: SwinIR(depths=[6, 6], num_heads=[6]), "num_heads"),

@@ -1,0 +1,1 @@
+"""Grids: many training runs that differ in one thing each, and their tables."""
