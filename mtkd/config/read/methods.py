@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from mtkd import catalog
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import check_arguments
 from mtkd.config.read.reader import Reader
@@ -118,6 +120,7 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
     for key in useless:
         if has[key]:
             reader.problem((key,), f"has no effect: {reason[use]}.")
+    _check_answers(reader, method, parts)
     if not reader.is_train:
         if has_store and use == "image":
             reader.problem(("target_store",), "has no effect in a test file.")
@@ -134,6 +137,35 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
             reader.method.needs(method, declared, fusion=has_fusion, stored=has_store)
         except MtkdError as error:
             reader.problem(("method",), str(error))
+
+
+def _check_answers(reader: Reader, method: dict[str, Any], parts: Mapping[str, Any]) -> None:
+    """Report teachers that are kept answers where networks are needed, or crops that nobody kept."""
+    declared = reader.mapping(reader.data.get("teachers"), ("teachers",))
+    kept = [name for name, value in declared.items() if isinstance(value, dict) and value.get("images") is not None]
+    train = reader.sets.get("train")
+    kind = train.get("type") if isinstance(train, dict) else None
+    for name in kept:
+        place = ("teachers", name, "images")
+        if isinstance(kind, str) and kind not in catalog.DATASETS:
+            reader.problem(place, f"answers whole images, and {kind} makes its own crops. Use a PairedImageDataset.")
+        for key, part in parts.items():
+            own = method.get(key, {}) if len(parts) > 1 else {}
+            if part.teacher_use == "network" and not part.answers_suffice and name in own.get("teachers", declared):
+                reader.problem(
+                    place,
+                    f"{key} reads more of a teacher than its images (features, or answers to other inputs). Give "
+                    "`network` and `pretrain`, or use a method that imitates images, such as OutputKD or MTKD.",
+                )
+    val = reader.mapping(reader.data.get("val"), ("val",))
+    runs_them = any(part.teacher_use == "network" and part.answers_suffice for part in parts.values())
+    for key in ("tile", "self_ensemble") if kept and runs_them and len(reader.sets) > ("train" in reader.sets) else ():
+        if val.get(key):
+            reader.problem(
+                ("val", key),
+                f"not possible with teachers that are kept answers ({', '.join(kept)}): they are of whole images, as "
+                "these are. Remove it.",
+            )
 
 
 def _check_part(reader: Reader, name: str, part: Any, own: dict[str, Any], *, number: int, stored: bool) -> None:
