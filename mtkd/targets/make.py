@@ -243,9 +243,14 @@ class _Teacher(_InPrecision):
                 "lq. Set `fusion` to say how they become one."
             )
         memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
-        (self.bare,) = teachers.values()
-        net = move(Frozen(self.bare), device, memory_format)
-        super().__init__(net, partial(autocast, precision, device), memory_format)
+        (net,) = teachers.values()
+        frozen = move(Frozen(net), device, memory_format)
+        super().__init__(frozen, partial(autocast, precision, device), memory_format)
+
+    @property
+    def bare(self) -> nn.Module:
+        """The network itself."""
+        return self.net.net  # pyright: ignore[reportReturnType]  a Frozen
 
     def part(self, net: nn.Module) -> _InPrecision:
         """A network inside, run in the same way."""
