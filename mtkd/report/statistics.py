@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, special
@@ -21,7 +21,7 @@ from mtkd.report.estimate import Estimate, estimates
 from mtkd.report.resampling import bootstrap
 from mtkd.report.simultaneous import MinP
 
-__all__ = ["POOLED", "Comparison", "Summary", "comparisons", "detectable", "summary", "verdict"]
+__all__ = ["POOLED", "Comparison", "Summary", "comparisons", "detectable", "like_the_best", "summary", "verdict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,28 @@ def comparisons(report: Report) -> list[Comparison]:
         for family in (pooled, each):
             found += _family(report, group, rows, family)
     return found
+
+
+def like_the_best(report: Report, group: str, metric: str) -> tuple[str, list[str]] | None:
+    """The group's own row with the best pooled mean, and those that cannot be told apart from it; None for one row.
+
+    The best is found by looking at the numbers, so that all pairs of rows are one family here, as in Tukey's test.
+    """
+    if not report.pooled:
+        return None
+    own = [row for row in report.rows if row.group == group]
+    every = replace(report, baselines=[row.name for row in own], metrics={metric: report.metrics[metric]})
+    rows = rows_of(every, group)
+    found = _family(every, group, rows, list(blocks(every, rows, report.pooled, POOLED)))
+    if not found:
+        return None
+    sign = 1 if report.metrics[metric] == "higher" else -1
+    means = {one.row: sign * one.mean for one in found} | {one.baseline: sign * one.baseline_mean for one in found}
+    best = max(means, key=lambda name: means[name])
+    alike = {one.row: one for one in found if one.baseline == best} | {
+        one.baseline: one for one in found if one.row == best
+    }
+    return best, [name for name, one in alike.items() if one.verdict == "cannot be told apart"]
 
 
 def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Block]) -> list[Comparison]:
