@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from mtkd.report.arrange import POOLED, Block, baselines_of, blocks, groups, is_trained, rows_of, scores_of
 from mtkd.report.comparison import LEVEL, POWER, Comparison, Interval, detectable, verdict
@@ -21,7 +21,7 @@ from mtkd.report.estimate import Estimate, estimates
 from mtkd.report.resampling import bootstrap
 from mtkd.report.simultaneous import MinP
 
-__all__ = ["POOLED", "Comparison", "Summary", "comparisons", "detectable", "summary", "verdict"]
+__all__ = ["POOLED", "Comparison", "Summary", "comparisons", "detectable", "like_the_best", "summary", "verdict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,28 @@ def comparisons(report: Report) -> list[Comparison]:
     return found
 
 
+def like_the_best(report: Report, group: str, metric: str) -> tuple[str, list[str]] | None:
+    """The group's own row with the best pooled mean, and those that cannot be told apart from it; None for one row.
+
+    The best is found by looking at the numbers, so that all pairs of rows are one family here, as in Tukey's test.
+    """
+    if not report.pooled:
+        return None
+    own = [row for row in report.rows if row.group == group]
+    every = replace(report, baselines=[row.name for row in own], metrics={metric: report.metrics[metric]})
+    rows = rows_of(every, group)
+    found = _family(every, group, rows, list(blocks(every, rows, report.pooled, POOLED)))
+    if not found:
+        return None
+    sign = 1 if report.metrics[metric] == "higher" else -1
+    means = {one.row: sign * one.mean for one in found} | {one.baseline: sign * one.baseline_mean for one in found}
+    best = max(means, key=lambda name: means[name])
+    alike = {one.row: one for one in found if one.baseline == best} | {
+        one.baseline: one for one in found if one.row == best
+    }
+    return best, [name for name, one in alike.items() if one.verdict == "cannot be told apart"]
+
+
 def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Block]) -> list[Comparison]:
     """The comparisons of `family`, corrected together."""
     trained = [is_trained(row) for row in rows]
@@ -90,7 +112,7 @@ def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Bl
     pairs = _pairs(report, group, rows)
     found = [(block, one) for block in family for one in estimates(block, trained, pairs, all_images)]
     variable = {(block.dataset, block.metric): number for number, block in enumerate(family)}
-    alone = np.array([_p_alone(one) for _, one in found])
+    alone = np.array([one.p() for _, one in found])
     # A standard error of zero, or none, has no t: such a p value is 0, 1 or NaN already.
     usual = np.array([one.se > 0 and one.df > 0 for _, one in found], bool)
     corrected, threshold = alone.copy(), LEVEL
@@ -118,14 +140,6 @@ def _pairs(report: Report, group: str, rows: Sequence[Row]) -> list[tuple[int, i
         for number, row in enumerate(rows)
         if row.group == group and number not in baselines[: rank + 1]
     ]
-
-
-def _p_alone(one: Estimate) -> float:
-    if one.df <= 0:
-        return math.nan
-    if one.se == 0:
-        return float(one.gain == 0)
-    return float(2 * stats.t.sf(abs(one.gain) / one.se, one.df))
 
 
 def _comparison(
@@ -166,26 +180,27 @@ def _comparison(
         df=one.df,
         seed_sd=math.sqrt(seeds) * float(np.linalg.norm(one.from_seeds)) if seeds > 1 else math.nan,
         image_sd=math.sqrt(within / (images - len(spread))) if images > len(spread) else math.nan,
-        detectable=_detectable(one.se, one.df, threshold) if known else math.nan,
+        detectable=_detectable(one, threshold) if known else math.nan,
         wins=int((by_image > 0).sum()),
     )
 
 
 def _interval(one: Estimate, level: float) -> Interval:
-    half = float(stats.t.isf(level / 2, one.df)) * one.se
+    half = one.critical(level) * one.se if one.se else 0.0
     return one.gain - half, one.gain + half
 
 
-def _detectable(se: float, df: float, threshold: float) -> float:
+def _detectable(one: Estimate, threshold: float) -> float:
     """The true gain that a two-sided test at `threshold` sees with the chance `POWER`.
 
     The chance is that of a noncentral t, averaged over the quantiles of its chi-square: `scipy.stats.nct` fails far
     from the centre. The chance to see it with the wrong sign is left out.
     """
-    chi = np.sqrt(special.chdtri(df, (np.arange(2000) + 0.5) / 2000) / df)
-    critical = float(stats.t.isf(threshold / 2, df))
+    if not one.se:
+        return 0.0
+    critical, chi = one.critical(threshold), np.sqrt(special.chdtri(one.df, (np.arange(2000) + 0.5) / 2000) / one.df)
 
     def lack(shift: float) -> float:
         return float(special.ndtr(shift - critical * chi).mean()) - POWER
 
-    return se * float(optimize.brentq(lack, 0, critical * float(chi.max()) + 5))
+    return one.se * float(optimize.brentq(lack, 0, critical * float(chi.max()) + 5))
