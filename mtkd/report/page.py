@@ -15,7 +15,7 @@ from mtkd.report.statistics import comparisons
 
 TEMPLATES = "templates"
 SCRIPTS = ("core.js", "tables.js", "differences.js", "viewer.js", "charts.js", "start.js")
-"""Parts of the page's one script, in order; each stands in the function that `start.js` ends."""
+"""Parts of the page's one script, in order; `core.js` opens the function that `start.js` closes."""
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -39,7 +39,6 @@ def render(report: Report) -> str:
         MtkdError: as `write_page`, without the disk.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     compared = comparisons(report)
     environment = Environment(
@@ -55,13 +54,13 @@ def render(report: Report) -> str:
         report=report,
         answers=answers(report, compared),
         data=payload(report, compared),
-        style=Markup(_text("page.css")),
-        script=Markup(script),
+        style=_text("page.css"),
+        script=script,
         policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
 
 
 def _text(name: str) -> str:
     """A template as it is; newlines are single, as a browser reads them before it hashes a script."""
-    text = resources.files("mtkd.report").joinpath(TEMPLATES, name).read_text(encoding="utf-8")
+    text = resources.files(f"mtkd.report.{TEMPLATES}").joinpath(name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")

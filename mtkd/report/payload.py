@@ -17,6 +17,8 @@ from mtkd.report.content import Curve, Picture, Report, Row
 from mtkd.report.pictures import data_uri
 from mtkd.report.statistics import summary
 
+ABBREVIATIONS = {"psnr", "ssim", "ms_ssim", "lpips", "dists", "niqe"}
+
 
 def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
     """Everything that the page's script draws, ready for `json.dumps(..., allow_nan=False)`.
@@ -36,7 +38,8 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
             {"name": name, "higher": better == "higher", **manner(name)} for name, better in report.metrics.items()
         ],
         "sets": [
-            {"name": name, "images": list(report.images[name]), "validation": name in report.validation} for name in sets
+            {"name": name, "images": list(images), "validation": name in report.validation}
+            for name, images in report.images.items()
         ],
         "views": [_view(report, view) for view in views],
         "groups": [
@@ -59,13 +62,16 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def manner(metric: str) -> dict[str, Any]:
-    """How the values of a metric are written: unit, and digits after the point.
+    """How a metric and its values are written: abbreviations in capitals, unit, digits after the point.
 
     Example:
-        >>> manner("psnr"), manner("ssim")
-        ({'unit': 'dB', 'digits': 3}, {'unit': '', 'digits': 4})
+        >>> manner("psnr"), manner("sharpness")
+        ({'label': 'PSNR', 'unit': 'dB', 'digits': 3}, {'label': 'sharpness', 'unit': '', 'digits': 4})
     """
-    return {"unit": "dB", "digits": 3} if "psnr" in metric.lower() else {"unit": "", "digits": 4}
+    label = metric.upper() if metric in ABBREVIATIONS else metric
+    if "psnr" in metric.lower():
+        return {"label": label, "unit": "dB", "digits": 3}
+    return {"label": label, "unit": "", "digits": 4}
 
 
 def plain(value: float | None) -> float | str | None:
@@ -87,7 +93,11 @@ def _plain(values: Iterable[float]) -> list[float | str | None]:
 def _view(report: Report, name: str) -> dict[str, Any]:
     if name != POOLED:
         return {"name": name, "pooled": False, "images": len(report.images[name])}
-    return {"name": " + ".join(report.pooled), "pooled": True, "images": sum(len(report.images[s]) for s in report.pooled)}
+    return {
+        "name": " + ".join(report.pooled),
+        "pooled": True,
+        "images": sum(len(report.images[s]) for s in report.pooled),
+    }
 
 
 def _row(report: Report, row: Row, views: Sequence[str]) -> dict[str, Any]:
@@ -195,12 +205,14 @@ def _pictures(pictures: Sequence[Picture], number: Mapping[tuple[str, str], int]
     found = []
     for picture in pictures:
         layers: list[dict[str, Any]] = [
-            {"row": None, "name": "ground truth", "image": place(picture.gt)},
-            {"row": None, "name": "bicubic", "image": place(picture.bicubic)},
+            {"row": number[key], "name": key[1], "image": place(answer)}
+            for key, answer in picture.answers.items()
+            if key in number
         ]
-        for key, answer in picture.answers.items():
-            if key in number:
-                layers.append({"row": number[key], "name": key[1], "image": place(answer)})
+        references = [{"row": None, "name": "ground truth", "image": place(picture.gt)}]
+        if not any(np.array_equal(answer, picture.bicubic) for answer in picture.answers.values()):
+            references.append({"row": None, "name": "bicubic", "image": place(picture.bicubic)})
+        layers = references + layers
         height, width = picture.gt.shape[:2]
         crop = None if picture.crop is None else list(picture.crop)
         about = {"dataset": picture.dataset, "image": picture.image, "crop": crop, "height": height, "width": width}
