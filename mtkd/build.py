@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -175,9 +176,14 @@ def open_training_images(options: Options, progress: Callable[[int, int], None] 
     return open_training_set(
         _training_section(options).model_dump(),
         scale=options.scale,
-        cache_dir=zoo.home().parent / "datasets",
+        cache_dir=image_cache(),
         progress=progress,
     )
+
+
+def image_cache() -> Path:
+    """The folder of decoded images, in `MTKD_HOME` or the platform's place."""
+    return zoo.home().parent / "datasets"
 
 
 def training_files(options: Options) -> PairedImages | UnlabelledImages:

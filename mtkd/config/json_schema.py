@@ -91,8 +91,16 @@ def option_file() -> dict[str, Any]:
             },
             "additionalProperties": False,
         },
-        "network_g": {**network, "description": f"the student, or what is tested: {network['description']}"},
-        "teachers": {"type": "object", "description": "teachers by name", "additionalProperties": teacher},
+        "network_g": {
+            **network,
+            "description": f"the student, or what is tested: {network['description']}; a test "
+            "file may have `teachers` alone",
+        },
+        "teachers": {
+            "type": "object",
+            "description": "teachers by name; a test file measures them too",
+            "additionalProperties": teacher,
+        },
         "fusion": {
             **teacher,
             "type": ["string", "object", "null"],
@@ -112,7 +120,8 @@ def option_file() -> dict[str, Any]:
         "logger": _logger(),
         **ignored_keys("dist_params", "find_unused_parameters"),
     }
-    top["required"] = [*top["required"], "datasets", "network_g"]
+    top["required"] = [*top["required"], "datasets"]
+    top["anyOf"] = [{"required": ["network_g"]}, {"required": ["teachers"]}]
     return top
 
 

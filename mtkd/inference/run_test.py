@@ -66,7 +66,7 @@ def run_test(
     with results_folder(Path(options.path.results_root) / options.name) as folder:
         rows = [_measure(options, name, image_set, net, metrics, device, folder) for name, image_set in images.items()]
     named = [(options.name, row) for row in rows]
-    facts = {**subject.facts(), "command": command}
+    facts = {**subject.facts(), "metrics": build.plain(dict(options.val.metrics)), "command": command}
     # Print before writing: a full disk must not lose the numbers.
     print_table([subject], named, scale=options.scale)
     write(folder, named, facts)

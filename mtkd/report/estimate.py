@@ -1,13 +1,30 @@
-"""Gains and their errors: how much of each comes from the seeds and how much from the images."""
+"""Gains and their errors: how much of each comes from the seeds and how much from the images.
+
+Variance of a gain = seeds + images, each over its own sample. What one seed does to one image is in both, so that the
+sum is too large by that part and never too small.
+
+- Images: within each data set, of the gain averaged over seeds. The sets themselves are taken as given.
+- Seeds: all trained rows of a group share one variance, the residual of mean score = row + seed, which has (rows - 1) *
+  (seeds - 1) degrees of freedom (randomised complete blocks: a seed gives all rows the same first weights and batches).
+  Three seeds of two rows alone leave two, whose interval is twice as wide. Where the pair's own seeds scatter more than
+  that, their variance stands in: a restless method must not borrow the calm of the others.
+- Against a row that was not trained: the seeds of the other alone.
+
+Two variances with few degrees of freedom each make no t. The critical value is Cochran's (Biometrics 20, 1964): the
+mean of the two t, weighted by the variances. Satterthwaite's (1946) covers 92 to 94 % with two degrees of freedom
+(`docs/reports.md` has the coverage of each).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize, special
 
 from mtkd.report.arrange import Block
 
@@ -26,7 +43,7 @@ class Estimate:
         gains: (seeds, images), signed so that more is better, of the seeds that both rows have.
         from_images: (all images of the report,), zero where an image is not of the block.
         from_seeds: (rows * rows * all seeds + all seeds,); all zero for one seed.
-        df: degrees of freedom of the standard error; 0 where it cannot be estimated.
+        df_images, df_seeds: degrees of freedom of the two variances; 0 where there is none.
     """
 
     row: int
@@ -34,7 +51,8 @@ class Estimate:
     gains: Array
     from_images: Array
     from_seeds: Array
-    df: float
+    df_images: float
+    df_seeds: float
 
     @property
     def gain(self) -> float:
@@ -51,20 +69,46 @@ class Estimate:
         """Standard error of the gain."""
         return float(np.linalg.norm(self.error))
 
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of `se`, Satterthwaite's; 0 where images cannot be told to vary."""
+        if not self.df_images:
+            return 0.0
+        return _satterthwaite(self._parts)
+
+    @cached_property
+    def _parts(self) -> list[tuple[float, float]]:
+        images, seeds = float(self.from_images @ self.from_images), float(self.from_seeds @ self.from_seeds)
+        return [(images, self.df_images), *([(seeds, self.df_seeds)] if self.df_seeds else [])]
+
+    def critical(self, level: float) -> float:
+        """How many standard errors from zero a two-sided test at `level` sees a gain; for `df` and `se` above 0."""
+        whole = sum(variance for variance, _ in self._parts)
+        return sum(-variance * float(special.stdtrit(df, level / 2)) for variance, df in self._parts) / whole
+
+    def p(self) -> float:
+        """Of no gain, two-sided: the level whose critical value the gain just reaches; NaN where nothing is known."""
+        if self.df <= 0:
+            return math.nan
+        if self.se == 0:
+            return float(self.gain == 0)
+        t = abs(self.gain) / self.se
+        # Those of either variance alone lie on both sides.
+        alone = [2 * float(special.stdtr(df, -t)) for _, df in self._parts]
+        low, high = min(alone), max(alone)
+        if low == high or low == 0:
+            return high
+        return math.exp(optimize.brentq(lambda log: self.critical(math.exp(log)) - t, math.log(low), math.log(high)))
+
 
 def estimates(
     block: Block, trained: Sequence[bool], pairs: Sequence[tuple[int, int]], all_images: int
 ) -> list[Estimate]:
     """The gain of each of `pairs`, (row, baseline), that was measured on a common seed.
 
-    Variance = seeds + images, each over its own sample; the part of the rest (what one seed does to one image) is in
-    both, so that the sum is too large by that part, and never too small. Degrees of freedom are Satterthwaite's (1946).
-
-    - Images: within each data set, of the gain averaged over seeds. The sets themselves are taken as given.
-    - Seeds: all trained rows of the group share one variance, the residual of mean score = row + seed, which has
-      (rows - 1) * (seeds - 1) degrees of freedom (randomised complete blocks; a seed gives all rows the same first
-      weights and batches). Three seeds of two rows alone leave two.
-    - Against a row that was not trained: seeds of the other alone.
+    Args:
+        trained: whether each row of the block was trained from its seeds.
+        all_images: of the report.
     """
     strata = _sizeable(block.strata)
     residuals, spare = _residuals(block.values.mean(-1), np.array(trained)[:, None] & block.there)
@@ -78,22 +122,20 @@ def estimates(
         if not common.any():
             continue
         gains = block.sign * (block.values[row] - block.values[baseline])[common]
-        number = int(common.sum())
-        own, shared, seed_df = np.zeros(seeds), np.zeros((rows, rows * seeds)), 0
+        from_seeds, df_seeds = np.zeros(rows * rows * seeds + seeds), 0
+        means = gains.mean(1)
+        number = len(means)
+        own = (means - means.mean()) / math.sqrt(number * max(number - 1, 1))
         if number > 1 and trained[row] and trained[baseline]:
-            shared[row], shared[baseline] = (
-                block.sign * unit / math.sqrt(number),
-                -block.sign * unit / math.sqrt(number),
-            )
-            seed_df = spare
+            shared = np.zeros((rows, rows * seeds))
+            shared[row], shared[baseline] = block.sign * unit, -block.sign * unit
+            shared *= max(1 / math.sqrt(number), _ratio(np.linalg.norm(own), np.linalg.norm(shared)))
+            from_seeds[:-seeds], df_seeds = shared.ravel(), spare
         elif number > 1:
-            means = gains.mean(1)
-            own[common] = (means - means.mean()) / math.sqrt(number * (number - 1))
-            seed_df = number - 1
-        from_images, parts = _image_error(gains.mean(0), strata)
+            from_seeds[-seeds:][common], df_seeds = own, number - 1
+        from_images, df_images = _image_error(gains.mean(0), strata)
         everywhere = np.zeros(all_images)
         everywhere[block.places] = from_images
-        from_seeds = np.concatenate([shared.ravel(), own])
         found.append(
             Estimate(
                 row=row,
@@ -101,26 +143,31 @@ def estimates(
                 gains=gains,
                 from_images=everywhere,
                 from_seeds=from_seeds,
-                df=_satterthwaite([*parts, (float(from_seeds @ from_seeds), seed_df)]) if parts else 0.0,
+                df_images=df_images,
+                df_seeds=df_seeds,
             )
         )
     return found
 
 
-def _image_error(gains: Array, strata: NDArray[np.int64]) -> tuple[Array, list[tuple[float, int]]]:
-    """The error of the mean of `gains` (images,), and (variance, degrees of freedom) of each data set."""
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else 0.0
+
+
+def _image_error(gains: Array, strata: NDArray[np.int64]) -> tuple[Array, float]:
+    """The error of the mean of `gains` (images,), and its degrees of freedom; 0 where a data set has one image."""
     error, parts = np.zeros_like(gains), []
     for stratum in np.unique(strata):
         here = strata == stratum
         count = int(here.sum())
         if count < 2:
-            return error, []
+            return error, 0.0
         error[here] = (gains[here] - gains[here].mean()) / len(gains) * math.sqrt(count / (count - 1))
         parts.append((float(error[here] @ error[here]), count - 1))
-    return error, parts
+    return error, _satterthwaite(parts)
 
 
-def _satterthwaite(parts: Sequence[tuple[float, int]]) -> float:
+def _satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
     """Degrees of freedom of a sum of independent variances, each given with its own."""
     whole = sum(variance for variance, _ in parts)
     if whole == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,13 +24,20 @@ def bootstrap(
         strata: (images,) data set of each image.
         level: part of the resamples outside, in (0, 1).
     """
-    random = np.random.default_rng(0)
     seeds, images = gains.shape
-    of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-    of_images = np.empty((resamples, images))
-    for stratum in np.unique(strata):
-        here = np.flatnonzero(strata == stratum)
-        of_images[:, here] = random.multinomial(len(here), np.full(len(here), 1 / len(here)), size=resamples)
-    means = ((of_images @ gains.T) * of_seeds).sum(1) / images
+    of_seeds = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    means = ((_image_counts(strata.tobytes(), resamples) @ gains.T) * of_seeds).sum(1) / (seeds * images)
     low, high = np.quantile(means, [level / 2, 1 - level / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=1)
+def _image_counts(strata: bytes, resamples: int) -> Array:
+    """How often each image is drawn, (resamples, images); kept, because all comparisons on a data set share it."""
+    of = np.frombuffer(strata, np.int64)
+    random = np.random.default_rng(1)
+    counts = np.empty((resamples, len(of)))
+    for stratum in np.unique(of):
+        here = np.flatnonzero(of == stratum)
+        counts[:, here] = random.multinomial(len(here), np.full(len(here), 1 / len(here)), size=resamples)
+    return counts

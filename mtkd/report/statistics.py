@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from mtkd.report.arrange import POOLED, Block, baselines_of, blocks, groups, is_trained, rows_of, scores_of
 from mtkd.report.comparison import LEVEL, POWER, Comparison, Interval, detectable, verdict
@@ -90,7 +90,7 @@ def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Bl
     pairs = _pairs(report, group, rows)
     found = [(block, one) for block in family for one in estimates(block, trained, pairs, all_images)]
     variable = {(block.dataset, block.metric): number for number, block in enumerate(family)}
-    alone = np.array([_p_alone(one) for _, one in found])
+    alone = np.array([one.p() for _, one in found])
     # A standard error of zero, or none, has no t: such a p value is 0, 1 or NaN already.
     usual = np.array([one.se > 0 and one.df > 0 for _, one in found], bool)
     corrected, threshold = alone.copy(), LEVEL
@@ -118,14 +118,6 @@ def _pairs(report: Report, group: str, rows: Sequence[Row]) -> list[tuple[int, i
         for number, row in enumerate(rows)
         if row.group == group and number not in baselines[: rank + 1]
     ]
-
-
-def _p_alone(one: Estimate) -> float:
-    if one.df <= 0:
-        return math.nan
-    if one.se == 0:
-        return float(one.gain == 0)
-    return float(2 * stats.t.sf(abs(one.gain) / one.se, one.df))
 
 
 def _comparison(
@@ -166,26 +158,27 @@ def _comparison(
         df=one.df,
         seed_sd=math.sqrt(seeds) * float(np.linalg.norm(one.from_seeds)) if seeds > 1 else math.nan,
         image_sd=math.sqrt(within / (images - len(spread))) if images > len(spread) else math.nan,
-        detectable=_detectable(one.se, one.df, threshold) if known else math.nan,
+        detectable=_detectable(one, threshold) if known else math.nan,
         wins=int((by_image > 0).sum()),
     )
 
 
 def _interval(one: Estimate, level: float) -> Interval:
-    half = float(stats.t.isf(level / 2, one.df)) * one.se
+    half = one.critical(level) * one.se if one.se else 0.0
     return one.gain - half, one.gain + half
 
 
-def _detectable(se: float, df: float, threshold: float) -> float:
+def _detectable(one: Estimate, threshold: float) -> float:
     """The true gain that a two-sided test at `threshold` sees with the chance `POWER`.
 
     The chance is that of a noncentral t, averaged over the quantiles of its chi-square: `scipy.stats.nct` fails far
     from the centre. The chance to see it with the wrong sign is left out.
     """
-    chi = np.sqrt(special.chdtri(df, (np.arange(2000) + 0.5) / 2000) / df)
-    critical = float(stats.t.isf(threshold / 2, df))
+    if not one.se:
+        return 0.0
+    critical, chi = one.critical(threshold), np.sqrt(special.chdtri(one.df, (np.arange(2000) + 0.5) / 2000) / one.df)
 
     def lack(shift: float) -> float:
         return float(special.ndtr(shift - critical * chi).mean()) - POWER
 
-    return se * float(optimize.brentq(lack, 0, critical * float(chi.max()) + 5))
+    return one.se * float(optimize.brentq(lack, 0, critical * float(chi.max()) + 5))

@@ -57,10 +57,10 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
         raise MtkdError(f"{path} is not a store of targets: it has no fingerprint. Make one with `mtkd teach`.")
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
-        raise MtkdError(
-            f"target_store {path} does not match this option file: {_describe(differing)}. "
-            "Make a new one with `mtkd teach -opt FILE`."
-        )
+        remedy = "Make a new one with `mtkd teach -opt FILE`."
+        if "combined" in store.facts and options.teachers:
+            remedy = "It was combined of kept answers (`mtkd teach --from`): use it in a file without `teachers`."
+        raise MtkdError(f"target_store {path} does not match this option file: {_describe(differing)}. {remedy}")
     store.verify()
     return store
 

@@ -105,6 +105,9 @@ def check_effects(
 
 def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -> None:
     """Report teachers, fusion and stored targets that are missing, or that the method would not use."""
+    if not reader.is_train:
+        _check_tested(reader, has_store=has_store)
+        return
     if reader.method is None:
         return
     parts = reader.method.combines or {reader.model_type: reader.method}
@@ -118,10 +121,6 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
     for key in useless:
         if has[key]:
             reader.problem((key,), f"has no effect: {reason[use]}.")
-    if not reader.is_train:
-        if has_store and use == "image":
-            reader.problem(("target_store",), "has no effect in a test file.")
-        return
     for name, part in parts.items():
         own = method.get(name, {}) if reader.method.combines else method
         named = own.get("teachers") if reader.method.combines else None
@@ -134,6 +133,23 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
             reader.method.needs(method, declared, fusion=has_fusion, stored=has_store)
         except MtkdError as error:
             reader.problem(("method",), str(error))
+
+
+def _check_tested(reader: Reader, *, has_store: bool) -> None:
+    """The same for a test file, whose teachers are measured whatever the method."""
+    if has_store:
+        reader.problem(("target_store",), "has no effect in a test file.")
+    if reader.data.get("fusion") is not None and reader.num_teachers < 2:
+        reader.ignore(("fusion",), "there is 1 teacher" if reader.num_teachers else "there are no teachers")
+    if reader.data.get("network_g") is not None and reader.num_teachers and not _gives_weights(reader):
+        reader.ignore(
+            ("network_g",), "path.pretrain_network_g gives no weights, so that the teachers alone are measured"
+        )
+
+
+def _gives_weights(reader: Reader) -> bool:
+    path = reader.data.get("path")
+    return isinstance(path, dict) and path.get("pretrain_network_g") is not None
 
 
 def _check_part(reader: Reader, name: str, part: Any, own: dict[str, Any], *, number: int, stored: bool) -> None:

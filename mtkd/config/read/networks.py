@@ -12,14 +12,18 @@ from mtkd.config import trial
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import check_arguments, lookup, parameters_of, typed
 from mtkd.config.read.reader import Reader
-from mtkd.config.schema import FusionOptions, NetworkOptions, TeacherOptions
+from mtkd.config.schema import NO_NETWORK, FusionOptions, NetworkOptions, TeacherOptions
 from mtkd.contracts import MtkdError
 from mtkd.runtime.given import check_readable
 from mtkd.runtime.given import path as given_path
 from mtkd.variants import variant
 
-_NO_NETWORK = NetworkOptions(type="")
-"""Stands where a network could not be read; the problem is reported, so that it never leaves the reader."""
+
+def read_tested(reader: Reader, data: Any, weights: Any) -> NetworkOptions:
+    """`network_g`; `NO_NETWORK` in a test file that has teachers and gives neither it nor its `weights`."""
+    if data is None and weights is None and not reader.is_train and reader.num_teachers:
+        return NO_NETWORK
+    return read_network(reader, data, ("network_g",), num_teachers=reader.num_teachers)
 
 
 def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int | None = None) -> NetworkOptions:
@@ -32,9 +36,9 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
             data = variant(data)
         except MtkdError as error:
             reader.problem(path, str(error))
-            return _NO_NETWORK
+            return NO_NETWORK
     if (found := typed(reader, data, path)) is None:
-        return _NO_NETWORK
+        return NO_NETWORK
     name, args = found
     arch = lookup(reader, "arch", name, (*path, "type"))
     if arch is None:

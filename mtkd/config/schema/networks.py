@@ -15,9 +15,18 @@ class NetworkOptions(Section):
     type: str
     args: dict[str, Any] = {}
 
+    @property
+    def is_none(self) -> bool:
+        """There is no network: `network_g` of a test file that measures teachers alone."""
+        return not self.type
+
     @model_serializer
     def _flat(self) -> dict[str, Any]:
         return {"type": self.type, **self.args}
+
+
+NO_NETWORK = NetworkOptions(type="")
+"""`network_g` of a test file that measures teachers alone; also stands where a network could not be read."""
 
 
 class TeacherOptions(Section):

@@ -82,6 +82,7 @@ class Options(Head):
     internal: ClassVar[frozenset[str]] = frozenset({"file", "notices"})
     datasets: DatasetsOptions
     network_g: NetworkOptions
+    """`NO_NETWORK` in a test file that measures its teachers alone."""
     teachers: dict[str, TeacherOptions] = {}
     fusion: Literal["mean"] | FusionOptions | None = None
     target_store: UserPath | None = None
