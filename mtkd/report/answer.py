@@ -34,7 +34,12 @@ class Answer:
 
 
 def answers(report: Report, compared: Sequence[Comparison]) -> list[Answer]:
-    """One `Answer` for each group, by the first metric on the pooled images (the first set where none are pooled)."""
+    """One `Answer` for each group, by the first metric on the pooled images (the first set where none are pooled).
+
+    None where nothing was measured.
+    """
+    if not (report.rows and report.images and report.metrics):
+        return []
     return [_answer(report, group, compared) for group in groups(report)]
 
 
@@ -43,7 +48,7 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
     view = POOLED if report.pooled else next(iter(report.images))
     sets = list(report.pooled) or [view]
     images = sum(len(report.images[name]) for name in sets)
-    together = f"{', '.join(sets[:-1])} and {sets[-1]}" if len(sets) > 1 else view
+    together = f"{', '.join(sets[:-1])} and {sets[-1]}" if len(sets) > 1 else sets[0]
     where = f"{manner(metric)['label']} on {together} ({_many(images, 'image')})"
     trained = {row.name for row in rows_of(report, group) if row.kind == "student"}
     mine = [one for one in compared if (one.group, one.dataset, one.metric) == (group, view, metric)]

@@ -31,7 +31,8 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
     """
     number = {(row.group, row.name): at for at, row in enumerate(report.rows)}
     sets = list(report.images)
-    views = ([POOLED] if report.pooled else []) + sets
+    # One pooled set is shown once.
+    views = ([POOLED] if report.pooled else []) + [name for name in sets if [name] != list(report.pooled)]
     return {
         "scale": report.scale,
         "metrics": [
@@ -51,7 +52,7 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
             for group in groups(report)
         ],
         "rows": [_row(report, row, views) for row in report.rows],
-        "comparisons": [_comparison(report, one, views) for one in compared],
+        "comparisons": [_comparison(report, one, views) for one in compared if one.dataset in views],
         "published": [
             {"name": one.name, "dataset": one.dataset, "metric": one.metric, "value": one.value, "source": one.source}
             for one in report.published

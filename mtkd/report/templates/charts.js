@@ -1,6 +1,5 @@
 // Bands of frequency, costs, learning curves: SVG that is drawn here, crisp and in the colours of the page.
 function startBands() {
-  if (!at("band-list")) return;
   at("band-list").replaceChildren(...D.bands.groups.map((one) => {
     const rows = one.rows.map((row) => ({ ...row, row: D.rows[row.row] }));
     const trained = rows.filter((row) => row.row.kind === "student");

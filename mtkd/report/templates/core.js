@@ -69,7 +69,7 @@ function chooser(label, options, value, change, id) {
 
 const numbered = (names) => names.map((text, value) => ({ value, text }));
 const viewOptions = () => D.views.map((view, value) => ({
-  value, text: `${view.pooled && D.sets.length > 1 ? "all: " : ""}${view.name} (${view.images})` +
+  value, text: `${view.pooled ? "all: " : ""}${view.name} (${view.images})` +
     (D.sets.some((set) => set.name === view.name && set.validation && !view.pooled) ? ", validation" : ""),
 }));
 const metricOptions = () => numbered(D.metrics.map((metric) => metric.label));

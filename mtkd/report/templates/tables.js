@@ -94,7 +94,6 @@ function startTables() {
 }
 
 function startPublished() {
-  if (!at("published-body")) return;
   const ours = (one) => D.rows.filter((row) => row.name === one.name).map((row) => {
     const view = D.views.findIndex((v) => !v.pooled && v.name === one.dataset);
     const metric = D.metrics.findIndex((m) => m.name === one.metric);

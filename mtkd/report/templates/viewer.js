@@ -270,7 +270,6 @@ function listen(canvas) {
 }
 
 function startViewer() {
-  if (!D.pictures.length) return;
   const canvas = (label) => { const one = el("canvas", { tabindex: 0, role: "img", "aria-label": label }); views.push({ canvas: one, source: null }); listen(one); return one; };
   const button = (text, id, action, title) => el("button", { type: "button", id, title, onclick: action }, text);
   stage = el("canvas", { id: "stage", tabindex: 0, role: "img", "aria-label": "Two layers of the picture, with a line between them. Keys: plus and minus zoom, 0 fits, arrows move, comma and full stop move the line, B blinks, S swaps." });
