@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from mtkd import build
@@ -36,7 +37,7 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
     found: dict[str, tuple[list[Evaluation], dict[str, Any]]] = {}
 
     def measure(name: str, net: nn.Module, dataset: str, images: Any, facts: Mapping[str, Any]) -> None:
-        move(net, device)
+        move(net, device, torch.preserve_format)
         result = evaluate(net.eval(), images, metrics, dataset=dataset, device=device)
         found.setdefault(name, ([], dict(facts)))[0].append(result)
         log(f"{name} on {dataset}: {', '.join(f'{key} {value:.4f}' for key, value in result.means().items())}")
@@ -47,7 +48,7 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
         measure("bicubic", Bicubic(job.scale), dataset, images, {"kind": "baseline"})
         if dataset not in (grid.test.teacher_sets or [dataset]):
             continue
-        bare = _teachers(plan, job.scale, key)
+        bare = teachers_of(plan, job.scale, key)
         room = available_memory() // 8 // max(len(bare), 1)
         members: dict[str, nn.Module] = {name: Memoized(net, room=room) for name, net in bare.items()}
         for name, net in bare.items():
@@ -59,20 +60,21 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
         for run in (plan[need] for need in job.needs):
             assert run.cell is not None
             names, title = list(run.cell.options["teachers"]), grid.title_of("runs", run.name.rpartition("_x")[0])
-            fusion = _fusion(plan, run)
+            fusion = fusion_of(plan, run)
             cost = _cost(title, FusedTeacher(Ensemble({name: bare[name] for name in names}), fusion))
             fused = FusedTeacher(Ensemble({name: members[name] for name in names}), fusion)
             measure(title, fused, dataset, images, {"kind": "ensemble", **cost})
     write_scores(plan, job, found)
 
 
-def _teachers(plan: Plan, scale: int, key: str) -> dict[str, nn.Module]:
+def teachers_of(plan: Plan, scale: int, key: str) -> dict[str, nn.Module]:
     """The grid's teachers, for the images of the test set `key`."""
     test = test_options(plan.grid, scale, sets=(key,), teachers=plan.grid.teachers)
     return build.build_teachers(test)
 
 
-def _fusion(plan: Plan, run: Job) -> nn.Module:
+def fusion_of(plan: Plan, run: Job) -> nn.Module:
+    """The trained fusion network of a run."""
     assert run.cell is not None
     options = make_options(run.cell.options, file=run.name)
     net = build.build_network(options.network_g, options.scale)

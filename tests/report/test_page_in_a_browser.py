@@ -288,7 +288,10 @@ def test_charts_answer_to_their_controls(page: Page) -> None:
     shape = curves.locator("path.curve").first.get_attribute("d")
     curves.locator(".legend button", has_text="PISR").click()
     assert page.locator("#curve-body .chart").first.locator("path.curve").count() == 3
-    page.get_by_role("button", name="over seconds").click()
+    page.get_by_role("button", name="over seconds of training").click()
+    alone = curves.locator("path.curve").last.get_attribute("d")
+    page.get_by_role("button", name="with the teachers' seconds").click()
+    assert page.locator("#curve-body .chart").first.locator("path.curve").last.get_attribute("d") != alone
     changed = page.locator("#curve-body .chart").first
     assert "seconds" in changed.inner_text() or "seconds" in changed.locator("svg").first.text_content()  # pyright: ignore[reportOperatorIssue]
     assert changed.locator("path.curve").first.get_attribute("d") != shape

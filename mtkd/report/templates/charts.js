@@ -125,17 +125,20 @@ function startCurves() {
   const seconds = D.rows.some((row) => row.curves.some((curve) => curve.seconds.some((s) => finite(s) && s > 0)));
   at("curve-controls").replaceChildren(
     chooser("what", numbered(whats.map((w) => (w.dataset ? `${metricLabel(w.metric)} on ${w.dataset}` : `loss ${w.metric}`))), L.what, (value) => { L.what = +value; draw(); }, "curve-what"),
-    ...(seconds ? [choice("horizontal axis", [{ value: "iterations", text: "over iterations" }, { value: "seconds", text: "over seconds, teachers included" }], L.axis, (value) => { L.axis = value; draw(); })] : []));
+    ...(seconds ? [choice("horizontal axis", [
+      { value: "iterations", text: "over iterations" }, { value: "training", text: "over seconds of training" },
+      ...(D.rows.some((row) => row.targets) ? [{ value: "seconds", text: "with the teachers' seconds" }] : []),
+    ], L.axis, (value) => { L.axis = value; draw(); })] : []));
   draw();
 }
 
 /** Mean over seeds at the iterations that all of them have, with the lowest and highest seed. */
-function meanCurve(curves) {
+function meanCurve(curves, targets) {
   const steps = curves[0].iterations.filter((step) => curves.every((curve) => curve.iterations.includes(step)));
   return steps.map((step) => {
     const places = curves.map((curve) => curve.iterations.indexOf(step));
     const values = curves.map((curve, i) => curve.values[places[i]]).filter(finite);
-    const xs = curves.map((curve, i) => (L.axis === "iterations" ? step : curve.seconds[places[i]])).filter(finite);
+    const xs = curves.map((curve, i) => (L.axis === "iterations" ? step : curve.seconds[places[i]] - (L.axis === "training" ? targets : 0))).filter(finite);
     if (!values.length || !xs.length) return null;
     const mean = (list) => list.reduce((sum, v) => sum + v, 0) / list.length;
     return { x: mean(xs), y: mean(values), low: Math.min(...values), high: Math.max(...values), seeds: values.length };
@@ -151,7 +154,7 @@ function curveChart(one, what, again) {
   const lines = all.map((line) => {
     const style = line.row === base ? { colour: "var(--ink)", dash: "", width: 2.6 } : { colour: COLOURS[next % COLOURS.length], dash: DASHES[Math.floor(next / COLOURS.length) % DASHES.length], width: 2 };
     if (line.row !== base) next++;
-    return { ...line, ...style, points: meanCurve(line.curves) };
+    return { ...line, ...style, points: meanCurve(line.curves, line.row.targets || 0) };
   }).filter((line) => line.points.length);
   if (!lines.length) return null;
   const key = (line) => one.name + "\u0000" + line.row.name;
@@ -168,7 +171,7 @@ function curveChart(one, what, again) {
   const range = loss ? [low / 1.05, high * 1.05] : [low - air, high + air];
   const words = `${metricLabel(what.metric)}${what.dataset ? " on " + what.dataset : ""}, ${groupName(one)}`;
   const { node, x, y } = axes(box, [0, Math.max(...points.map((p) => p.x))], range,
-    { xName: L.axis === "iterations" ? "iterations" : "seconds of training, the teachers' share included", logY: loss, words });
+    { xName: { iterations: "iterations", training: "seconds of training", seconds: "seconds of training and of the teachers before it" }[L.axis], logY: loss, words });
   const id = `clip-${D.groups.indexOf(one)}`;
   node.append(svg("clipPath", { id }, svg("rect", { x: box.left, y: box.top, width: box.width - box.left - box.right, height: box.height - box.top - box.bottom })));
   const inside = node.appendChild(svg("g", { "clip-path": `url(#${id})` }));
