@@ -124,7 +124,7 @@ def compare(
                 scale=scale,
                 metrics=protocol,
                 asked=asked,
-                pictures=shots.pictures(scale),
+                pictures=shots.pictures(scale, asked),
                 files={key: resolved_yaml(one.options) for key, one in written.items() if one.options is not None},
                 facts=about,
             ),

@@ -65,21 +65,23 @@ class Shots:
 
         return save
 
-    def pictures(self, scale: int) -> list[Picture]:
-        """What was kept, cut to the part where the networks differ most.
+    def pictures(self, scale: int, asked: Sequence[str]) -> list[Picture]:
+        """What was kept, cut to the part where the networks differ most; `asked` as for `report_of`.
 
         Raises:
             MtkdError: an image cannot be read any more.
         """
         return [
-            picture_of(images[at], dataset, scale, self._of(dataset, name))
+            picture_of(images[at], dataset, scale, self._of(dataset, name, asked))
             for dataset, images in self.images.items()
             for name, at in self.chosen[dataset].items()
         ]
 
-    def _of(self, dataset: str, name: str) -> dict[str, Image]:
+    def _of(self, dataset: str, name: str, asked: Sequence[str]) -> dict[tuple[str, str], Image]:
         return {
-            network: kept[name] for (known, network), kept in self.answers.items() if known == dataset and name in kept
+            (_group(network, asked), network): kept[name]
+            for (known, network), kept in self.answers.items()
+            if known == dataset and name in kept
         }
 
 
@@ -93,8 +95,8 @@ def spread(length: int, count: int) -> list[int]:
     return [length * (2 * number + 1) // (2 * count) for number in range(count)]
 
 
-def picture_of(pair: Any, dataset: str, scale: int, answers: Mapping[str, Image]) -> Picture:
-    """The picture of one image of `PairedImages`, with `answers`: network -> (H, W, 3) uint8.
+def picture_of(pair: Any, dataset: str, scale: int, answers: Mapping[tuple[str, str], Image]) -> Picture:
+    """The picture of one image of `PairedImages`, with `answers`: (group, network) -> (H, W, 3) uint8.
 
     Raises:
         MtkdError: layers have different sizes.
@@ -105,7 +107,7 @@ def picture_of(pair: Any, dataset: str, scale: int, answers: Mapping[str, Image]
             image=pair.name,
             gt=pair.gt,
             bicubic=to_image(Bicubic(scale)(to_tensor(pair.lq))),
-            answers={("", network): image for network, image in answers.items()},
+            answers=answers,
         )
     )
 
@@ -122,13 +124,13 @@ def report_of(
     files: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Report:
-    """What was measured, as a report in one group: each network once, compared with the first one that was asked for.
+    """What was measured, as a report: each network once, those that were asked for compared with the first of them.
 
     Args:
         rows: (network's name, its result on a set).
         subjects: the networks, in the order of the table.
         metrics: `val.metrics` of an option file.
-        asked: names of the networks that a user named; the others stand beside them and take part in no ranking.
+        asked: names of the networks that a user named; the others stand beside them and are no one's rival.
         facts: for readers, beside hardware and versions.
     """
     scores: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
@@ -144,6 +146,7 @@ def report_of(
         rows=[
             Row(
                 name=subject.name,
+                group=_group(subject.name, asked),
                 kind="student" if subject.name in asked else _kind(subject.net),
                 scores=scores.get(subject.name, {}),
                 parameters=subject.parameters or None,
@@ -160,6 +163,10 @@ def report_of(
         files=files or {},
         facts=facts_of(facts or {}),
     )
+
+
+def _group(network: str, asked: Sequence[str]) -> str:
+    return "side by side" if network in asked and len(asked) > 1 else ""
 
 
 def _kind(net: nn.Module) -> Literal["baseline", "ensemble", "teacher"]:

@@ -93,7 +93,7 @@ def run_test(
                 scale=options.scale,
                 metrics=options.val.metrics,
                 asked=[subject.name],
-                pictures=shots.pictures(options.scale),
+                pictures=shots.pictures(options.scale, [subject.name]),
                 files={"option file, written out": resolved_yaml(options)},
                 facts={"weights": subject.weights, "precision": options.precision, "command": command},
             ),

@@ -156,5 +156,7 @@ def _pictures(run: Run) -> list[Picture]:
                     continue
                 with fabric.autocast():
                     sr = predict(to_tensor(pair.lq, fabric.device))
-                found.append(picture_of(pair, run.label(key), options.scale, {options.name: to_image(sr.float())}))
+                found.append(
+                    picture_of(pair, run.label(key), options.scale, {("", options.name): to_image(sr.float())})
+                )
     return found
