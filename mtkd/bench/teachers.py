@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.scores import test_options, write_scores
 from mtkd.config import make_options
+from mtkd.contracts import MtkdError
+from mtkd.data.kept import learn_sets
 from mtkd.inference.baselines import Bicubic, Memoized
 from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
 from mtkd.inference.results import describe
@@ -36,7 +39,7 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
     found: dict[str, tuple[list[Evaluation], dict[str, Any]]] = {}
 
     def measure(name: str, net: nn.Module, dataset: str, images: Any, facts: Mapping[str, Any]) -> None:
-        move(net, device)
+        move(net, device, torch.preserve_format)
         result = evaluate(net.eval(), images, metrics, dataset=dataset, device=device)
         found.setdefault(name, ([], dict(facts)))[0].append(result)
         log(f"{name} on {dataset}: {', '.join(f'{key} {value:.4f}' for key, value in result.means().items())}")
@@ -47,32 +50,46 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
         measure("bicubic", Bicubic(job.scale), dataset, images, {"kind": "baseline"})
         if dataset not in (grid.test.teacher_sets or [dataset]):
             continue
-        bare = _teachers(plan, job.scale, key)
+        bare = teachers_of(plan, job.scale, key, images, log)
+        complete = len(bare) == len(grid.teachers)
         room = available_memory() // 8 // max(len(bare), 1)
         members: dict[str, nn.Module] = {name: Memoized(net, room=room) for name, net in bare.items()}
         for name, net in bare.items():
             measure(name, members[name], dataset, images, {"kind": "teacher", **_cost(name, net)})
-        if len(members) > 1:
+        if complete and len(members) > 1:
             cost = _cost(MEAN, FusedTeacher(Ensemble(bare), MeanFusion(len(bare))))
             mean = FusedTeacher(Ensemble(members), MeanFusion(len(members)))
             measure(MEAN, mean, dataset, images, {"kind": "ensemble", **cost})
         for run in (plan[need] for need in job.needs):
             assert run.cell is not None
-            names, title = list(run.cell.options["teachers"]), grid.title_of("runs", run.name.rpartition("_x")[0])
-            fusion = _fusion(plan, run)
+            names = list(run.cell.options["teachers"])
+            if not bare.keys() >= set(names):
+                continue
+            title = grid.title_of("runs", run.name.rpartition("_x")[0])
+            fusion = fusion_of(plan, run)
             cost = _cost(title, FusedTeacher(Ensemble({name: bare[name] for name in names}), fusion))
             fused = FusedTeacher(Ensemble({name: members[name] for name in names}), fusion)
             measure(title, fused, dataset, images, {"kind": "ensemble", **cost})
     write_scores(plan, job, found)
 
 
-def _teachers(plan: Plan, scale: int, key: str) -> dict[str, nn.Module]:
-    """The grid's teachers, for the images of the test set `key`."""
-    test = test_options(plan.grid, scale, sets=(key,), teachers=plan.grid.teachers)
-    return build.build_teachers(test)
+def teachers_of(plan: Plan, scale: int, key: str, images: Any, log: Log) -> dict[str, nn.Module]:
+    """The grid's teachers for the `images` of the test set `key`, without those that have no answers for it."""
+    options = test_options(plan.grid, scale, sets=(key,), teachers=plan.grid.teachers)
+    names = (key, *build.names_of_set(options, f"val_{key}"))
+    found: dict[str, nn.Module] = {}
+    for name, net in build.build_teachers(options).items():
+        try:
+            learn_sets(net, {names: images})
+        except MtkdError as error:
+            log(f"{name} is not measured on {names[-1]}: {error}")
+            continue
+        found[name] = net
+    return found
 
 
-def _fusion(plan: Plan, run: Job) -> nn.Module:
+def fusion_of(plan: Plan, run: Job) -> nn.Module:
+    """The trained fusion network of a run."""
     assert run.cell is not None
     options = make_options(run.cell.options, file=run.name)
     net = build.build_network(options.network_g, options.scale)
