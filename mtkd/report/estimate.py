@@ -93,11 +93,11 @@ class Estimate:
         if self.se == 0:
             return float(self.gain == 0)
         t = abs(self.gain) / self.se
-        # Those of either variance alone lie on both sides.
+        # Those of either variance alone lie on both sides, but for rounding.
         alone = [2 * float(special.stdtr(df, -t)) for _, df in self._parts]
-        low, high = min(alone), max(alone)
-        if low == high or low == 0:
-            return high
+        low, high = 0.99 * min(alone), min(1.01 * max(alone), 1.0)
+        if max(alone) == min(alone) or low == 0:
+            return max(alone)
         return math.exp(optimize.brentq(lambda log: self.critical(math.exp(log)) - t, math.log(low), math.log(high)))
 
 
@@ -185,7 +185,9 @@ def _residuals(means: Array, there: NDArray[np.bool_]) -> tuple[Array, int]:
     if not len(rows):
         return residuals, 0
     solution, _, rank, _ = np.linalg.lstsq(design, means[there])
-    residuals[there] = means[there] - design @ solution
+    rest = means[there] - design @ solution
+    # What is left by rounding alone is nothing: equal answers must not be told apart by it.
+    residuals[there] = np.where(np.abs(rest) > 1e-12 * np.abs(means[there]).max(), rest, 0)
     return residuals, len(rows) - int(rank)
 
 
