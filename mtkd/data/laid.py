@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from mtkd.data.headers import read_size
 from mtkd.data.images import list_images, read_image
 from mtkd.data.known import KnownSet, Part
 from mtkd.data.manifests import Form, Manifest, digest
+from mtkd.data.paired import raise_problems
 from mtkd.data.preparing import for_each
+from mtkd.runtime.progress import Progress
 
 Tell = Callable[[int, int], object]
 """Told how many of how many images are done."""
@@ -59,13 +61,18 @@ class State:
         """Every image is there, and nothing else."""
         return not (self.lacking or self.wrong or self.strangers)
 
+    @property
+    def cut(self) -> list[str]:
+        """Names of images that are not whole."""
+        return [name for name, form in self.forms.items() if form != self.manifest.forms[name][0]]
+
     def unfit(self, scale: int) -> list[str]:
         """Names of images that are cut so that their lq at `scale` is not the standard one."""
-        return [
+        return sorted(
             name
             for name, form in self.forms.items()
             if form.lq_size(scale) != self.manifest.forms[name][0].lq_size(scale)
-        ]
+        )
 
     def lq_files(self, scale: int) -> Iterator[tuple[str, Path]]:
         """Name of each image and the standard place of its lq image, `NAMEx2.png`."""
@@ -75,9 +82,13 @@ class State:
 
     def said_missing(self) -> str:
         """How many images are missing, and the first of their names."""
-        names = self.missing
-        shown = f": {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
-        return f"{self.lacking} of {self.manifest.count} images are missing{shown}"
+        names = f": {first_of(self.missing)}" if self.missing else ""
+        return f"{self.lacking} of {self.manifest.count} images are missing{names}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first five of `names`."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def inspect(
@@ -124,6 +135,8 @@ def inspect(
     for_each(one, paths, workers, f"{state.hr} cannot be read", progress)
     # Threads end in any order.
     state.images = {name: state.images[name] for name in sorted(state.images)}
+    if not state.manifest.forms and len(state.images) > state.manifest.count:
+        state.wrong.append(f"{state.hr} holds {len(state.images)} images, and the set has {state.manifest.count}")
     state.wrong.sort()
     state.strangers.sort()
     return state
@@ -141,19 +154,20 @@ def difference(size: tuple[int, int], forms: tuple[Form, ...] | list[Form]) -> s
 def lq_problems(
     state: State, scale: int, *, bicubic: bool, workers: int = 1, progress: Tell | None = None
 ) -> list[str]:
-    """What is wrong with the lq images of `scale`: missing, of another size, or, with `bicubic`, other pixels than the rule.
-
-    The images of `state` are read again.
+    """What is wrong with the lq images of `scale`: missing or of another size; with `bicubic`, also other pixels than
+    MATLAB's bicubic of the images of `state`, which are read again for it.
     """
     from mtkd.data.resize import bicubic_lq
 
     problems: list[str] = []
+    files = list(state.lq_files(scale))
+    missing = [file for _, file in files if not file.exists()]
+    if missing:
+        shown = first_of([file.name for file in missing])
+        problems.append(f"{missing[0].parent}: {len(missing)} of {len(files)} lq images are missing: {shown}")
 
     def one(of: tuple[str, Path]) -> None:
         name, file = of
-        if not file.exists():
-            problems.append(f"{file} is missing")
-            return
         try:
             if bicubic:
                 lq, expected = read_image(file), bicubic_lq(read_image(state.images[name]), scale)
@@ -169,5 +183,56 @@ def lq_problems(
         except MtkdError as error:
             problems.append(str(error).rstrip("."))
 
-    for_each(one, list(state.lq_files(scale)), workers, f"The lq images of {state.hr} cannot be read", progress)
+    there = [(name, file) for name, file in files if file.exists()]
+    for_each(one, there, workers, f"The lq images of {state.hr} cannot be read", progress)
     return sorted(problems)
+
+
+def verify(
+    known: KnownSet, root: Path, *, scales: Sequence[int] | None = None, bicubic: bool = False, workers: int = 1
+) -> list[str]:
+    """Hold a set against its manifest, every image decoded; sentences about what is right.
+
+    Args:
+        scales: of the lq images that must be there; None looks at those that are.
+        bicubic: the lq images must be MATLAB's bicubic, bit for bit.
+
+    Raises:
+        MtkdError: an image is missing, wrong or not of the set; the text lists all.
+    """
+    lines, problems = [], []
+    for part in known.parts:
+        with Progress(f"Reading {known.name}/{part.hr}", _silent) as progress:
+            state = inspect(known, part, root, pixels=True, workers=workers, progress=progress)
+        problems += state.wrong + [f"{path} is not an image of {known.name}" for path in state.strangers]
+        if state.lacking:
+            problems.append(f"{state.hr}: {state.said_missing()}")
+        else:
+            lines.append(f"{state.hr}: {len(state.images)} images, {how_known(state)}.")
+        for scale in range(2, 9) if scales is None else scales:
+            folder = part.lq_folder(state.folder, scale)
+            if scales is None and not folder.exists():
+                continue
+            if unfit := state.unfit(scale):
+                problems.append(f"{state.hr}: {len(unfit)} images are cut too small for x{scale}: {first_of(unfit)}")
+            with Progress(f"Reading lq x{scale} of {known.name}/{part.hr}", _silent) as progress:
+                found = lq_problems(state, scale, bicubic=bicubic, workers=workers, progress=progress)
+            problems += found
+            if not (found or state.lacking or unfit):
+                rule = "MATLAB's bicubic, bit for bit" if bicubic else "of the right size"
+                lines.append(f"{folder}: {len(state.images)} lq images, {rule}.")
+    raise_problems(f"{root / known.name} is not as it should be", problems)
+    return lines
+
+
+def how_known(state: State) -> str:
+    """What the manifest could tell of the images that are there."""
+    if not state.manifest.has_pixels:
+        what = "names" if state.manifest.forms else "their number"
+        return f"known by {what} alone (no manifest of their pixels is here)"
+    cut = f", {len(state.cut)} of them cut at the bottom or the right" if state.cut else ""
+    return f"pixels as published{cut}"
+
+
+def _silent(_: str) -> None:
+    """Without a terminal nothing is said before the end."""

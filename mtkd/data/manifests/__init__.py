@@ -1,8 +1,8 @@
 """Manifests: the names, sizes and pixels of published image sets, one CSV a folder of images, beside this file.
 
-A line is `name,width,height,sha256`. The name has no suffix, and the hash is that of the decoded pixels, rows of RGB bytes
-as `read_image` gives them: PNG, lossless WebP and BMP of one image pass alike. A name may stand on several lines; the
-first one is the whole image, those below it are the same cut at the bottom and the right, as some archives hold it.
+A line is `name,width,height,sha256`. The name has no suffix, and the hash is that of the decoded pixels, rows of RGB
+bytes as `read_image` gives them: PNG, lossless WebP and BMP of one image pass alike. A name may stand on several lines;
+the first one is the whole image, those below it are the same cut at the bottom and the right, as some archives hold it.
 `mtkd data manifest FOLDER` makes such a file.
 """
 
@@ -48,8 +48,8 @@ class Manifest:
 
     Attributes:
         count: how many there are.
-        forms: name without suffix -> its forms, the whole image first; none where only the name is known. Empty where not
-            even names are known.
+        forms: name without suffix -> its forms, the whole image first; none where only the name is known. Empty where
+            not even names are known.
     """
 
     count: int
