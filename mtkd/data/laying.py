@@ -212,8 +212,8 @@ def _finish(job: _Job, names: dict[Path, list[str]], workers: int, log: Log) -> 
             if unfit := state.unfit(scale):
                 problems.append(
                     f"{state.hr}: at x{scale}, {len(unfit)} of {len(state.images)} images ({unfit[0]}, ...) lack their "
-                    "last rows or columns, which an archive for another scale does. Remove them and give the whole "
-                    f"images, or leave {scale} out of --scale"
+                    "last rows or columns: they come from an archive for another scale. Remove them and give the "
+                    f"whole images, or leave {scale} out of --scale"
                 )
             else:
                 problems += _make_lq(state, scale, workers, log)
