@@ -142,7 +142,7 @@ def inspect(
     return state
 
 
-def difference(size: tuple[int, int], forms: tuple[Form, ...] | list[Form]) -> str:
+def difference(size: tuple[int, int], forms: Sequence[Form]) -> str:
     """How an image of `size` (height, width) that has the name of `forms` and is none of them differs from them."""
     height, width = size
     whole = forms[0]
