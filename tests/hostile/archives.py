@@ -52,7 +52,7 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
     sound = {**{f"b/{name}.png": data for name, data in images.items()}, **numbered}
     plain = {end: packed(sound, end) for end in ENDS}
     evil = {
-        "../../PWNED.png": b"x", "/tmp/../PWNED.png": b"x", "..\\PWNED.png": b"x", "C:\\PWNED.png": b"x", "": b"x",
+        "../../PWNED.png": b"x", "/tmp/../PWNED.png": b"x", "..\\PWNED.png": b"x", "C:\\PWNED.png": b"x", "./": b"",
         "b/con.png": b"x", "x" * 300 + ".png": b"x", "b/\n.png": b"x", "b/zeros.png": bytes(80_000_000),
         "b/bomb.png": png(12000, 12000, pixels=bytes(36_012_000)), "Numbers/0001.png/x.png": b"x",
         "other/0002.png": numbered["Numbers/0001.png"], "lr/0002.png": b"x", "b/-rf.png": b"x",
