@@ -77,7 +77,9 @@ LOSSES = {
 METRICS = {
     "calculate_psnr": "mtkd.metrics.psnr:psnr",
     "calculate_ssim": "mtkd.metrics.ssim:ssim",
+    "calculate_ms_ssim": "mtkd.metrics.ms_ssim:ms_ssim",
     "calculate_lpips": "mtkd.metrics.lpips:lpips",
+    "calculate_dists": "mtkd.metrics.dists:dists",
 }
 
 DATASETS = {

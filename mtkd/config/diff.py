@@ -38,7 +38,7 @@ def flat(options: Options) -> dict[str, Any]:
         elif value is not None and value != {}:
             values[key] = list(value) if isinstance(value, tuple) else value
 
-    walk(options.model_dump(), "")
+    walk(options.model_dump(exclude={"network_g"} if options.network_g.is_none else None), "")
     if len(options.teachers) > 1:
         values["teachers (in order)"] = list(options.teachers)
     return values

@@ -11,6 +11,8 @@ def resolved_yaml(options: Options) -> str:
     plain = options.model_dump()
     if not options.is_train:
         del plain["logger"]
+    if options.network_g.is_none:
+        del plain["network_g"]
     if not options.datasets.evaluation:
         del plain["val"]
     return yaml_loader.dump({key: value for key, value in plain.items() if value is not None and value != {}})

@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
+from mtkd.data.kept import answering_anything
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
 from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
@@ -62,11 +63,17 @@ def build_metrics(options: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricF
 
     The key `better` gives the good direction and is not an argument of the metric. `zoo:NAME` as an argument
     becomes a file, fetched when it is not there (`weights: zoo:alexnet` of LPIPS).
+
+    Raises:
+        MtkdError: the package of a metric is missing, or its weights cannot be fetched.
     """
     metrics: dict[str, MetricFunction] = {}
     for name, given in options.items():
         arguments = {key: value for key, value in given.items() if key not in ("type", "better")}
-        function = partial(catalog.get("metric", given["type"]), **zoo.resolve_inside(arguments))
+        metric = catalog.get("metric", given["type"])
+        if (package := getattr(metric, "package", None)) is not None:
+            package.load()  # before its weights are fetched
+        function = partial(metric, **zoo.resolve_inside(arguments))
         own = given["type"] in catalog.METRICS
         metrics[name] = function if own else partial(_from_outside, f"val.metrics.{name}: {given['type']}", function)
     return metrics
@@ -108,7 +115,7 @@ def compile_for_images(
         return True
 
     def trial() -> None:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast(), answering_anything(net):
             net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
 
     return compile_networks([part], trial, dynamic=True, log=log)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import warnings
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
+from mtkd.metrics.backbone import Backbone
 from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
+_ALEXNET = Backbone("LPIPS", "AlexNet", ALEXNET_FILE, "alexnet", 233)
 _MINIMUM = 31  # smaller images are empty after AlexNet's second pooling
 
 
@@ -43,13 +44,7 @@ def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
     sr, gt = compared(sr, gt, crop_border=crop_border, test_y_channel=False)
     if min(sr.shape[-2:]) < _MINIMUM:
         raise MtkdError(f"LPIPS needs {_MINIMUM}x{_MINIMUM} pixels or more, and {tuple(sr.shape[-2:])} are left.")
-    path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
-    if not path.is_file():
-        raise MtkdError(
-            f"LPIPS needs AlexNet's ImageNet weights, and {path} does not exist. mtkd does not download it by itself: "
-            f"fetch https://download.pytorch.org/models/{ALEXNET_FILE} (233 MB) to that path, name a copy with "
-            "`weights: PATH` in the metric's options, or let `weights: zoo:alexnet` there fetch it."
-        )
+    path = _ALEXNET.path(weights)
     net = _network(str(path.resolve()), path.stat().st_mtime_ns, sr.device)
     with torch.autocast(sr.device.type, enabled=False):
         return net(*(image.expand(-1, 3, -1, -1).float() / 127.5 - 1 for image in (sr, gt))).flatten().double()
@@ -62,7 +57,6 @@ def _network(path: str, modified: int, device: torch.device) -> nn.Module:
         from lpips import LPIPS
     except ImportError as error:
         raise MtkdError(f"The metric LPIPS needs the lpips package ({error}): pip install lpips.") from error
-    state = _state(path)
     # The package can only download AlexNet or make a random one; the random one is overwritten in full below. Measuring
     # must not move the training's random numbers.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), warnings.catch_warnings():
@@ -71,20 +65,6 @@ def _network(path: str, modified: int, device: torch.device) -> nn.Module:
     own = net.net.state_dict()
     # slice2.3.weight -> features.3.weight
     names = {key: "features." + key.split(".", 1)[1] for key in own}
-    wrong = [name for key, name in names.items() if getattr(state.get(name), "shape", None) != own[key].shape]
-    if wrong:
-        raise MtkdError(f"{path} holds no torchvision AlexNet: {wrong[0]} is absent or has another shape.")
+    state = _ALEXNET.state(path, {name: own[key].shape for key, name in names.items()})
     net.net.load_state_dict({key: state[name] for key, name in names.items()})
     return net.requires_grad_(False).eval().to(device)
-
-
-def _state(path: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file may raise any exception
-        raise MtkdError(f"{path} cannot be read as weights ({type(error).__name__}). Fetch it again.") from error
-    return state if isinstance(state, dict) else {}

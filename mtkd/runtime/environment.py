@@ -23,12 +23,20 @@ def environment() -> dict[str, Any]:
             continue
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "cpu_threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "versions": versions,
         "commit": _commit(),
     }
+
+
+def device_name(device: torch.device | str) -> str:
+    """The name that the maker gives a CUDA device or the CPU; of other devices torch's."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_name() if device.type == "cpu" else str(device)
 
 
 def _cpu_name() -> str:

@@ -27,7 +27,7 @@ file listed below elsewhere and put it, under its name, into that folder. A file
 never used.
 
 The same names work for weights among the options of a method or a metric: `vgg: zoo:vgg19` of CSD, `vqgan:
-zoo:vqgan_f16_1024` of DCKD, `weights: zoo:alexnet` of LPIPS.
+zoo:vqgan_f16_1024` of DCKD, `weights: zoo:alexnet` of LPIPS, `weights: zoo:vgg16` of DISTS.
 
 ## Any other checkpoint
 

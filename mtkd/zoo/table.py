@@ -357,6 +357,14 @@ ENTRIES: dict[str, Entry] = {
             "Features of CSD's contrastive loss.",
         ),
         _classifier(
+            "vgg16",
+            "vgg16-397923af.pth",
+            553.4,
+            138357544,
+            "Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556",
+            "Features of DISTS.",
+        ),
+        _classifier(
             "alexnet",
             "alexnet-owt-7be5be79.pth",
             244.4,

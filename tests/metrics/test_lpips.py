@@ -13,7 +13,7 @@ from mtkd import catalog
 from mtkd.contracts import MtkdError
 from mtkd.metrics.lpips import ALEXNET_FILE, lpips
 from tests.helpers import photo
-from tests.metrics.alexnet import save_random_alexnet
+from tests.metrics.backbones import save_random_alexnet
 
 
 def _photo(name: str) -> Tensor:

@@ -13,22 +13,24 @@ from torch import Tensor
 from mtkd import catalog
 from mtkd.contracts import MtkdError
 from tests.helpers import photo
-from tests.metrics.alexnet import save_random_alexnet
+from tests.metrics.backbones import save_random_alexnet, save_random_vgg16
 
-SIZE = (48, 64)
 BORDER = 4
 
 
 class Entry(NamedTuple):
-    """How the suite calls a metric: its arguments, and its value where the images are equal."""
+    """How the suite calls a metric: its arguments, its value where the images are equal, and their size."""
 
     best: float
     arguments: Callable[[Path], dict[str, Any]] = lambda folder: {}
+    size: tuple[int, int] = (48, 64)
 
 
 ARGUMENTS = {
     "calculate_psnr": Entry(best=float("inf")),
     "calculate_ssim": Entry(best=1.0),
+    "calculate_ms_ssim": Entry(best=1.0, size=(170, 192)),
+    "calculate_dists": Entry(best=0.0, arguments=lambda folder: {"weights": save_random_vgg16(folder)}),
     "calculate_lpips": Entry(best=0.0, arguments=lambda folder: {"weights": save_random_alexnet(folder)}),
 }
 
@@ -53,9 +55,10 @@ def metric(name: str, folder: Path) -> Metric:
 
 
 @pytest.fixture(scope="module")
-def gt() -> Tensor:
-    """(3, 3, 48, 64) float32 on the levels of 8 bits: three different photos, not square."""
-    photos = [torch.from_numpy(photo(name, SIZE)) for name in ("astronaut", "coffee", "chelsea")]
+def gt(name: str) -> Tensor:
+    """(3, 3, H, W) float32 on the levels of 8 bits: three different photos, not square."""
+    size = ARGUMENTS[name].size
+    photos = [torch.from_numpy(photo(image, size)) for image in ("astronaut", "coffee", "chelsea")]
     return torch.stack(photos).permute(0, 3, 1, 2).float() / 255
 
 

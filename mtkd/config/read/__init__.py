@@ -16,7 +16,7 @@ from mtkd.config.read.datasets import read_datasets
 from mtkd.config.read.edits import apply_force, filled
 from mtkd.config.read.folders import read_logger, read_path
 from mtkd.config.read.methods import check_effects, check_teachers, read_method
-from mtkd.config.read.networks import read_fusion, read_network, read_teachers
+from mtkd.config.read.networks import read_fusion, read_teachers, read_tested
 from mtkd.config.read.reader import Reader, is_training_file, keys_of
 from mtkd.config.read.training import check_curriculum, check_gt, read_training
 from mtkd.config.read.validation import read_validation
@@ -77,12 +77,12 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
     if isinstance(reader.model_type, str):
         reader.method = lookup(reader, "method", reader.model_type, ("model_type",))
     datasets = read_datasets(reader, top.get("datasets"))
-    network_g = read_network(reader, top.get("network_g"), ("network_g",), num_teachers=reader.num_teachers)
+    path = read_path(reader, top.get("path"))
+    network_g = read_tested(reader, top.get("network_g"), path.pretrain_network_g)
     teachers = read_teachers(reader, top.get("teachers"))
     fusion = read_fusion(reader, top.get("fusion"))
     target_store = reader.file_path(top.get("target_store"), ("target_store",))
     method = read_method(reader, top.get("method"))
-    path = read_path(reader, top.get("path"))
     train = read_training(reader, top.get("train"))
     val = read_validation(reader, top.get("val"))
     logger = read_logger(reader, top.get("logger"))

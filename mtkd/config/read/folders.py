@@ -18,7 +18,7 @@ def read_path(reader: Reader, data: Any) -> PathOptions:
         if given.get("resume_state") is not None:
             reader.ignore(("path", "resume_state"), "a test file resumes nothing")
             del given["resume_state"]
-        if given.get("pretrain_network_g") is None:
+        if given.get("pretrain_network_g") is None and not reader.num_teachers:
             reader.problem(("path", "pretrain_network_g"), "required in a test file: the weights to test.")
     return reader.section(PathOptions, given, ("path",)) or PathOptions()
 

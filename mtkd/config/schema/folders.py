@@ -12,7 +12,8 @@ class PathOptions(Section):
 
     pretrain_network_g: UserPath | None = Field(
         default=None,
-        description="weights of `network_g`, a file or `zoo:NAME`: where training begins, or what is tested",
+        description="weights of `network_g`, a file or `zoo:NAME`: where training begins, or what is tested; `~` in a "
+        "test file: its teachers alone",
     )
     param_key_g: str | None = Field(
         default="auto",

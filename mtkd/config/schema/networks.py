@@ -1,4 +1,4 @@
-"""`network_g`, `teachers` and `fusion`: networks, and the weights of those that are frozen."""
+"""`network_g`, `teachers` and `fusion`: networks, the weights of those that are frozen, and kept answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ class NetworkOptions(Section):
     type: str
     args: dict[str, Any] = {}
 
+    @property
+    def is_none(self) -> bool:
+        """There is no network: `network_g` of a test file that measures teachers alone."""
+        return not self.type
+
     @model_serializer
     def _flat(self) -> dict[str, Any]:
         return {"type": self.type, **self.args}
+
+
+NO_NETWORK = NetworkOptions(type="")
+"""`network_g` of a test file that measures teachers alone; also stands where a network could not be read."""
 
 
 class TeacherOptions(Section):
@@ -31,6 +40,16 @@ class TeacherOptions(Section):
     network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
+
+
+class AnswersOptions(Section):
+    """A teacher that is its answers, which are images.
+
+    `images` is a folder of images named as those they answer, or a store; a folder that holds one of these for each
+    data set (`train`, and the key or `name` of each evaluation set); or a mapping data set -> folder or store.
+    """
+
+    images: UserPath | dict[str, UserPath]
 
 
 class FusionOptions(Section):

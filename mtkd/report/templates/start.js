@@ -1,0 +1,8 @@
+startTables();
+startPublished();
+startViewer();
+startDifferences();
+startBands();
+startCosts();
+startCurves();
+})();
