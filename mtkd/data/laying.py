@@ -57,6 +57,8 @@ class _Job:
         self.planned: dict[tuple[Path, str], Planned] = {}
         self.near: dict[tuple[Path, str], str] = {}
         """(HR folder, name) -> what a file that is called so, or like it, was instead."""
+        self.passed: dict[Path, list[tuple[Path, str]]] = {}
+        """HR folder -> (source, name) of files that are called so, and lie in folders of lq images."""
         self._placed: set[Path] = set()
         self._lock = threading.Lock()
 
@@ -169,7 +171,7 @@ def lay(
     names = {source: incoming.names_in(source) for source in sources}
     for state in states:
         if state.lacking and not state.manifest.has_pixels:
-            job.planned |= _plan(state, names)
+            job.planned |= _plan(job, state, names)
     wanted = {
         source: found if job.wants_pixels() else [name for name in found if (source, name) in job.planned]
         for source, found in names.items()
@@ -205,6 +207,12 @@ def _finish(job: _Job, names: dict[Path, list[str]], workers: int, log: Log) -> 
                 continue
             problems.append(f"{state.hr}: {state.said_missing()}")
             problems += [text for (hr, name), text in job.near.items() if hr == state.hr and name in state.missing]
+            if passed := job.passed.get(state.hr):
+                problems.append(
+                    f"{state.hr}: {len(passed)} files that are called so were left out, because a folder around them is "
+                    f"called like one of lq images: {passed[0][1]} in {passed[0][0]}. If they are whole, give --from the "
+                    "folder that holds them"
+                )
             continue
         state.images = {name: state.images[name] for name in sorted(state.images)}
         log(f"{state.hr}: {len(state.images)} images, {how_known(state)}.")
@@ -241,22 +249,25 @@ def _make_lq(state: State, scale: int, workers: int, log: Log) -> list[str]:
     return lq_problems(state, scale, bicubic=False, workers=workers)
 
 
-def _plan(state: State, names: dict[Path, list[str]]) -> dict[tuple[Path, str], Planned]:
+def _plan(job: _Job, state: State, names: dict[Path, list[str]]) -> dict[tuple[Path, str], Planned]:
     """The files that are the missing images of a set whose pixels are not known: (source, name) -> its place."""
     found: dict[str, list[tuple[Path, str]]] = {}
     folder = state.folder.name.lower()
     for source, inside in names.items():
         for name in inside:
             folders = _folders(source, name)
-            if any(map(_LQ_FOLDER.search, folders)):
-                continue
             stem = PurePosixPath(name).stem
             here = (
                 stem in state.manifest.forms
                 if state.manifest.forms
                 else any(folder in part.lower() for part in folders)
             )
-            if here and stem not in state.images:
+            if not here or stem in state.images:
+                continue
+            # What lies above the folder that was given is the user's business, except that it may name the set.
+            if any(map(_LQ_FOLDER.search, folders[1:])):
+                job.passed.setdefault(state.hr, []).append((source, name))
+            else:
                 found.setdefault(stem, []).append((source, name))
     problems, plan = [], {}
     for stem, files in sorted(found.items()):
@@ -279,9 +290,10 @@ def _plan(state: State, names: dict[Path, list[str]]) -> dict[tuple[Path, str], 
 
 
 def _folders(source: Path, name: str) -> list[str]:
+    """The folder around the source, the source without suffixes, the folders in it."""
     inside = PurePosixPath(name.replace("\\", "/")).parent.parts
-    above = source.resolve().parts[-2:]
-    return [*above[:-1], above[-1].split(".")[0], *inside] if above else list(inside)
+    above = ("", *source.resolve().parts)[-2:]
+    return [above[0], above[1].split(".")[0], *inside]
 
 
 def _stem(name: str) -> str:

@@ -261,6 +261,14 @@ def test_a_name_that_several_files_have_is_refused_unless_one_is_in_the_sets_own
     assert read_image(tmp_path / "data/Numbers/Numbers_train_HR/0001.png").shape == PIXELS["cat"].shape
 
 
+def test_images_in_a_folder_that_is_called_like_one_of_lq_images_are_mentioned(tmp_path: Path) -> None:
+    moved = {name.replace("Numbers_train_HR", "x4/hr"): data for name, data in NUMBERED.items()}
+    with pytest.raises(MtkdError, match=r"3 files that are called so were left out, .*: x4/hr/0001\.png in "):
+        lay([NUMBERS], [unpacked(tmp_path / "mine", moved)], tmp_path / "data")
+    lay([NUMBERS], [tmp_path / "mine/x4/hr"], tmp_path / "data", scales=())
+    assert len(list_images(tmp_path / "data/Numbers/Numbers_train_HR")) == 3
+
+
 def test_a_damaged_image_that_only_its_name_tells_is_not_laid_out(tmp_path: Path) -> None:
     files = NUMBERED | {"Numbers_train_HR/0002.png": NUMBERED["Numbers_train_HR/0002.png"][:-40]}
     with pytest.raises(MtkdError, match=r"(?s)1 of 3 images are missing: 0002.*0002.png in .* cannot be decoded"):
