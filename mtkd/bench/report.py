@@ -43,7 +43,7 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         tables.show(report, compared)
         for line in report.missing:
             log(f"missing: {line}")
-        write_page(replace(report, pictures=pictures(plan, report)), folder / "report.html")
+        write_page(replace(report, pictures=pictures(plan, report)), folder / "report.html", compared)
         log(f"Tables and page: {folder}")
         folders.append(folder)
     return folders

@@ -209,9 +209,8 @@ def _finish(job: _Job, names: dict[Path, list[str]], workers: int, log: Log) -> 
             problems += [text for (hr, name), text in job.near.items() if hr == state.hr and name in state.missing]
             if passed := job.passed.get(state.hr):
                 problems.append(
-                    f"{state.hr}: {len(passed)} files that are called so were left out, because a folder around them is "
-                    f"called like one of lq images: {passed[0][1]} in {passed[0][0]}. If they are whole, give --from the "
-                    "folder that holds them"
+                    f"{state.hr}: {len(passed)} files that are called so were left out, because their folder is called "
+                    f"like one of lq images: {passed[0][1]} in {passed[0][0]}. If they are not, give --from that folder"
                 )
             continue
         state.images = {name: state.images[name] for name in sorted(state.images)}
