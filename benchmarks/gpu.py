@@ -301,7 +301,8 @@ class Lease:
             lines.append(f"train: {record['cells'] - record['cells left']} of {record['cells']} cells")
             for row in (*record["finished"], *record["unfinished"]):
                 name, *others = row.items()
-                lines.append(f"  {name[1]}: " + ", ".join(f"{key} {_digits(value)}" for key, value in others if value != ""))
+                reached = (f"{key} {_digits(value)}" for key, value in others if value != "")
+                lines.append(f"  {name[1]}: {', '.join(reached)}")
         lines += [f"failed: {name}: {error[:160]}" for name, error in self.errors.items()]
         lines.append(f"{time.time() - self.began:.0f} s in all")
         return "\n".join(lines) + "\n"

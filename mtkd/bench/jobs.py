@@ -16,7 +16,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd.bench.grid import Cell, Grid, cells, runs, target_path
+from mtkd.bench.cells import Cell, cells, runs, target_path
+from mtkd.bench.grid import Grid
 from mtkd.bench.scores import read_scores
 from mtkd.config import OptionError, Options, Problem, make_options
 from mtkd.contracts import MtkdError

@@ -66,9 +66,10 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
         return found
     for job in cells:
         assert job.cell is not None
-        if job.cell.student not in found:
+        student = plan.grid.subjects()[job.cell.subject].student
+        if student not in found:
             options = jobs.options_of(job)
             net = build.build_network(options.network_g, options.scale)
-            found[job.cell.student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
+            found[student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
             write_bytes(path, (dumps(found, indent=1) + "\n").encode())
     return found
