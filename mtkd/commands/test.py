@@ -27,8 +27,8 @@ In a run folder net_g_latest.pth is measured, else its newest checkpoint, with t
 table says which. A weights file must say which network it holds: mtkd's do, and `mtkd zoo convert --to safetensors`
 makes one of others. Their metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
 Without --data their sets are those of options/benchmark.yml that are here: of your file, else of the one that comes
-with mtkd. An option file gives networks, metrics and sets itself. Its teachers, their mean and the fused image have rows
-too, which `--without teachers` leaves out; it may have teachers alone. Results go to results/NAME, NAME being the
+with mtkd. An option file gives networks, metrics and sets itself. Its teachers, their mean and the fused image have
+rows too, which `--without teachers` leaves out; it may have teachers alone. Results go to results/NAME, NAME being the
 network's or comparison_xSCALE; older results are never overwritten.""",
     )
     test.add_argument(

@@ -90,8 +90,7 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
     one = subjects[0] if len(subjects) == 1 else None
     if one is not None:
         gmacs = "" if one.gmacs is None else f", {one.gmacs:.1f} GMACs to 1280x720"
-        spent = "" if one.cost is None else f", {' and '.join(_spent(one))}"
-        table = Table(title=Text(f"{one.name} (x{scale}, {one.parameters:,d} parameters{gmacs}{spent})"))
+        table = Table(title=Text(f"{one.name} (x{scale}, {one.parameters:,d} parameters{gmacs})"))
         table.add_column("test set")
         for heading in ("images", *metrics):
             table.add_column(heading, justify="right")
@@ -102,8 +101,8 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
         table.add_column("network", no_wrap=True)
         table.add_column("parameters", justify="right", no_wrap=True)
         table.add_column("GMACs", justify="right", no_wrap=True)
-        measured = any(subject.cost is not None for subject in subjects)
-        for heading in ("latency", "memory") if measured else ():
+        costs = any(subject.cost is not None for subject in subjects)
+        for heading in ("latency", "memory") if costs else ():
             table.add_column(heading, justify="right", no_wrap=True)
         sets = {row.dataset: len(row.images) for _, row in rows}
         for dataset, images in sets.items():
@@ -116,7 +115,7 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
                 Text(subject.name),
                 f"{subject.parameters:,d}" if subject.parameters else "-",
                 "-" if subject.gmacs is None else f"{subject.gmacs:.1f}",
-                *(_spent(subject) if measured else ()),
+                *(_spent(subject) if costs else ()),
                 *(" / ".join(f"{mean[metric]:.4f}" for metric in metrics) for mean in means),
             )
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -127,22 +126,23 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
         if subject.origin is not None:
             name, note = "" if one else f" of {subject.name}", f"; {subject.note}" if subject.note else ""
             console.print(Text(f"Weights{name}: {subject.origin}{note}"), soft_wrap=True)
-    if (cost := next((subject.cost for subject in subjects if subject.cost is not None), None)) is not None:
+    measured = [subject for subject in subjects if subject.cost is not None]
+    if measured and (cost := measured[0].cost) is not None:
         height, width = (scale * side for side in cost.lq)
-        console.print(
-            Text(
-                f"Latency: median of one image of {width}x{height}, on {cost.device}, {cost.threads} CPU threads. "
-                f"Memory: {cost.memory_is}."
-            ),
-            soft_wrap=True,
+        latency, memory = (f"{text}, " for text in _spent(measured[0])) if one else ("", "")
+        text = (
+            f"Latency: {latency}median of one image of {width}x{height}, on {cost.device}, {cost.threads} CPU threads. "
+            f"Memory: {memory}{cost.memory_is}."
         )
+        console.print(Text(text), soft_wrap=True)
 
 
 def _spent(subject: Subject) -> tuple[str, str]:
     """Latency and memory for the table; "-" for what was not measured."""
     if (cost := subject.cost) is None:
         return "-", "-"
-    return f"{cost.latency:.4g} ms", "-" if cost.memory is None else f"{cost.memory:,.0f} MiB"
+    latency = f"{cost.latency:,.0f}" if cost.latency >= 100 else f"{cost.latency:.3g}"
+    return f"{latency} ms", "-" if cost.memory is None else f"{cost.memory:,.0f} MiB"
 
 
 def write(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:

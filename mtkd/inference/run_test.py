@@ -127,13 +127,13 @@ def _subjects(options: Options, *, teachers: bool, bicubic: bool) -> list[Subjec
 
 def _announcement(options: Options, *, has_own: bool) -> str:
     number = len(options.teachers)
-    whom = (
-        f"The {number} teachers and their mean are" if number > 1 else f"The teacher {next(iter(options.teachers))} is"
-    )
+    rows = f"{number} teachers, their mean" if number > 1 else "the teacher"
+    if number > 1 and options.fusion not in (None, "mean"):
+        rows += ", their fused image"
     if has_own:
-        return f"{whom} measured too, which takes time; `{LEAVE_OUT}` leaves out their rows."
-    unused = "" if options.network_g.is_none else ", and path.pretrain_network_g gives no weights of network_g"
-    return f"{whom} measured{unused}."
+        return f"Measured beside network_g: {rows}. They cost time; `{LEAVE_OUT}` leaves them out."
+    unused = "" if options.network_g.is_none else "; path.pretrain_network_g gives no weights of network_g"
+    return f"Measured: {rows}{unused}."
 
 
 def _compile(own: Subject, setting: Setting, log: Log) -> None:
