@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
-from mtkd.config import ItemSetOptions, ItemTrainSetOptions, NetworkOptions
+from mtkd.config import AnswersOptions, ItemSetOptions, ItemTrainSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
+from mtkd.data.answers import TRAIN, Answers
 from mtkd.data.foreign import ForeignImages, ForeignItems
-from mtkd.data.paired import PairedImages
+from mtkd.data.kept import KeptAnswers, answers_to
+from mtkd.data.paired import PairedImages, raise_problems
+from mtkd.data.store import ImageStore
 from mtkd.data.training import TrainingSet, open_training_set
 from mtkd.data.unlabelled import UnlabelledImages, images_of_section
 from mtkd.methods.base import Method, MethodConfig
+from mtkd.runtime.progress import Log, Progress
 
 if TYPE_CHECKING:
     from mtkd.config import FusionOptions, Options, TeacherOptions, TrainSetOptions
@@ -68,7 +73,7 @@ def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
 
 def build_teachers(options: Options, *, stored: bool = False, imitated: bool = False) -> dict[str, nn.Module]:
     """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared; several
-    methods together may see both.
+    methods together may see both. Those that are kept answers know no images yet: `data.kept.learn_sets`.
 
     Args:
         stored: their images come from a target store, so that only what reads networks needs any.
@@ -78,14 +83,7 @@ def build_teachers(options: Options, *, stored: bool = False, imitated: bool = F
         MtkdError: weights are missing or foreign, or the fusion network was trained with other members or another
             order.
     """
-    cls = catalog.get("method", options.model_type)
-    declared = list(options.teachers)
-    if imitated:
-        found = cls.imitated(options.method, declared)
-        networks, fused = ([], found) if options.fusion is not None else (found, [])
-    else:
-        fusion = options.fusion is not None
-        networks, fused = cls.needs(options.method, declared, fusion=fusion, stored=stored)
+    networks, fused = _needed(options, stored=stored, imitated=imitated)
     members = _members(options, [*networks, *fused])
     result = {name: members[name] for name in networks}
     if not fused:
@@ -106,18 +104,86 @@ def build_ensemble(options: Options) -> tuple[dict[str, nn.Module], FusedTeacher
     members = _members(options, options.teachers)
     if options.fusion is None or len(members) < 2:
         return members, None
-    cls = catalog.get("method", options.model_type)
-    _, names = cls.needs(options.method, list(members), fusion=True, stored=False)
+    _, names = _needed(options, stored=False, imitated=False)
     return members, _fused(options, Ensemble({name: members[name] for name in names}))[1] if names else None
 
 
 def _members(options: Options, names: Collection[str]) -> dict[str, nn.Module]:
     members: dict[str, nn.Module] = {}
     for name, teacher in options.teachers.items():
-        if name in names:
-            members[name] = build_network(network_of(teacher), options.scale)
-            load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
+        if name not in names:
+            continue
+        if isinstance(teacher, AnswersOptions):
+            members[name] = KeptAnswers(name, teacher.images, options.scale)
+            continue
+        members[name] = build_network(network_of(teacher), options.scale)
+        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
     return members
+
+
+def _needed(options: Options, *, stored: bool, imitated: bool) -> tuple[list[str], list[str]]:
+    """The teachers that `build_teachers` gives as they are, and those that it fuses."""
+    cls, declared, fusion = (
+        catalog.get("method", options.model_type),
+        list(options.teachers),
+        options.fusion is not None,
+    )
+    if not imitated:
+        return cls.needs(options.method, declared, fusion=fusion, stored=stored)
+    found = cls.imitated(options.method, declared)
+    return ([], found) if fusion else (found, [])
+
+
+def open_training_answers(
+    options: Options, images: TrainingSet, *, imitated: bool = False, log: Log = print
+) -> dict[str, ImageStore]:
+    """Teacher -> its answers to the training images, of those that are kept answers and that `build_teachers` gives;
+    folders are decoded once, into the cache folder.
+
+    Args:
+        imitated: those of the image that a target store keeps; else those that training needs.
+
+    Raises:
+        MtkdError: answers are missing, of another size or of other images; all of it is listed.
+    """
+    needed = {name for part in _needed(options, stored=bool(options.target_store), imitated=imitated) for name in part}
+    kept = {name: one for name, one in options.teachers.items() if isinstance(one, AnswersOptions) and name in needed}
+    if not kept:
+        return {}
+    found: dict[str, Answers] = {}
+    problems: list[str] = []
+    lq = images.lq.digest()
+    for name, teacher in kept.items():
+        try:
+            found[name] = training_answers(options, teacher, images, lq=lq)
+        except MtkdError as error:
+            problems.append(f"teacher {name!r}, train: {error}")
+    raise_problems("Kept answers of teachers cannot be used", problems)
+    stores = {}
+    for name, answers in found.items():
+        with Progress(f"decoding the answers of {name}", log) as decoding:
+            stores[name] = answers.decoded(image_cache(), progress=decoding)
+    return stores
+
+
+def training_answers(
+    options: Options,
+    teacher: AnswersOptions,
+    images: TrainingSet | PairedImages | UnlabelledImages,
+    *,
+    lq: str | None = None,
+) -> Answers:
+    """The answers of one teacher to the training images, nothing decoded.
+
+    Args:
+        lq: digest of the lq images, which a store that says its own must have; None does not compare it.
+
+    Raises:
+        MtkdError: they are missing, or do not fit.
+    """
+    exact = _training_section(options).meta_info_file is None
+    marks = {"scale": options.scale, "images": lq}
+    return answers_to(teacher.images, (TRAIN,), images, flat=True, exact=exact, marks=marks)
 
 
 def _fused(options: Options, ensemble: Ensemble) -> tuple[str, FusedTeacher]:
@@ -195,9 +261,14 @@ def open_training_images(options: Options, progress: Callable[[int, int], None] 
     return open_training_set(
         _training_section(options).model_dump(),
         scale=options.scale,
-        cache_dir=zoo.home().parent / "datasets",
+        cache_dir=image_cache(),
         progress=progress,
     )
+
+
+def image_cache() -> Path:
+    """The folder of decoded images, in `MTKD_HOME` or the platform's place."""
+    return zoo.home().parent / "datasets"
 
 
 def training_files(options: Options) -> PairedImages | UnlabelledImages:
@@ -225,6 +296,11 @@ def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImag
     if isinstance(given, ItemSetOptions):
         return ForeignImages(open_items(given, scale, phase=phase))
     return PairedImages.of_section(given.model_dump(), scale=scale)
+
+
+def names_of_set(options: Options, key: str) -> tuple[str, ...]:
+    """What the evaluation set `key` is called where teachers keep answers by data set: its key, and its `name`."""
+    return key, options.datasets.evaluation[key].name
 
 
 def network_facts(options: Options) -> dict[str, Any]:

@@ -26,7 +26,10 @@ machines that see the same images and weights:
   mtkd teach -opt X.yml --merge                  # bring targets_x4.shard-* together first; runs no network
 Split over the GPUs of one machine:
   torchrun --nproc_per_node 8 -m mtkd teach -opt X.yml --launcher pytorch
-  mtkd teach -opt X.yml --merge""",
+  mtkd teach -opt X.yml --merge
+Combine answers that are there already, stores or folders of images named as the training images; runs no network:
+  mtkd teach -opt X.yml --from hat/train swinir_store --out mean_x4           # their mean
+  mtkd teach -opt X.yml --from A B --weights 2 1 --gt 0.2 --out blend_x4      # 0.8 (2 A + B) / 3 + 0.2 gt""",
     )
     arguments.option_file(teach)
     teach.add_argument(
@@ -47,6 +50,16 @@ Split over the GPUs of one machine:
         default="uint8",
         help="float16 keeps what 8 bits round away, unclamped, in twice the space (default: uint8)",
     )
+    teach.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        metavar="ANSWERS",
+        help="combine these stores or folders of answers to the training images of FILE, whose teachers are not read",
+    )
+    teach.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each of --from (default: equal)")
+    teach.add_argument("--gt", type=float, metavar="SHARE", help="blend the ground truth in, from 0 to below 1")
+    teach.add_argument("--out", type=Path, metavar="PATH", help="the store (default: the option file's target_store)")
     teach.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     arguments.launcher(teach)
     teach.set_defaults(run=run)
@@ -60,6 +73,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from mtkd.config import load_options
 
+    if args.sources:
+        return _combine(args)
+    for option in ("weights", "gt", "out"):
+        if getattr(args, option) is not None:
+            raise MtkdError(f"--{option} belongs to --from, which combines answers that are there already.")
     options = load_options(args.opt, force=args.force_yml, kind="train")
     if not options.target_store:
         raise MtkdError(f"{args.opt} names no target_store; add the key, or --force_yml target_store=FILE.")
@@ -99,4 +117,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"Shard {shard} is in {store.path}. When all are there: `mtkd teach {file} --merge`.")
     else:
         print(f"Targets are in {store.path}. Train with `mtkd train {file}`.")
+    return 0
+
+
+def _combine(args: argparse.Namespace) -> int:
+    """`--from`: one store of several that are there."""
+    from mtkd.config import load_options
+    from mtkd.targets.combine import combine
+
+    used = ("shard", "merge", "dry_run", "x8", "tile", "precision", "device")
+    useless = [f"--{option}" for option in used if getattr(args, option)]
+    useless += ["--launcher"] if args.launcher != "none" else []
+    if useless:
+        raise MtkdError(f"--from runs no network, so that {', '.join(useless)} would do nothing. Leave it out.")
+    # Unchecked: the teachers of the file, or that it has none, mean nothing here.
+    options = load_options(args.opt, force=args.force_yml, check=False, kind="train")
+    path = args.out or options.target_store
+    if path is None:
+        raise MtkdError(f"Name the store: --out PATH, or target_store in {args.opt}.")
+    store = combine(options, path, args.sources, weights=args.weights, gt=args.gt or 0.0, dtype=args.dtype)
+    print(f"Targets are in {store.path}. Train with an option file that has `target_store: {path}` and no `teachers`.")
     return 0

@@ -16,7 +16,7 @@ def add(subparsers: arguments.SubParsers) -> None:
     test = arguments.command(
         subparsers,
         "test",
-        "measure networks on test sets: table, per-image CSV, JSON",
+        "measure networks on test sets: table, per-image CSV, JSON, a page to look at",
         """mtkd test experiments/MTKD_edsr_m_x4                   # a run: its network, its metrics, on Set5, Set14, ...
   mtkd test experiments/MTKD_edsr_m_x4 --with bicubic,teachers --data photos/
   mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
@@ -29,7 +29,8 @@ makes one of others. Their metrics are those of the run's validation, else PSNR 
 Without --data their sets are those of options/benchmark.yml that are here: of your file, else of the one that comes
 with mtkd. An option file gives networks, metrics and sets itself. Its teachers, their mean and the fused image have
 rows too, which `--without teachers` leaves out; it may have teachers alone. Results go to results/NAME, NAME being the
-network's or comparison_xSCALE; older results are never overwritten.""",
+network's or comparison_xSCALE; older results are never overwritten. Its report.html shows the networks side by side,
+image by image, those that are named compared with the first of them.""",
     )
     test.add_argument(
         "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
@@ -66,6 +67,9 @@ network's or comparison_xSCALE; older results are never overwritten.""",
         help="also latency (median of 3 to 100 runs) and peak memory for one image of 1280x720 on this device",
     )
     arguments.tiles(test, "run in tiles of N lq pixels, which may change numbers (default: whole)")
+    test.add_argument(
+        "--no_page", action="store_true", help="write no report.html: the scores and some pictures to look at"
+    )
     test.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     arguments.changes(test)
     arguments.launcher(test)
@@ -111,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
             tile_pad=args.tile_pad,
             device=args.device,
             command=arguments.command_line(),
+            page=not args.no_page,
         )
         return 0
     if args.networks or args.data:
@@ -130,5 +135,6 @@ def run(args: argparse.Namespace) -> int:
         cost=args.cost,
         device=named_device(args.device) if args.device else None,
         command=arguments.command_line(),
+        page=not args.no_page,
     )
     return 0

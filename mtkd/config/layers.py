@@ -95,6 +95,11 @@ def runs_among(files: Sequence[Path]) -> list[Path]:
     return [file for file in files if file.resolve() not in bases - standing]
 
 
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, as the file of `load` lies over its base."""
+    return _merged(below, above, (), set())
+
+
 def _merged(below: dict[str, Any], above: dict[str, Any], path: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:
     """`above` over `below`; what is not `below`'s any more is added to `replaced`."""
     merged = dict(below)

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mtkd.contracts import MtkdError
-from mtkd.data.images import expanded
-from mtkd.data.paired import PairedImage, PairedImages, raise_problems
+from mtkd.data.cache import cached, decode_all
+from mtkd.data.paired import PairedImage, PairedImages
 from mtkd.data.store import ImageStore, StoreWriter, cpus
 from mtkd.data.unlabelled import UnlabelledImages, images_of_section
 
-logger = logging.getLogger("mtkd")
-
 _RULE = "1: RGB uint8, gt cut to lq * scale, lq bicubic as MATLAB when there is no dataroot_lq"
-_DAY = 24 * 3600
 _Images: TypeAlias = PairedImages | UnlabelledImages
 
 
@@ -85,50 +76,23 @@ def open_training_set(
     """
     images = images_of_section(options, scale=scale)
     facts = _facts(images)
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-    cache = expanded(cache_dir)
-    entry = cache / key
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        found = _opened(entry, images)
-        if found is None:
-            with _locked(cache / f"{key}.lock"):
-                # Another process may have made it in the meantime.
-                found = _opened(entry, images)
-                if found is None:
-                    _discard(entry)
-                    _decode(images, facts, entry, workers or cpus(), progress)
-        return found or _stores(entry, images)
-    except OSError as error:
-        raise MtkdError(f"The image cache {cache} cannot be written: {error.strerror or error}.") from error
+    return cached(
+        cache_dir,
+        facts,
+        opened=lambda entry: _opened(entry, images),
+        make=lambda folder: _decode(images, facts, folder, workers or cpus(), progress),
+        what="The training images",
+    )
 
 
-def _stores(entry: Path, images: _Images) -> TrainingSet:
+def _opened(entry: Path, images: _Images) -> TrainingSet:
+    """The stores of `entry`, every image compared with its checksum."""
+    lq = ImageStore(entry / "lq.safetensors")
     gt = ImageStore(entry / "gt.safetensors") if isinstance(images, PairedImages) else None
-    return TrainingSet(lq=ImageStore(entry / "lq.safetensors"), gt=gt, scale=images.scale)
-
-
-def _opened(entry: Path, images: _Images) -> TrainingSet | None:
-    """The stores of `entry`, every image compared with its checksum; None where they must be made (again)."""
-    if not entry.is_dir():
-        return None
-    try:
-        found = _stores(entry, images)
-        found.lq.verify()
-        if found.gt is not None:
-            found.gt.verify()
-        return found
-    except MtkdError as error:
-        logger.warning("%s The training images are decoded again.", str(error).partition(" Delete it")[0])
-        return None
-
-
-def _discard(entry: Path) -> None:
-    """Remove a damaged entry. Processes that have it mapped keep their view."""
-    if entry.is_dir():
-        damaged = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
-        entry.rename(damaged / "damaged")
-        shutil.rmtree(damaged, ignore_errors=True)
+    lq.verify()
+    if gt is not None:
+        gt.verify()
+    return TrainingSet(lq=lq, gt=gt, scale=images.scale)
 
 
 def _facts(images: _Images) -> dict[str, Any]:
@@ -146,20 +110,17 @@ def _facts(images: _Images) -> dict[str, Any]:
 def _decode(
     images: _Images,
     facts: dict[str, Any],
-    entry: Path,
+    folder: Path,
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    _remove_leftovers(entry)
-    temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
     lq_sizes = [(height // images.scale, width // images.scale) for height, width in images.sizes]
     with ExitStack() as at_end:
-        at_end.callback(shutil.rmtree, temporary, ignore_errors=True)
-        lq = StoreWriter(temporary / "lq.safetensors", images.names, lq_sizes, facts)
+        lq = StoreWriter(folder / "lq.safetensors", images.names, lq_sizes, facts)
         at_end.callback(lq.close)
         gt = None
         if isinstance(images, PairedImages):
-            gt = StoreWriter(temporary / "gt.safetensors", images.names, images.sizes, facts)
+            gt = StoreWriter(folder / "gt.safetensors", images.names, images.sizes, facts)
             at_end.callback(gt.close)
 
         def decode(i: int) -> None:
@@ -168,54 +129,8 @@ def _decode(
             if gt is not None and isinstance(image, PairedImage):
                 gt.put(i, image.gt)
 
-        problems: dict[int, str] = {}
-        # Threads suffice: OpenCV, torch and file writing all release the interpreter lock.
-        with ThreadPoolExecutor(workers) as pool:
-            jobs = {pool.submit(decode, i): i for i in range(len(images))}
-            try:
-                for done, job in enumerate(as_completed(jobs), start=1):
-                    try:
-                        job.result()
-                    except MtkdError as error:
-                        problems[jobs[job]] = str(error)
-                    if progress is not None:
-                        progress(done, len(images))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
         root = images.dataroot_gt if isinstance(images, PairedImages) else images.dataroot_lq
-        raise_problems(f"The images of {root} cannot be used", [problems[i] for i in sorted(problems)])
+        decode_all(decode, len(images), root, workers, progress)
         lq.finish()
         if gt is not None:
             gt.finish()
-        # mkdtemp lets only the owner in; a cache may be shared.
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(entry)
-        except OSError:
-            # Without working locks (some network file systems) another process may have been first.
-            if not entry.is_dir():
-                raise
-
-
-def _remove_leftovers(entry: Path) -> None:
-    for folder in entry.parent.glob(f".{entry.name}.*"):
-        if time.time() - folder.stat().st_mtime > _DAY:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, which ends with the process. Without locks go on: renaming keeps the cache sound.
-
-    Not filelock, with which the zoo locks its folder: where a file system has no locks, it waits for a file to vanish,
-    and that of a killed process never does.
-    """
-    with open(path, "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
-        yield

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mtkd.config import TileOptions, ValOptions
+from mtkd.config import TileOptions, ValOptions, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.inference import results
 from mtkd.inference.baselines import bicubic_row
@@ -20,6 +20,7 @@ from mtkd.inference.evaluate import Evaluation
 from mtkd.inference.image_sets import benchmark_sets, folder_sets
 from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
 from mtkd.inference.named import Target, check_once, find_target, networks_of, unique
+from mtkd.inference.report import PAGE, Shots, report_of, write_beside
 from mtkd.inference.tiling import check_tiles
 from mtkd.runtime import given
 from mtkd.runtime.device import named_device, set_backends, usual_device
@@ -40,6 +41,7 @@ def compare(
     device: str | torch.device | None = None,
     command: str | None = None,
     results_root: Path = Path("results"),
+    page: bool = False,
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure trained networks, print one table, write `results/NAME`; return (network's name, its result on a set).
@@ -57,6 +59,7 @@ def compare(
         cost: measure latency and peak memory of each network too.
         tile_size: run in tiles of so many lq pixels.
         tile_pad: lq pixels of context around each tile.
+        page: write `report.html` too, with a few pictures.
 
     Raises:
         MtkdError: something named is missing or cannot be measured, scales or metrics differ, or there are no images;
@@ -78,15 +81,36 @@ def compare(
 
     baselines = [bicubic_row(scale)] if bicubic else []
     subjects = unique([*baselines, *networks_of(found, teachers=teachers)])
-    place(subjects, setting)
+    place(subjects, setting, {(dataset,): image_set for dataset, image_set in images.items()})
     name = _folder_name(found, scale)
+    shots = Shots(images) if page else None
     with results.results_folder(results_root / name) as folder:
-        rows = measure(subjects, images, metrics, setting, log=log)
+        rows = measure(subjects, images, metrics, setting, keepers=[shots.keeper] if shots else [], log=log)
     if cost:
         subjects = with_costs(subjects, setting, log=log)
     results.print_table(subjects, rows, scale=scale)
-    log(f"Metrics: {_describe(setting.metrics)}; fp32, {_describe_tiles(val.tile)}.")
+    way = f"fp32, {_describe_tiles(val.tile)}"
+    log(f"Metrics: {_describe(setting.metrics)}; {way}.")
     results.write(folder, rows, {"name": name, **setting.facts(subjects, images), "command": command})
+    if shots is not None:
+        asked = [subject.name for subject in subjects[-len(found) :]]
+        about = {"metrics": _describe(setting.metrics), "run": way, "command": command}
+        written = dict(zip(asked, found, strict=True))
+        write_beside(
+            folder / PAGE,
+            lambda: report_of(
+                rows,
+                subjects,
+                title=f"{asked[0]} x{scale}" if len(asked) == 1 else f"{len(asked)} networks side by side, x{scale}",
+                scale=scale,
+                metrics=setting.metrics,
+                asked=asked,
+                pictures=shots.pictures(scale, asked),
+                files={key: resolved_yaml(one.options) for key, one in written.items() if one.options is not None},
+                facts=about,
+            ),
+            log,
+        )
     return rows
 
 

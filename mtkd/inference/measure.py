@@ -15,6 +15,7 @@ from mtkd import build
 from mtkd.config import ValOptions
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignImages
+from mtkd.data.kept import kept_inside, learn_sets
 from mtkd.data.paired import PairedImages
 from mtkd.inference.baselines import Memoized
 from mtkd.inference.evaluate import Evaluation, MetricFunction, build_metrics, evaluate, val_predict
@@ -80,13 +81,24 @@ def prepared_metrics(setting: Setting, images: ImageSets) -> dict[str, MetricFun
     return metrics
 
 
-def place(subjects: Sequence[Subject], setting: Setting) -> None:
-    """Move the networks to their device, and run each on one small image.
+def place(
+    subjects: Sequence[Subject], setting: Setting, sets: Mapping[tuple[str, ...], Any], *, advice: str = ""
+) -> None:
+    """Move the networks to their device, and run each on one small image; teachers that are kept answers open those to
+    the image sets.
+
+    Args:
+        sets: as for `learn_sets`.
 
     Raises:
-        MtkdError: one cannot run, or makes an image of another size.
+        MtkdError: one cannot run, makes an image of another size, or has no answers to a set, after which `advice`
+            follows.
     """
     for subject in subjects:
+        try:
+            learn_sets(subject.net, sets, flat=True)
+        except MtkdError as error:
+            raise MtkdError(f"{error}{advice}") from error
         move(subject.net, setting.device, setting.memory_format)
         with setting.autocast():
             try_network(subject.net, subject.name, scale=setting.scale)
@@ -98,18 +110,19 @@ def measure(
     metrics: Mapping[str, MetricFunction],
     setting: Setting,
     *,
-    save: Callable[[str, str], Save] | None = None,
+    keepers: Sequence[Callable[[str, str], Save]] = (),
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """(network's name, its result) of every network on every set; `log` gets each mean when there are several.
 
     Args:
-        save: (network's name, data set) -> what takes its images, see `evaluate`.
+        keepers: (data set, network's name) -> what takes its images, see `evaluate`.
     """
     rows: list[tuple[str, Evaluation]] = []
     several = len(subjects) > 1
     for dataset, image_set in images.items():
         for subject in subjects:
+            saves = [keeper(dataset, subject.name) for keeper in keepers]
             result = evaluate(
                 val_predict(subject.net, setting.val, setting.scale),
                 image_set,
@@ -117,7 +130,7 @@ def measure(
                 dataset=dataset,
                 device=setting.device,
                 autocast=setting.autocast,
-                save=None if save is None else save(subject.name, dataset),
+                save=partial(_each, saves) if saves else None,
                 progress=partial(tracked, about=f"{dataset}, {subject.name}" if several else dataset),
             )
             rows.append((subject.name, result))
@@ -130,16 +143,25 @@ def measure(
     return rows
 
 
+def _each(saves: Sequence[Save], name: str, image: np.ndarray) -> None:
+    for save in saves:
+        save(name, image)
+
+
 def with_costs(subjects: Sequence[Subject], setting: Setting, *, log: Log = print) -> list[Subject]:
     """`subjects` with latency and peak memory for one image of 1280x720, each network computing all of it."""
     return [replace(subject, cost=_cost(subject, setting, log)) for subject in subjects]
 
 
 def _cost(subject: Subject, setting: Setting, log: Log) -> RunningCost | None:
+    net = subject.net if subject.bare is None else subject.bare
+    if kept := kept_inside(net):
+        log(f"Latency and memory of {subject.name} are not known: {kept[0].name} is kept answers.")
+        return None
     log(f"Latency and memory of {subject.name} ...")
     try:
         return running_cost(
-            subject.net if subject.bare is None else subject.bare,
+            net,
             scale=setting.scale,
             device=setting.device,
             autocast=setting.autocast,

@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mtkd import build
 from mtkd.archs.ensemble import FusedTeacher
 from mtkd.build import build_image_set
-from mtkd.config import Options
+from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
+from mtkd.data.kept import kept_inside
 from mtkd.inference.baselines import Memoized, bicubic_row
 from mtkd.inference.compare import tile_options
 from mtkd.inference.evaluate import Evaluation, compile_for_images, save_to
 from mtkd.inference.image_sets import ImageSets
 from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
 from mtkd.inference.named import Target, networks_of, unique
+from mtkd.inference.report import PAGE, Shots, report_of, write_beside
 from mtkd.inference.results import Subject, print_table, results_folder, write
 from mtkd.runtime.device import choose_device, set_backends
 from mtkd.runtime.progress import Log
@@ -38,6 +41,7 @@ def run_test(
     cost: bool = False,
     device: str | torch.device | None = None,
     command: str | None = None,
+    page: bool = False,
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure every network of `options` on every test set, print the table, write `results/NAME`; return (network's
@@ -51,6 +55,7 @@ def run_test(
         bicubic: measure MATLAB's bicubic enlargement too.
         teachers: measure them, where there are any.
         cost: measure latency and peak memory of each network too.
+        page: write `report.html` too, with a few pictures.
 
     Raises:
         MtkdError: test sets or weights are missing or unusable, a metric cannot be used, or nothing is left to measure;
@@ -84,23 +89,58 @@ def run_test(
         memory_format=torch.channels_last if options.channels_last else torch.preserve_format,
     )
     metrics = prepared_metrics(setting, images)
-    subjects = _subjects(options, teachers=teachers, bicubic=bicubic)
+    advice = f" To measure network_g without its teachers: `{LEAVE_OUT}`." if has_own else ""
+    subjects = _subjects(options, teachers=teachers, bicubic=bicubic, advice=advice)
     own = subjects[-1] if has_own else None
-    place(subjects, setting)
+    sets = zip(options.datasets.evaluation, images.values(), strict=True)
+    known = {build.names_of_set(options, key): image_set for key, image_set in sets}
+    place(subjects, setting, known, advice=advice)
     if own is not None and options.val.compile:
         _compile(own, setting, log)
     if teachers:
         log(_announcement(options, has_own=has_own))
+    shots = Shots(images) if page else None
     with results_folder(Path(options.path.results_root) / options.name) as folder:
-        save = partial(_save, folder, options) if options.val.save_img else None
-        rows = measure(subjects, images, metrics, setting, save=save, log=log)
+        saving = [partial(_saver, folder, options)] if options.val.save_img else []
+        keepers = [*saving, *([shots.keeper] if shots else [])]
+        rows = measure(subjects, images, metrics, setting, keepers=keepers, log=log)
     if cost:
         subjects = with_costs(subjects, setting, log=log)
     # Print before writing: a full disk must not lose the numbers.
     print_table(subjects, rows, scale=options.scale)
     about = subjects[-1].facts() if has_own else {"name": options.name}
     write(folder, rows, {**about, **setting.facts(subjects, images), "command": command})
+    if shots is not None:
+        _write_page(folder / PAGE, options, rows, subjects, shots, command, log)
     return rows
+
+
+def _write_page(
+    path: Path,
+    options: Options,
+    rows: Sequence[tuple[str, Evaluation]],
+    subjects: Sequence[Subject],
+    shots: Shots,
+    command: str | None,
+    log: Log,
+) -> None:
+    weights = options.path.pretrain_network_g
+    asked = [options.name] if weights else []
+    write_beside(
+        path,
+        lambda: report_of(
+            rows,
+            subjects,
+            title=f"{options.name} x{options.scale}",
+            scale=options.scale,
+            metrics=options.val.metrics,
+            asked=asked,
+            pictures=shots.pictures(options.scale, asked),
+            files={"option file, written out": resolved_yaml(options)},
+            facts={"weights": weights, "precision": options.precision, "command": command},
+        ),
+        log,
+    )
 
 
 def in_tiles(options: Options, tile_size: int, tile_pad: int) -> Options:
@@ -113,11 +153,10 @@ def in_tiles(options: Options, tile_size: int, tile_pad: int) -> Options:
     return options.model_copy(update={"val": options.val.model_copy(update={"tile": tile})})
 
 
-def _subjects(options: Options, *, teachers: bool, bicubic: bool) -> list[Subject]:
+def _subjects(options: Options, *, teachers: bool, bicubic: bool, advice: str) -> list[Subject]:
     """The rows of the table, `network_g` last."""
     target = Target(options.name, options.name, options.scale, options=options)
     has_own = options.path.pretrain_network_g is not None
-    advice = f" To measure network_g without its teachers: `{LEAVE_OUT}`." if has_own else ""
     networks = networks_of([target], teachers=teachers, advice=advice)
     # network_g first, so that it keeps its name.
     own, others = (networks[-1:], networks[:-1]) if has_own else ([], networks)
@@ -145,11 +184,12 @@ def _compile(own: Subject, setting: Setting, log: Log) -> None:
         return
     for member in own.net.ensemble.members.values():
         net = member.net if isinstance(member, Memoized) else member
-        compile_for_images(net, setting.device, setting.autocast, log)
+        if not kept_inside(net):
+            compile_for_images(net, setting.device, setting.autocast, log)
     compile_for_images(own.net, setting.device, setting.autocast, log, part=own.net.fusion)
 
 
-def _save(folder: Path, options: Options, network: str, dataset: str) -> Callable[[str, np.ndarray], None]:
+def _saver(folder: Path, options: Options, dataset: str, network: str) -> Callable[[str, np.ndarray], None]:
     """Takes the images of `network`: NAME_SUFFIX.png, those of the others with their network's name."""
     own = options.val.suffix or options.name
     suffix = own if network == options.name else re.sub(r"\W+", "_", network).strip("_")

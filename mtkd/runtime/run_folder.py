@@ -34,6 +34,11 @@ class RunFolder:
         return self.root / "visualization"
 
     @property
+    def validation(self) -> Path:
+        """Results of the last validation, image by image, as `mtkd test` writes them."""
+        return self.root / "validation"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per line: losses and validation results."""
         return self.root / "metrics.jsonl"

@@ -23,7 +23,8 @@ from mtkd.runtime.files import sha256
 
 
 def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
-    """What determines the targets of `options`: networks with their weights' hashes, in order, scale and lq images.
+    """What determines the targets of `options`: networks with their weights' hashes, or kept answers with theirs, in
+    order; scale and lq images.
 
     Where an option file names no teachers, only scale and images are compared.
     """
@@ -31,7 +32,11 @@ def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
     if not options.teachers:
         return marks
     names = catalog.get("method", options.model_type).imitated(options.method, list(options.teachers))
-    marks["teachers"] = [{"name": name, **_weights(options.teachers[name])} for name in names]
+    kept = build.open_training_answers(options, images, imitated=True)
+    marks["teachers"] = [
+        {"name": name, **({"answers": kept[name].digest()} if name in kept else _weights(options.teachers[name]))}
+        for name in names
+    ]
     marks["fusion"] = options.fusion
     if options.fusion is not None and options.fusion != "mean":
         marks["fusion"] = _weights(options.fusion)
@@ -57,10 +62,10 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
         raise MtkdError(f"{path} is not a store of targets: it has no fingerprint. Make one with `mtkd teach`.")
     differing = _differences({key: stored.get(key) for key in wanted}, wanted)
     if differing:
-        raise MtkdError(
-            f"target_store {path} does not match this option file: {_describe(differing)}. "
-            "Make a new one with `mtkd teach -opt FILE`."
-        )
+        remedy = "Make a new one with `mtkd teach -opt FILE`."
+        if "combined" in store.facts and options.teachers:
+            remedy = "It was combined of kept answers (`mtkd teach --from`): use it in a file without `teachers`."
+        raise MtkdError(f"target_store {path} does not match this option file: {_describe(differing)}. {remedy}")
     store.verify()
     return store
 

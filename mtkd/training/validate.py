@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mtkd import build
 from mtkd.inference.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
+from mtkd.inference.results import write_results
 from mtkd.training.ema import Ema
 from mtkd.training.run import Run
 
@@ -25,6 +27,7 @@ def validate(run: Run, done: int) -> None:
     if options.val.compile and run.state.compile_validation:
         part = student if student in net.modules() else net
         run.state.compile_validation = compile_for_images(net, fabric.device, fabric.autocast, run.log.info, part=part)
+    entry, rows = "params" if run.ema is None else "params_ema", []
     for name, images in run.val_sets.items():
         save = partial(_save_visualization, run, name, done) if options.val.save_img else None
         with torch.compiler.set_stance(stance):
@@ -39,8 +42,12 @@ def validate(run: Run, done: int) -> None:
             )
         means = result.means()
         best = _keep_best(run, name, means, done)
-        entry = "params" if run.ema is None else "params_ema"
         run.log.validation(step=done, dataset=name, label=run.label(name), entry=entry, values=means, best=best)
+        rows.append((options.name, result))
+    if run.log.active and run.metrics:
+        # `mtkd compare` pairs images, which means in the log do not allow.
+        facts = {"name": options.name, "scale": options.scale, "entry": entry, "iteration": done}
+        write_results(run.folder.validation, rows, {**facts, "metrics": build.plain(dict(options.val.metrics))})
     fabric.barrier()
 
 

@@ -22,7 +22,7 @@ from mtkd.cli import main
 from mtkd.config import Options, TileOptions, ValOptions, load_options, make_options, resolved_yaml
 from mtkd.config.diff import diff
 from mtkd.contracts import MtkdError
-from mtkd.data.images import read_image
+from mtkd.data.images import read_image, write_image
 from mtkd.data.paired import PairedImages
 from mtkd.inference import measure
 from mtkd.inference.baselines import Bicubic, Memoized
@@ -332,6 +332,41 @@ def test_nothing_is_timed_unless_it_is_asked_for(ground: Ground, monkeypatch: py
     monkeypatch.setattr(measure, "running_cost", None)
     run_test(make_options(plain(ground)))
     assert all("cost" not in one for one in saved()["networks"])
+
+
+def test_a_teacher_that_is_kept_answers_has_a_row_and_a_part_in_the_mean(
+    ground: Ground, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = PairedImages(dataroot_gt=ground.images, scale=2)
+    with torch.no_grad():
+        for image in images:
+            write_image(Path(f"kept/{image.name}.png"), to_image(ground.networks["ours"](to_tensor(image.lq))))
+    teachers = {"kept": {"images": "kept"}, "edsr": ground.teachers["edsr"]}
+    given = file(ground, teachers=teachers)
+    assert main(["test", "-opt", given, "--cost", "--tile", "32"]) == 0
+    facts = saved()
+    values = {row["network"]: row["psnr"] for row in facts["results"]}
+    assert list(values) == ["teacher kept", "teacher edsr", MEAN, "ours"]
+    assert values["teacher kept"] == pytest.approx(direct(ground, "ours"), abs=0.01)
+    kept = {"kept": ground.networks["ours"], "edsr": ground.networks[TEACHERS[0]]}
+    mean = evaluate(FusedTeacher(Ensemble(kept), MeanFusion(2)), images, build_metrics(PSNR), dataset="").means()
+    assert values[MEAN] == pytest.approx(mean["psnr"], abs=0.01)
+    # What the kept answers cost is not known, and so is not what needs them.
+    assert ["cost" in one for one in facts["networks"]] == [False, True, False, True]
+
+    Path("kept/coffee.png").unlink()
+    assert main(["test", "-opt", given]) == 2
+    said = capsys.readouterr().err
+    assert "coffee: no image of this name" in said and "`--without teachers`" in said
+    assert main(["test", "-opt", given, "--without", "teachers"]) == 0
+
+
+def test_the_page_shows_every_row(ground: Ground) -> None:
+    for student in (True, False):
+        name = "ours" if student else "ensemble"
+        run_test(make_options(plain(ground, student=student, name=name, fused=True)), page=True, cost=False)
+        page = Path(f"results/{name}/report.html").read_text()
+        assert all(row in page for row in (*TEACHERS, MEAN, FUSED)), name
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_measured(

@@ -1,0 +1,114 @@
+"""Lay out the images of `benchmarks/cpu_x4.yml`: training crops, test images with their lq, teachers' answers.
+
+python benchmarks/grid_data.py SHARED OUT
+
+SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100, Urban100 and Kodak24 to measure on),
+`answers` (HiT-SR's and VapSR's images) and `weights/CRAFT_x4.pth` (read by spandrel). OUT gets, once:
+
+- `train/`: centre crops of at most 256x256 of the training images, b_NAME and g_NAME, those that the answers are for;
+- `test/SET/gt` and `test/SET/lq`: links to the images, and MATLAB's bicubic of them, so that no run makes it again;
+- `answers/NETWORK/{train,Set5,Set14}`: links, and CRAFT's answers, which are made here (8 minutes on one core);
+- `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from mtkd import build
+from mtkd.config import NetworkOptions
+from mtkd.data.images import list_images, read_image, write_image
+from mtkd.data.resize import bicubic_lq
+from mtkd.runtime.pixels import to_image, to_tensor
+
+SCALE, SIDE = 4, 256
+TRAINING = {"b": "BSDS500_train", "g": "General100"}
+MEASURED = {
+    "Set5": "test/Set5/HR",
+    "Set14": "test/Set14/HR",
+    "B100": "test/B100/HR",
+    "Urban100": "test/Urban100/HR",
+    "Kodak24": "val/Kodak24",
+}
+ANSWERS = {"hitsr": "hitsr_x4", "vapsr": "vapsr_x4"}
+PHOTOS = (5, 20, 100)
+
+
+def lay_out(shared: Path, out: Path) -> None:
+    """Make what is not there yet; a file that exists is complete, because each is written at once."""
+    work = []
+    for letter, folder in TRAINING.items():
+        for path in list_images(shared / "data/train" / folder):
+            work.append((_crop, path, out / "train" / f"{letter}_{path.stem}.png"))
+    for name, folder in MEASURED.items():
+        for path in list_images(shared / "data" / folder):
+            _link(path, out / "test" / name / "gt" / path.name)
+            work.append((_lq, path, out / "test" / name / "lq" / f"{path.stem}.png"))
+    for name, folder in ANSWERS.items():
+        for kind in ("train", "Set5", "Set14"):
+            _link(shared / "answers" / folder / kind, out / "answers" / name / kind)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for call in [pool.submit(make, source, target) for make, source, target in work if not target.exists()]:
+            call.result()
+    names = sorted(path.name for path in (out / "train").glob("g_*.png"))
+    for number in PHOTOS:
+        text = "\n".join(names[:: len(names) // number][:number]) + "\n"
+        (out / f"photos_{number}.txt").write_text(text, encoding="utf-8")
+    answer(shared / "weights/CRAFT_x4.pth", out)
+
+
+def answer(weights: Path, out: Path) -> None:
+    """The network in `weights` answers the training crops, Set5 and Set14."""
+    folders = {"train": out / "train", "Set5": out / "test/Set5/lq", "Set14": out / "test/Set14/lq"}
+    work = [
+        (path, out / "answers/craft" / kind / f"{path.stem}.png")
+        for kind, f in folders.items()
+        for path in list_images(f)
+    ]
+    work = [(source, target) for source, target in work if not target.exists()]
+    if not work:
+        return
+    net = build.build_network(NetworkOptions(type="spandrel"), SCALE).eval()
+    build.load_weights(net, str(weights))
+    for number, (source, target) in enumerate(work):
+        image = read_image(source)
+        lq = bicubic_lq(image, SCALE) if target.parent.name == "train" else image
+        with torch.no_grad():
+            write_image(target, to_image(net(to_tensor(lq))))
+        if number % 20 == 0:
+            print(f"CRAFT: {number} of {len(work)} images", flush=True)
+
+
+def _crop(source: Path, target: Path) -> None:
+    image = read_image(source)
+    height, width = (min(SIDE, side // SCALE * SCALE) for side in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    write_image(target, image[top : top + height, left : left + width])
+
+
+def _lq(source: Path, target: Path) -> None:
+    write_image(target, bicubic_lq(read_image(source), SCALE))
+
+
+def _link(source: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=source.is_dir())
+
+
+def main() -> None:
+    """Read the command line and lay out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path, help="folder with data/ and answers/")
+    parser.add_argument("out", type=Path, help="folder to fill, DATA of the grid")
+    args = parser.parse_args()
+    lay_out(args.shared, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Run what a grid lacks, several jobs side by side, each in a process of its own.
+
+A process that is killed, fails or is lost with its machine costs what it had not saved yet, and nothing of the others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtkd.bench import jobs
+from mtkd.bench.jobs import Job, Plan
+from mtkd.contracts import MtkdError
+
+HELD = 75
+"""Exit code of a job's process when another process makes this job (EX_TEMPFAIL of sysexits.h)."""
+_STOPPING = 60.0
+"""Seconds in which a training that is asked to stop saves and ends."""
+_POLL = 0.25
+_ELSEWHERE = 5.0
+"""Seconds until a job that another process holds is looked at again."""
+
+
+@dataclass
+class Board:
+    """How far all jobs are, for whoever shows it.
+
+    Attributes:
+        plan: of the grid.
+        wanted: the jobs of this call, what they need included.
+        done: names of those that are there.
+        failed: name -> why, in this call.
+        running: name -> when it was started.
+        elsewhere: names of those that another process makes.
+    """
+
+    plan: Plan
+    wanted: list[Job]
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+    elsewhere: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def blocked(self) -> dict[str, str]:
+        """Name -> the failed job that it needs, directly or not."""
+        found: dict[str, str] = {}
+        for job in self.wanted:
+            for need in job.needs:
+                if need in self.failed or need in found:
+                    found[job.name] = found.get(need, need)
+        return found
+
+    def next(self) -> Job | None:
+        """A job that can be started now."""
+        blocked, now = self.blocked, time.monotonic()
+        for job in self.wanted:
+            if job.name in self.done or job.name in self.running or job.name in self.failed or job.name in blocked:
+                continue
+            if now - self.elsewhere.get(job.name, -1e9) < _ELSEWHERE or not self.done.issuperset(job.needs):
+                continue
+            return job
+        return None
+
+    def finished(self) -> bool:
+        """Nothing more will happen."""
+        return len(self.done) + len(self.failed) + len(self.blocked) >= len(self.wanted)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What jobs run on: `count` side by side, CUDA devices dealt out among them, CPU cores shared."""
+
+    count: int
+    devices: Sequence[str] = ()
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """Variables for the process in `slot`."""
+        own = dict(os.environ)
+        if "OMP_NUM_THREADS" not in os.environ:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            own["OMP_NUM_THREADS"] = str(max(1, cores // self.count))
+        if self.devices:
+            own["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        return own
+
+
+def run(
+    plan: Plan,
+    wanted: Sequence[Job],
+    slots: Slots,
+    *,
+    command: Callable[[Job], list[str]],
+    show: Callable[[Board], None] = lambda board: None,
+    log: Callable[[str], None] = print,
+) -> Board:
+    """Make `wanted` and what it needs; what is there already is left alone, and a failed job stops no other.
+
+    Args:
+        command: the command line that makes one job; it exits with `HELD` where another process does.
+        show: called several times a second.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: a signal ended it; running jobs were asked to save and end, and were waited for.
+    """
+    board = Board(plan, plan.needed_by(wanted))
+    board.done = {job.name for job in board.wanted if jobs.is_done(plan.out, job)}
+    processes: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    try:
+        with _terminating():
+            while not board.finished():
+                for slot, (job, process) in list(processes.items()):
+                    if (code := process.poll()) is not None:
+                        del processes[slot]
+                        _ended(board, job, code, log)
+                while len(processes) < slots.count and (job := board.next()) is not None:
+                    slot = next(number for number in range(slots.count) if number not in processes)
+                    processes[slot] = job, _start(plan, job, command(job), slots.environment(slot))
+                    board.running[job.name] = time.monotonic()
+                show(board)
+                time.sleep(_POLL)
+    finally:
+        _stop([process for _, process in processes.values()])
+    show(board)
+    return board
+
+
+def _start(plan: Plan, job: Job, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    log = log_path(plan.out, job)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        # In a group of its own: Ctrl-C reaches the controller alone, which asks all to save.
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def log_path(out: Path, job: Job) -> Path:
+    """What the processes of `job` printed."""
+    return out / "logs" / f"{job.file_name}.log"
+
+
+def _ended(board: Board, job: Job, code: int, log: Callable[[str], None]) -> None:
+    board.running.pop(job.name, None)
+    board.elsewhere.pop(job.name, None)
+    if code == HELD:
+        board.elsewhere[job.name] = time.monotonic()
+        if jobs.is_done(board.plan.out, job):
+            board.done.add(job.name)
+    elif code == 0 and jobs.is_done(board.plan.out, job):
+        board.done.add(job.name)
+    else:
+        record = jobs.read_record(board.plan.out, job)
+        why = record.error if record is not None and record.error else _signal(code)
+        board.failed[job.name] = why
+        log(f"{job.name} failed: {why} See {log_path(board.plan.out, job)}.")
+
+
+def _signal(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with exit code {code}."
+    with suppress(ValueError):
+        return f"its process was ended by {signal.Signals(-code).name}; out of memory, perhaps."
+    return f"its process was ended by signal {-code}."
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + _STOPPING
+    for process in processes:
+        try:
+            process.wait(max(until - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _terminating:
+    """Within the block SIGTERM ends as Ctrl-C does: running jobs are asked to save."""
+
+    def __enter__(self) -> None:
+        self.before = None
+        with suppress(ValueError):  # not the main thread
+            self.before = signal.signal(signal.SIGTERM, self._raise)
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    @staticmethod
+    def _raise(signum: int, _: object) -> None:
+        raise SystemExit(128 + signum)
+
+
+def shard(cells: Sequence[Job], text: str) -> list[Job]:
+    """The k-th of n shares of `cells`, by `text` "k/n"; every n-th, so that the shares are alike.
+
+    Raises:
+        MtkdError: `text` is no such thing.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise MtkdError(f"--shard {text}: must be k/n with k from 1 to n, such as 2/8.")
+    return list(cells[int(number) - 1 :: int(count)])
+
+
+def python_command(arguments: Sequence[str]) -> list[str]:
+    """`mtkd ARGUMENTS` run by this interpreter."""
+    return [sys.executable, "-m", "mtkd", *arguments]
+
+
+def cuda_devices() -> list[str]:
+    """Devices to deal out: those of CUDA_VISIBLE_DEVICES, else all that are there."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,241 @@
+"""What a grid has to make, in which order, and what of it is there already.
+
+A job makes one thing: a store of targets, a run that others need, or a cell with its scores. What determines its
+result is hashed, its needs' hashes included. `OUT/jobs/NAME.json` says what was begun, with which hash, and whether it
+is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, Literal
+
+from mtkd.bench.grid import Cell, Grid, cells, runs, target_path
+from mtkd.bench.scores import read_scores
+from mtkd.config import OptionError, Options, Problem, make_options
+from mtkd.contracts import MtkdError
+from mtkd.runtime.files import atomic
+from mtkd.runtime.strict_json import dumps
+
+Kind = Literal["target", "run", "cell", "teachers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One thing to make.
+
+    Attributes:
+        name: unique; the key in `needs` of others.
+        kind: what it makes.
+        scale: of its networks.
+        needs: names of the jobs that come first.
+        cell: the training run of a cell or run.
+        target: name of the store under `targets` or `teachers`.
+        digest: of all that determines its result.
+        measured: of all that determines its scores.
+    """
+
+    name: str
+    kind: Kind
+    scale: int
+    needs: tuple[str, ...] = ()
+    cell: Cell | None = None
+    target: str = ""
+    digest: str = ""
+    measured: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """`name` as part of a path."""
+        return self.name.replace(":", "_")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a grid, each after what it needs."""
+
+    grid: Grid
+    out: Path
+    jobs: tuple[Job, ...]
+
+    def __getitem__(self, name: str) -> Job:
+        return next(job for job in self.jobs if job.name == name)
+
+    @property
+    def cells(self) -> list[Job]:
+        """The jobs that are cells."""
+        return [job for job in self.jobs if job.kind == "cell"]
+
+    def needed_by(self, wanted: Sequence[Job]) -> list[Job]:
+        """`wanted` and everything below them, in order."""
+        names = {job.name for job in wanted}
+        for job in reversed(self.jobs):
+            if job.name in names:
+                names.update(job.needs)
+        return [job for job in self.jobs if job.name in names]
+
+
+def plan(grid: Grid, out: Path) -> Plan:
+    """Every job of `grid`, its option files read and checked.
+
+    Raises:
+        OptionError: option files of cells are wrong; every problem is named, once for cells that share it.
+        MtkdError: targets and runs need each other in a circle.
+    """
+    shared, own = runs(grid, out), cells(grid, out)
+    _check([*shared, *own])
+    made = [*_targets(grid), *(Job(name=c.name, kind="run", scale=c.scale, needs=c.needs, cell=c) for c in shared)]
+    made += [Job(name=c.name, kind="cell", scale=c.scale, needs=c.needs, cell=c) for c in own]
+    if grid.teachers:
+        fusions = [c for c in shared if c.options.get("model_type") == "MTKDFusion"]
+        for scale in grid.scales:
+            needs = tuple(c.name for c in fusions if c.scale == scale)
+            made.append(Job(name=f"teachers_x{scale}", kind="teachers", scale=scale, needs=needs))
+    by_name = {job.name: job for job in made}
+    try:
+        order = list(TopologicalSorter({job.name: job.needs for job in made}).static_order())
+    except CycleError as error:
+        raise MtkdError(f"These need each other: {' -> '.join(error.args[1])}. Break the circle.") from error
+    # What cells need comes first; the cells in the order of the grid, so that neighbours finish together.
+    ordered = [by_name[name] for name in order if by_name[name].kind != "cell"]
+    waiting = [job for job in made if job.kind == "cell"]
+    while waiting:
+        known = {job.name for job in ordered}
+        ready = [job for job in waiting if known.issuperset(job.needs)]
+        ordered += ready
+        waiting = [job for job in waiting if job not in ready]
+    done: dict[str, Job] = {}
+    for job in ordered:
+        done[job.name] = _with_digests(job, grid, out, done)
+    used = {need for job in done.values() for need in job.needs} | {j.name for j in done.values() if j.kind != "target"}
+    return Plan(grid, out, tuple(job for job in done.values() if job.name in _with_needs(used, done)))
+
+
+def _with_needs(names: set[str], jobs: Mapping[str, Job]) -> set[str]:
+    found = set(names)
+    for name in names:
+        found |= _with_needs(set(jobs[name].needs), jobs)
+    return found
+
+
+def _check(found: Sequence[Cell]) -> None:
+    """Read every option file; the same message of several cells counts once."""
+    problems: dict[tuple[str, str], Problem] = {}
+    for cell in found:
+        try:
+            make_options(cell.options, file=cell.name)
+        except OptionError as error:
+            for problem in error.problems:
+                problems.setdefault((cell.row, f"{problem.key} {problem.message}"), problem)
+    if problems:
+        raise OptionError(list(problems.values()))
+
+
+def _targets(grid: Grid) -> Iterator[Job]:
+    for scale in grid.scales:
+        for name in grid.teachers:
+            yield Job(name=f"target:{name}_x{scale}", kind="target", scale=scale, target=name)
+        for name, target in grid.targets.items():
+            needs = [f"target:{member}_x{scale}" for member in target.members]
+            if target.run is not None:
+                needs = [f"{target.run}_x{scale}"]
+            yield Job(name=f"target:{name}_x{scale}", kind="target", scale=scale, target=name, needs=tuple(needs))
+
+
+def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> Job:
+    below = {name: done[name].digest for name in job.needs}
+    test = {"test": grid.test.model_dump()}
+    if job.kind == "teachers":
+        given: dict[str, Any] = {"teachers": grid.teachers}
+    elif job.kind == "target":
+        section = grid.targets.get(job.target)
+        about = grid.teachers[job.target] if section is None else section.model_dump()
+        given = {"target": about, "images": grid.protocol.get("datasets", {}).get("train"), "scale": job.scale}
+    else:
+        assert job.cell is not None
+        given = {key: value for key, value in job.cell.options.items() if key not in ("name", "path", "logger")}
+        path = {**job.cell.options.get("path", {})}
+        given["path"] = {key: value for key, value in path.items() if not key.endswith("_root")}
+    digest = _digest({**given, "needs": below}, out)
+    return Job(**{**job.__dict__, "digest": digest, "measured": _digest({"of": digest, **test}, out)})
+
+
+def _digest(tree: Any, out: Path) -> str:
+    text = json.dumps(tree, sort_keys=True, default=str).replace(str(out), "{out}")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a job that was begun.
+
+    Attributes:
+        digest: of what was begun.
+        done: it is there.
+        error: why it failed, "" where it did not.
+        seconds: how long it took, over all attempts.
+    """
+
+    digest: str
+    done: bool = False
+    error: str = ""
+    seconds: float = 0.0
+
+
+def record_path(out: Path, job: Job) -> Path:
+    """Where the record of `job` lies."""
+    return out / "jobs" / f"{job.file_name}.json"
+
+
+def read_record(out: Path, job: Job) -> Record | None:
+    """The record of `job`; None where nothing was begun, or the file is none."""
+    try:
+        found = json.loads(record_path(out, job).read_text(encoding="utf-8"))
+        return Record(**found)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_record(out: Path, job: Job, record: Record) -> None:
+    """Write it, whole or not at all."""
+    with atomic(record_path(out, job), durable=True) as temporary:
+        temporary.write_text(dumps(record.__dict__, indent=1) + "\n", encoding="utf-8")
+
+
+def is_done(out: Path, job: Job) -> bool:
+    """Whether the result of `job` is there, made as the grid says now, and measured as it says."""
+    record = read_record(out, job)
+    if record is None or not record.done or record.digest != job.digest:
+        return False
+    if job.kind == "target":
+        return target_path(out, job.target, job.scale).exists()
+    if job.kind == "teachers":
+        return read_scores(out, job) is not None
+    if not (out / "runs" / job.name / "models/net_g_latest.pth").exists():
+        return False
+    return job.kind == "run" or read_scores(out, job) is not None
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename what lies at `path`, because it was made otherwise; nothing is deleted."""
+    if not path.exists():
+        return None
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    number, away = 1, path.with_name(f"{path.name}_archived_{stamp}")
+    while away.exists():
+        number += 1
+        away = path.with_name(f"{path.name}_archived_{stamp}_{number}")
+    path.rename(away)
+    return away
+
+
+def options_of(job: Job) -> Options:
+    """The option file of a cell or run, read again, because weights of what it needs are there now."""
+    assert job.cell is not None
+    return make_options(job.cell.options, file=job.name)

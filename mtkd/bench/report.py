@@ -1,0 +1,68 @@
+"""The report of a grid: tables in Markdown, LaTeX and CSV, and the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtkd import build
+from mtkd.bench import gather as gathering
+from mtkd.bench import jobs
+from mtkd.bench.jobs import Plan
+from mtkd.bench.pictures import pictures
+from mtkd.data.images import write_bytes
+from mtkd.metrics.latency import running_cost
+from mtkd.report import tables
+from mtkd.report.page import write_page
+from mtkd.report.statistics import comparisons
+from mtkd.runtime.device import choose_device
+from mtkd.runtime.progress import Log
+from mtkd.runtime.strict_json import dumps
+
+
+def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Path]:
+    """Write OUT/report (or OUT/report_xSCALE where there are several) of what is there, and print its tables.
+
+    Raises:
+        MtkdError: nothing is measured yet.
+    """
+    folders = []
+    for scale in plan.grid.scales:
+        folder = plan.out / ("report" if len(plan.grid.scales) == 1 else f"report_x{scale}")
+        report = gathering.gather(plan, scale, costs=_costs(plan, scale), command=command)
+        compared = comparisons(report)
+        for name, text in (
+            ("tables.md", tables.markdown(report, compared)),
+            ("tables.tex", tables.latex(report, compared)),
+            ("scores.csv", tables.csv_values(report)),
+            ("comparisons.csv", tables.csv_comparisons(report, compared)),
+        ):
+            write_bytes(folder / name, text.encode())
+        tables.show(report, compared)
+        for line in report.missing:
+            log(f"missing: {line}")
+        write_page(replace(report, pictures=pictures(plan, report)), folder / "report.html", compared)
+        log(f"Tables and page: {folder}")
+        folders.append(folder)
+    return folders
+
+
+def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
+    """Student -> latency and memory, measured once and kept, when all cells are there and the machine is free."""
+    path = plan.out / f"costs_x{scale}.json"
+    found: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    cells = [job for job in plan.cells if job.scale == scale]
+    if not all(jobs.is_done(plan.out, job) for job in cells):
+        return found
+    for job in cells:
+        assert job.cell is not None
+        if job.cell.student not in found:
+            options = jobs.options_of(job)
+            net = build.build_network(options.network_g, options.scale)
+            found[job.cell.student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
+            write_bytes(path, (dumps(found, indent=1) + "\n").encode())
+    return found

@@ -1,0 +1,191 @@
+"""Grid files: cells and their option files, links, schedules in parts of a run, and errors before any time is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mtkd.bench.grid import cells, fill, load_grid, runs
+from mtkd.bench.jobs import Plan, plan
+from mtkd.config import OptionError, make_options
+from mtkd.contracts import MtkdError
+from tests.bench.toy import toy
+
+
+def planned(path: Path) -> Plan:
+    return plan(load_grid(path), path.parent / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{iterations}", 4000),
+        ("{5/8}", 2500),
+        ("{5/8+1}", 2501),
+        ("{1/3}", 1333),
+        ("from {1/2} on", "from 2000 on"),
+        ("{}x4", "{}x4"),
+        ("{scale}", 4),
+        ("x{scale}", "x4"),
+        (["{1/4}", {"a": "{1/4}"}, 0.5, None, True], [1000, {"a": 1000}, 0.5, None, True]),
+    ],
+    ids=str,
+)
+def test_parts_of_a_run_are_numbers(text: Any, filled: Any) -> None:
+    assert fill(text, {"iterations": 4000, "scale": 4}) == filled
+
+
+def test_cells_are_all_combinations(tmp_path: Path) -> None:
+    path = toy(tmp_path, iterations=[4, 8], seeds=[1, 2, 3])
+    found = cells(load_grid(path), tmp_path / "out")
+    assert len(found) == len({cell.name for cell in found}) == 2 * 2 * 3
+    cell = next(cell for cell in found if cell.name == "fused_small_x2_8_s3")
+    options = make_options(cell.options)
+    assert cell.needs == ("target:fused_x2",)
+    assert (options.manual_seed, options.training.total_iter, options.val.val_freq) == (3, 8, 4)
+    assert options.training.scheduler.arguments()["periods"] == [8]
+    assert options.target_store == str(tmp_path / "out/targets/fused_x2.safetensors")
+    assert options.path.experiments_root == str(tmp_path / "out/runs")
+
+
+def test_a_cell_stands_on_its_base_then_the_protocol_then_its_row(tmp_path: Path) -> None:
+    path = toy(
+        tmp_path,
+        rows={
+            "scratch": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}},
+            "kd": {
+                "base": "recipe:OutputKD/kd",
+                "teachers": ["live"],
+                "train": {"optim_g": {"lr": 5e-4}, "total_iter": 4},
+            },
+        },
+    )
+    found = {cell.row: make_options(cell.options) for cell in cells(load_grid(path), tmp_path / "out")}
+    kd = found["kd"]
+    # The loss is the recipe's, data and schedule the protocol's, the rate the row's.
+    assert set(kd.training.terms) == {"pixel", "target"}
+    assert kd.datasets.train is not None and kd.datasets.train.gt_size == 32  # pyright: ignore[reportAttributeAccessIssue]
+    assert kd.training.optim_g.lr == 5e-4
+    assert list(kd.teachers) == ["live"]
+
+
+def test_jobs_come_after_what_they_need(tmp_path: Path) -> None:
+    made = planned(toy(tmp_path))
+    position = {job.name: number for number, job in enumerate(made.jobs)}
+    for job in made.jobs:
+        assert all(position[need] < position[job.name] for need in job.needs), job.name
+    # The mean is nobody's target here, and is not made.
+    assert "target:mean_x2" not in position
+    assert position["fusion_x2"] < position["target:fused_x2"] < position["fused_small_x2_4_s1"]
+    assert {job.kind for job in made.jobs} == {"target", "run", "cell", "teachers"}
+
+
+def test_a_row_can_begin_where_another_ended(tmp_path: Path) -> None:
+    l1 = {"pixel_opt": {"type": "L1Loss"}}
+    path = toy(
+        tmp_path,
+        rows={
+            "later": {"model_type": "SRModel", "path": {"pretrain_network_g": "row:scratch"}, "train": l1},
+            "scratch": {"model_type": "SRModel", "train": l1},
+        },
+    )
+    made = planned(path)
+    later = made["later_small_x2_4_s2"]
+    assert later.needs == ("scratch_small_x2_4_s2",)
+    assert later.cell is not None
+    assert later.cell.options["path"]["pretrain_network_g"].endswith("scratch_small_x2_4_s2/models/net_g_latest.pth")
+    names = [job.name for job in made.cells]
+    assert names.index("scratch_small_x2_4_s2") < names.index("later_small_x2_4_s2")
+
+
+def digests(path: Path) -> dict[str, tuple[str, str]]:
+    return {job.name: (job.digest, job.measured) for job in planned(path).jobs}
+
+
+def test_a_change_reaches_what_depends_on_it_and_nothing_else(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    before, text = digests(path), path.read_text()
+    path.write_text(text.replace("embed_dim: 8", "embed_dim: 12"))
+    changed = {name for name, digest in digests(path).items() if digest != before[name]}
+    assert changed == {
+        "fusion_x2",
+        "target:fused_x2",
+        "teachers_x2",
+        "fused_small_x2_4_s1",
+        "fused_small_x2_4_s2",
+    }
+    # Another metric leaves the networks as they are, and measures them again.
+    path.write_text(text)
+    data = yaml.safe_load(text)
+    data["test"]["metrics"]["ssim"] = {"type": "calculate_ssim", "crop_border": 2}
+    path.write_text(yaml.safe_dump(data))
+    after = digests(path)
+    assert all(after[name][0] == before[name][0] for name in before)
+    assert after["scratch_small_x2_4_s1"][1] != before["scratch_small_x2_4_s1"][1]
+
+
+def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
+    grid = load_grid(toy(tmp_path))
+    here, there = plan(grid, tmp_path / "here"), plan(grid, tmp_path / "there")
+    assert [job.digest for job in here.jobs] == [job.digest for job in there.jobs]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": {}}, "rows"),
+        ({"seeds": []}, "seeds"),
+        ({"sedes": [1]}, "sedes"),
+        ({"baselines": ["kd"]}, "kd is no row"),
+        ({"targets": {"mean": {"from": ["kept", "nobody"]}}}, "nobody is neither"),
+        ({"targets": {"fused": {"run": "nothing"}}}, "nothing is not among `runs`"),
+        ({"targets": {"fused": {"run": "fusion", "from": ["kept"]}}}, "not both"),
+        ({"targets": {"fused": {}}}, "says neither"),
+        ({"targets": {}}, "target:fused, which there is not"),
+        ({"students": {"a b": "edsr_m"}}, "letters, digits"),
+        ({"rows": {"a": {"model_type": "OutputKD", "teachers": ["nobody"]}}}, "nobody is not among"),
+        (
+            {"rows": {"a": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L2Loss"}}}}, "baselines": []},
+            "L2Loss",
+        ),
+        ({"rows": {"a": {"base": "recipe:nothing"}}, "baselines": []}, "No recipe"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_named_before_anything_runs(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(MtkdError, match=words):
+        planned(toy(tmp_path, **changes))
+
+
+def test_the_line_of_the_file_is_named(tmp_path: Path) -> None:
+    path = toy(tmp_path, baselines=["kd"])
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), start=1) if text.startswith("baselines"))
+    with pytest.raises(OptionError, match=f"toy.yml:{line}"):
+        load_grid(path)
+
+
+def test_the_same_mistake_of_many_cells_is_told_once(tmp_path: Path) -> None:
+    path = toy(tmp_path, seeds=[1, 2, 3], rows={"a": {"model_type": "SRModel", "train": {"pixl_opt": {}}}})
+    with pytest.raises(OptionError) as raised:
+        planned(path)
+    assert len(raised.value.problems) == 1
+
+
+def test_targets_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = toy(tmp_path, targets={"one": {"from": ["two"]}, "two": {"from": ["one"]}, "fused": {"from": ["one"]}})
+    with pytest.raises(MtkdError, match="need each other"):
+        planned(path)
+
+
+def test_runs_of_two_scales_are_two(tmp_path: Path) -> None:
+    path = toy(
+        tmp_path,
+        scales=[2, 3],
+        runs={"plain": {"model_type": "SRModel", "network_g": "edsr_tiny"}},
+        targets={},
+        rows={"scratch": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}},
+    )
+    assert [run.name for run in runs(load_grid(path), tmp_path)] == ["plain_x2", "plain_x3"]

@@ -1,0 +1,263 @@
+"""`mtkd bench` from a shell: everything made once, failures that stop nobody, kills that change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mtkd.bench import control, jobs
+from mtkd.bench.control import Board, Slots
+from mtkd.bench.grid import load_grid
+from mtkd.bench.jobs import Plan, Record
+from mtkd.contracts import MtkdError
+from tests.bench.toy import toy
+
+pytestmark = pytest.mark.slow
+
+
+def command(path: Path, out: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "mtkd", "bench", str(path), "--out", str(out), *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def bench(path: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(path, out, *words), env=environment(), capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def planned(path: Path, out: Path) -> Plan:
+    return jobs.plan(load_grid(path), out)
+
+
+def results(out: Path) -> dict[str, str]:
+    """What must not depend on how often it was interrupted: scores and weights, without times and places."""
+    found = {}
+    for file in sorted((out / "scores").glob("*.json")):
+        found[file.name] = json.dumps(json.loads(file.read_text())["rows"], sort_keys=True)
+    for file in sorted((out / "report").glob("*.csv")):
+        found[file.name] = file.read_text()
+    for file in sorted((out / "runs").glob("*/models/net_g_latest.pth")):
+        state = torch.load(file, weights_only=True)
+        weights = next(value for key, value in state.items() if key.startswith("params"))
+        found[file.parent.parent.name] = str({name: float(tensor.double().sum()) for name, tensor in weights.items()})
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A toy grid, made without interruption."""
+    folder = tmp_path_factory.mktemp("bench")
+    path, out = toy(folder), folder / "out"
+    done = bench(path, out, "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path, out
+
+
+def test_everything_is_there(made: tuple[Path, Path]) -> None:
+    path, out = made
+    plan = planned(path, out)
+    assert all(jobs.is_done(out, job) for job in plan.jobs)
+    assert {file.name for file in (out / "report").iterdir()} == {
+        "report.html",
+        "tables.md",
+        "tables.tex",
+        "scores.csv",
+        "comparisons.csv",
+    }
+    table = (out / "report/tables.md").read_text()
+    for row in ("bicubic", "kept", "live", "mean of the teachers", "fused", "from scratch", "L1 on the fused image"):
+        assert row in table
+    page = (out / "report/report.html").read_text()
+    assert "from scratch" in page and "http" not in page.split("</style>")[0]
+
+
+def test_rows_share_their_start_and_their_batches(made: tuple[Path, Path]) -> None:
+    """At the first iteration two rows differ by their loss alone: same weights, same lq."""
+    _, out = made
+    losses = {}
+    for row in ("scratch", "fused"):
+        lines = (out / f"runs/{row}_small_x2_4_s1/resolved.yml").read_text()
+        options = yaml.safe_load(lines)
+        losses[row] = (options["manual_seed"], options["datasets"]["train"], options["network_g"])
+    assert losses["scratch"] == losses["fused"]
+
+
+def test_a_second_call_makes_nothing(made: tuple[Path, Path]) -> None:
+    path, out = made
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/models/*")}
+    done = bench(path, out, "--no_report")
+    assert done.returncode == 0
+    assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/models/*")} == before
+
+
+def test_killed_again_and_again_it_ends_with_the_same_tables(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """SIGKILL to the controller and all its processes at random moments, until a call gets through."""
+    path, whole = made
+    out, dice, kills = tmp_path / "out", random.Random(7), 0
+    for patience in (3, 5, 7, 9, 11, 15, 20, 30):
+        process = subprocess.Popen(
+            command(path, out, "--jobs", "2"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(dice.uniform(1, patience))
+            break
+        except subprocess.TimeoutExpired:
+            kills += 1
+            _kill_all(out)
+            process.kill()
+            process.wait()
+            _kill_all(out)
+    done = bench(path, out, "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kills > 2
+    assert results(out) == results(whole)
+
+
+def _kill_all(out: Path) -> None:
+    """End every process whose command line names `out`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if str(out).encode() in words and int(folder.name) != os.getpid():
+                os.kill(int(folder.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
+
+
+def test_what_is_defined_otherwise_is_made_anew_and_the_old_kept(made: tuple[Path, Path]) -> None:
+    path, out = made
+    text = path.read_text()
+    other = path.with_name("other.yml")
+    other.write_text(text.replace("lr: 0.001", "lr: 0.002"))
+    done = bench(other, out, "--no_report", "--only", "scratch*_s1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    archived = list((out / "runs").glob("scratch_small_x2_4_s1_archived_*"))
+    assert len(archived) == 1 and (archived[0] / "models/net_g_latest.pth").exists()
+    resolved = yaml.safe_load((out / "runs/scratch_small_x2_4_s1/resolved.yml").read_text())
+    assert resolved["train"]["optim_g"]["lr"] == 0.002
+    # And back again, for the tests that share the folder.
+    assert bench(path, out, "--no_report").returncode == 0
+
+
+def test_a_failed_cell_stops_no_other(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    for file in (tmp_path / "data/answers/train").iterdir():
+        file.unlink()
+    done = bench(path, tmp_path / "out", "--jobs", "2")
+    assert done.returncode == 1
+    assert "target:kept_x2 failed" in done.stdout and "waiting for" in done.stdout
+    table = (tmp_path / "out/report/tables.md").read_text()
+    assert "from scratch" in table and "L1 on the fused image" not in table.split("missing")[0]
+    assert "missing: L1 on the fused image" in done.stdout
+
+
+def test_shares_split_the_cells_and_make_what_is_shared_once(tmp_path: Path) -> None:
+    path, out = toy(tmp_path), tmp_path / "out"
+    shares = [
+        subprocess.Popen(
+            command(path, out, "--shard", f"{number}/2", "--no_report"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (1, 2)
+    ]
+    for share in shares:
+        text, _ = share.communicate(timeout=600)
+        assert share.returncode == 0, text
+    plan = planned(path, out)
+    assert all(jobs.is_done(out, job) for job in plan.jobs)
+
+
+def test_submitit_runs_the_shares(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    path, out = toy(tmp_path), tmp_path / "out"
+    done = bench(path, out, "--launcher", "local", "--jobs", "2", "--only", "scratch*", "--no_report")
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = planned(path, out)
+    assert all(jobs.is_done(out, job) for job in plan.cells if job.name.startswith("scratch"))
+
+
+def test_ctrl_c_saves_what_runs(tmp_path: Path) -> None:
+    path, out = toy(tmp_path, iterations=[2000]), tmp_path / "out"
+    process = subprocess.Popen(
+        command(path, out, "--only", "scratch*_s1", "--no_report"), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    log = out / "runs/scratch_small_x2_2000_s1/metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.wait(120)
+    assert process.returncode == 130
+    states = list((out / "runs/scratch_small_x2_2000_s1/training_states").glob("*.state"))
+    assert states, "the run had no time to save"
+
+
+def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
+    path, out = toy(tmp_path), tmp_path / "out"
+    done = bench(path, out, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "fused small x2, 4 iterations: 0 of 2 done" in done.stdout
+    assert "needs target:fused_x2" in done.stdout and "of disk" in done.stdout
+    assert not list(out.rglob("*.pth"))
+
+
+# -- without processes ---------------------------------------------------------
+
+
+def test_what_a_failed_job_blocks_is_told(tmp_path: Path) -> None:
+    plan = planned(toy(tmp_path), tmp_path / "out")
+    board = Board(plan, list(plan.jobs))
+    board.failed["fusion_x2"] = "gone"
+    assert board.blocked == dict.fromkeys(
+        ("teachers_x2", "target:fused_x2", "fused_small_x2_4_s1", "fused_small_x2_4_s2"), "fusion_x2"
+    )
+    board.done = {"scratch_small_x2_4_s1", "scratch_small_x2_4_s2"}
+    assert board.finished() and board.next() is None
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_impossible_shares_are_refused(text: str) -> None:
+    with pytest.raises(MtkdError, match="k/n"):
+        control.shard([], text)
+
+
+def test_shares_are_all_cells_once(tmp_path: Path) -> None:
+    cells = planned(toy(tmp_path), tmp_path / "out").cells
+    shares = [control.shard(cells, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(job.name for share in shares for job in share) == sorted(job.name for job in cells)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_slots_deal_out_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    slots = Slots(4, ("3", "5"))
+    assert [slots.environment(number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["3", "5", "3", "5"]
+    assert int(slots.environment(0)["OMP_NUM_THREADS"]) >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert slots.environment(0)["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_damaged_record_counts_as_nothing(tmp_path: Path) -> None:
+    plan = planned(toy(tmp_path), tmp_path / "out")
+    job = plan.cells[0]
+    jobs.write_record(tmp_path / "out", job, Record(job.digest, done=True))
+    assert not jobs.is_done(tmp_path / "out", job)  # the weights are not there
+    jobs.record_path(tmp_path / "out", job).write_text("{")
+    assert jobs.read_record(tmp_path / "out", job) is None
