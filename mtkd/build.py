@@ -10,13 +10,17 @@ from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
-from mtkd.config import ItemSetOptions, ItemTrainSetOptions, NetworkOptions
+from mtkd.config import AnswersOptions, ItemSetOptions, ItemTrainSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
+from mtkd.data.answers import TRAIN, Answers
 from mtkd.data.foreign import ForeignImages, ForeignItems
-from mtkd.data.paired import PairedImages
+from mtkd.data.kept import KeptAnswers, answers_to
+from mtkd.data.paired import PairedImages, raise_problems
+from mtkd.data.store import ImageStore
 from mtkd.data.training import TrainingSet, open_training_set
 from mtkd.data.unlabelled import UnlabelledImages, images_of_section
 from mtkd.methods.base import Method, MethodConfig
+from mtkd.runtime.progress import Log, Progress
 
 if TYPE_CHECKING:
     from mtkd.config import FusionOptions, Options, TeacherOptions, TrainSetOptions
@@ -69,7 +73,7 @@ def network_of(section: TeacherOptions | FusionOptions) -> NetworkOptions:
 
 def build_teachers(options: Options, *, stored: bool = False, imitated: bool = False) -> dict[str, nn.Module]:
     """The teachers a method sees, loaded: the declared ones, or one fused teacher when `fusion` is declared; several
-    methods together may see both.
+    methods together may see both. Those that are kept answers know no images yet: `data.kept.learn_sets`.
 
     Args:
         stored: their images come from a target store, so that only what reads networks needs any.
@@ -79,19 +83,16 @@ def build_teachers(options: Options, *, stored: bool = False, imitated: bool = F
         MtkdError: weights are missing or foreign, or the fusion network was trained with other members or another
             order.
     """
-    cls = catalog.get("method", options.model_type)
-    declared = list(options.teachers)
-    if imitated:
-        found = cls.imitated(options.method, declared)
-        networks, fused = ([], found) if options.fusion is not None else (found, [])
-    else:
-        fusion = options.fusion is not None
-        networks, fused = cls.needs(options.method, declared, fusion=fusion, stored=stored)
+    networks, fused = _needed(options, stored=stored, imitated=imitated)
     members: dict[str, nn.Module] = {}
     for name, teacher in options.teachers.items():
-        if name in networks or name in fused:
-            members[name] = build_network(network_of(teacher), options.scale)
-            load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
+        if name not in networks and name not in fused:
+            continue
+        if isinstance(teacher, AnswersOptions):
+            members[name] = KeptAnswers(name, teacher.images, options.scale)
+            continue
+        members[name] = build_network(network_of(teacher), options.scale)
+        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
     result = {name: members[name] for name in networks}
     if not fused:
         return result
@@ -99,6 +100,71 @@ def build_teachers(options: Options, *, stored: bool = False, imitated: bool = F
     if name in result:
         raise MtkdError(f"The teacher {name!r} has the name of the fused image of all. Give it another.")
     return {**result, name: one}
+
+
+def _needed(options: Options, *, stored: bool, imitated: bool) -> tuple[list[str], list[str]]:
+    """The teachers that `build_teachers` gives as they are, and those that it fuses."""
+    cls, declared, fusion = (
+        catalog.get("method", options.model_type),
+        list(options.teachers),
+        options.fusion is not None,
+    )
+    if not imitated:
+        return cls.needs(options.method, declared, fusion=fusion, stored=stored)
+    found = cls.imitated(options.method, declared)
+    return ([], found) if fusion else (found, [])
+
+
+def open_training_answers(
+    options: Options, images: TrainingSet, *, imitated: bool = False, log: Log = print
+) -> dict[str, ImageStore]:
+    """Teacher -> its answers to the training images, of those that are kept answers and that `build_teachers` gives;
+    folders are decoded once, into the cache folder.
+
+    Args:
+        imitated: those of the image that a target store keeps; else those that training needs.
+
+    Raises:
+        MtkdError: answers are missing, of another size or of other images; all of it is listed.
+    """
+    needed = {name for part in _needed(options, stored=bool(options.target_store), imitated=imitated) for name in part}
+    kept = {name: one for name, one in options.teachers.items() if isinstance(one, AnswersOptions) and name in needed}
+    if not kept:
+        return {}
+    found: dict[str, Answers] = {}
+    problems: list[str] = []
+    lq = images.lq.digest()
+    for name, teacher in kept.items():
+        try:
+            found[name] = training_answers(options, teacher, images, lq=lq)
+        except MtkdError as error:
+            problems.append(f"teacher {name!r}, train: {error}")
+    raise_problems("Kept answers of teachers cannot be used", problems)
+    stores = {}
+    for name, answers in found.items():
+        with Progress(f"decoding the answers of {name}", log) as decoding:
+            stores[name] = answers.decoded(image_cache(), progress=decoding)
+    return stores
+
+
+def training_answers(
+    options: Options,
+    teacher: AnswersOptions,
+    images: TrainingSet | PairedImages | UnlabelledImages,
+    *,
+    lq: str | None = None,
+) -> Answers:
+    """The answers of one teacher to the training images, nothing decoded.
+
+    Args:
+        lq: digest of the lq images, which a store that says its own must have; None does not compare it.
+
+    Raises:
+        MtkdError: they are missing, or do not fit.
+    """
+    exact = _training_section(options).meta_info_file is None
+    marks = {"scale": options.scale, "images": lq}
+    return answers_to(teacher.images, (TRAIN,), images, flat=True, exact=exact, marks=marks)
 
 
 def _fused(options: Options, ensemble: Ensemble) -> tuple[str, FusedTeacher]:
@@ -211,6 +277,11 @@ def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImag
     if isinstance(given, ItemSetOptions):
         return ForeignImages(open_items(given, scale, phase=phase))
     return PairedImages.of_section(given.model_dump(), scale=scale)
+
+
+def names_of_set(options: Options, key: str) -> tuple[str, ...]:
+    """What the evaluation set `key` is called where teachers keep answers by data set: its key, and its `name`."""
+    return key, options.datasets.evaluation[key].name
 
 
 def network_facts(options: Options) -> dict[str, Any]:

@@ -42,13 +42,15 @@ class Batch(NamedTuple):
     `index` (N,) int64 is the position of each image in the data set. `target` is the matching crop of the
     stored teacher image, shaped as `gt`, or None when teachers run on line. `gt` is None where the training images
     are photographs without ground truth, which only methods whose active terms read no gt are given
-    (`Method.gt_terms`).
+    (`Method.gt_terms`). `answers` are the same crops of what teachers answered whose answers are kept, by their names;
+    None where all teachers are networks.
     """
 
     lq: Tensor
     gt: Tensor
     index: Tensor
     target: Tensor | None = None
+    answers: Mapping[str, Tensor] | None = None
 
 
 @dataclass

@@ -63,11 +63,12 @@ class Ensemble(nn.Module):
             f"members.{name}.{tap}" for name, net in members.items() for tap in getattr(net, "feature_names", ())
         )
 
-    def forward(self, lq: Tensor) -> Tensor:
+    def forward(self, lq: Tensor, answers: Mapping[str, Tensor] | None = None) -> Tensor:
         """Images of all members.
 
         Args:
             lq: (N, C, h, w), floating point; C is 3 for RGB. Never changed, not even by a member that works in place.
+            answers: member -> its image of this lq, for members that are not to run; other names are left aside.
 
         Returns:
             (N, C * len(names), h * scale, w * scale) of lq's dtype, members in the order of `names`.
@@ -79,7 +80,7 @@ class Ensemble(nn.Module):
         expected = (n, c, h * self.scale, w * self.scale)
         images = []
         for name, net in self.members.items():
-            image = net(lq.clone())
+            image = answers[name] if answers and name in answers else net(lq.clone())
             if tuple(image.shape) != expected:
                 raise MtkdError(
                     f"The teacher {name!r} made an image of shape {tuple(image.shape)} from lq of shape "
@@ -186,6 +187,6 @@ class FusedTeacher(nn.Module):
             f"fusion.{tap}" for tap in getattr(fusion, "feature_names", ())
         )
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Fused image (N, C, h * scale, w * scale) of `lq` (N, C, h, w)."""
-        return self.fusion(self.ensemble(lq))
+    def forward(self, lq: Tensor, answers: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Fused image (N, C, h * scale, w * scale) of `lq` (N, C, h, w); `answers` as `Ensemble.forward` takes them."""
+        return self.fusion(self.ensemble(lq, answers))

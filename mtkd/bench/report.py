@@ -36,11 +36,11 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         for name, text in (
             ("tables.md", tables.markdown(report, compared)),
             ("tables.tex", tables.latex(report, compared)),
-            ("scores.csv", tables.scores_csv(report)),
-            ("comparisons.csv", tables.comparisons_csv(report, compared)),
+            ("scores.csv", tables.csv_values(report)),
+            ("comparisons.csv", tables.csv_comparisons(report, compared)),
         ):
             write_bytes(folder / name, text.encode())
-        tables.print_tables(report, compared)
+        tables.show(report, compared)
         for line in report.missing:
             log(f"missing: {line}")
         write_page(replace(report, pictures=pictures(plan, report)), folder / "report.html", compared)

@@ -16,6 +16,7 @@ from mtkd.config.problems import OptionError, Problem
 from mtkd.config.read import load_options, make_options
 from mtkd.config.resolved import resolved_yaml
 from mtkd.config.schema import (
+    AnswersOptions,
     DatasetsOptions,
     EvalSetOptions,
     FusionOptions,
@@ -37,6 +38,7 @@ from mtkd.config.schema import (
 )
 
 __all__ = [
+    "AnswersOptions",
     "DatasetsOptions",
     "EvalSetOptions",
     "FusionOptions",

@@ -77,6 +77,19 @@ def option_file() -> dict[str, Any]:
         "required": ["pretrain"],
         "additionalProperties": False,
     }
+    fusion = {key: value for key, value in teacher.items() if key != "description"}
+    answers = {
+        "type": ["string", "object"],
+        "description": "instead of a network: its answers, a folder of images named as those they answer, or a store; "
+        "a folder of such folders or stores called `train` and as the evaluation sets; or a mapping of them",
+        "additionalProperties": text("folder or store of answers to the data set of this key or `name`"),
+    }
+    weights = text("weights: a file or `zoo:NAME`; required where `images` is not given")
+    teacher = {
+        **{key: value for key, value in teacher.items() if key != "required"},
+        "properties": {**teacher["properties"], "pretrain": weights, "images": answers},
+        "minProperties": 1,
+    }
     top = section_schema(Head, about="an option file of mtkd: one training run, or one test")
     top["required"].remove("scale")
     top["properties"]["scale"]["description"] += "; required, here or as `--scale N`"
@@ -102,7 +115,7 @@ def option_file() -> dict[str, Any]:
             "additionalProperties": teacher,
         },
         "fusion": {
-            **teacher,
+            **fusion,
             "type": ["string", "object", "null"],
             "description": "how several teachers become one: `mean` of their images, or a fusion network (MTKD stage "
             "1) with its weights, given as a teacher is",

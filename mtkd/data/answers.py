@@ -23,6 +23,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _RULE = "answers 1: RGB uint8"
+TRAIN = "train"
+"""What the training images are called where answers are divided by data set."""
+
+
+def place_of(images: str | Mapping[str, str], names: Sequence[str], *, flat: bool) -> Path | None:
+    """Where the answers to the data set called one of `names` are; None where there are none.
+
+    Args:
+        images: a folder of answers or a store; a folder that holds one of these for each data set, by its name; or a
+            mapping data set -> folder or store.
+        names: of the data set, the first that is found counts.
+        flat: a folder of answers, or a store, that is not divided by data set answers this one.
+
+    Raises:
+        MtkdError: the path cannot be one.
+    """
+    if not isinstance(images, str):
+        return next((expanded(images[name]) for name in names if name in images), None)
+    whole = expanded(images)
+    if not whole.is_dir():
+        return whole if flat else None
+    parts = (whole / name for name in names)
+    found = next((part for part in parts if part.exists()), None)
+    return found or (whole if flat and not (whole / TRAIN).exists() else None)
 
 
 class Answers(Sequence["NDArray[Any]"]):

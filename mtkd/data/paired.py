@@ -100,6 +100,8 @@ class PairedImages(Sequence[PairedImage]):
         self.lq_paths: list[Path] | None = None if dataroot_lq is None else []
         self.sizes: list[tuple[int, int]] = []
         """Height and width of each gt after the cut."""
+        self.all_used = meta_info_file is None
+        """There is no meta_info_file."""
 
         problems: list[str] = []
         gt_paths = self._gt_paths(meta_info_file, problems)

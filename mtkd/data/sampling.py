@@ -8,7 +8,7 @@ waits for it. The CPU is several times faster at copying rows (`Crops.cut`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Literal, cast
@@ -40,6 +40,7 @@ class CropSampler:
         lq, gt: stores of the same images; gt is exactly `scale` times as high and wide. Without gt, None, batches have
             none either.
         target: store of teacher images, `scale` times as high and wide as lq, or None.
+        answers: teacher -> store of its answers, sized as `target`; their crops are `Batch.answers`.
         scale: gt side / lq side.
         gt_size: side of the square gt crop in pixels, a multiple of `scale`.
         batch_size: samples per rank.
@@ -63,6 +64,7 @@ class CropSampler:
         lq: ImageStore,
         gt: ImageStore | None,
         target: ImageStore | None = None,
+        answers: Mapping[str, ImageStore] | None = None,
         scale: int,
         gt_size: int,
         batch_size: int,
@@ -86,12 +88,15 @@ class CropSampler:
         self.device = _with_index(torch.device(device))
         self.memory_format = memory_format
         _check_together(lq, gt, target, scale)
+        for name, store in (answers or {}).items():
+            _check_together(lq, None, store, scale, f"answers of {name}")
         large = {"gt": gt, "target": target}
         self._words = [word for word, store in large.items() if store is not None]
-        stores = [lq, *(store for store in large.values() if store is not None)]
+        self._answering = tuple(answers or ())
+        stores = [lq, *(store for store in large.values() if store is not None), *(answers or {}).values()]
         self._crops = Crops(
             stores,
-            [1, *[scale] * len(self._words)],
+            [1, *[scale] * (len(stores) - 1)],
             batch_size=batch_size,
             use_hflip=use_hflip,
             use_rot=use_rot,
@@ -175,7 +180,7 @@ class CropSampler:
                 coming = thread.submit(make, k) if k < stop else None
                 current = torch.cuda.current_stream(self.device)
                 current.wait_event(ready)
-                for tensor in (batch.lq, batch.gt, batch.index, batch.target):
+                for tensor in (batch.lq, batch.gt, batch.index, batch.target, *(batch.answers or {}).values()):
                     if tensor is not None:
                         # Otherwise the side stream could reuse this memory while the step still reads it.
                         tensor.record_stream(current)
@@ -213,10 +218,12 @@ class CropSampler:
         for part in crops:
             image = part.to(self.device, non_blocking=True).to(torch.float32, memory_format=self.memory_format)
             images.append(image.div_(255) if part.dtype == torch.uint8 else image)
-        large = dict(zip(self._words, images[1:], strict=True))
+        count = len(images) - len(self._answering)
+        large = dict(zip(self._words, images[1:count], strict=True))
+        answers = dict(zip(self._answering, images[count:], strict=True)) or None
         # No method whose active terms read gt is given images without: the option file is refused before.
         gt = cast(Tensor, large.get("gt"))
-        return Batch(images[0], gt, index.to(self.device, non_blocking=True), large.get("target"))
+        return Batch(images[0], gt, index.to(self.device, non_blocking=True), large.get("target"), answers)
 
     def _lq_side(self, gt_size: int | None) -> int:
         if gt_size is None:
@@ -249,11 +256,13 @@ def _with_index(device: torch.device) -> torch.device:
     return device
 
 
-def _check_together(lq: ImageStore, gt: ImageStore | None, target: ImageStore | None, scale: int) -> None:
+def _check_together(
+    lq: ImageStore, gt: ImageStore | None, target: ImageStore | None, scale: int, word: str = "target"
+) -> None:
     problems: list[str] = []
     if gt is None:
         if target is not None:
-            _check_target(lq, target, scale, problems)
+            _check_target(lq, target, scale, word, problems)
         raise_problems(f"The image stores do not fit together at scale {scale}", problems)
         return
     for word, store, factor in (("lq", lq, 1), ("target", target, scale)):
@@ -276,12 +285,12 @@ def _check_together(lq: ImageStore, gt: ImageStore | None, target: ImageStore | 
     raise_problems(f"The image stores do not fit together at scale {scale}", problems)
 
 
-def _check_target(lq: ImageStore, target: ImageStore, scale: int, problems: list[str]) -> None:
+def _check_target(lq: ImageStore, target: ImageStore, scale: int, word: str, problems: list[str]) -> None:
     if target.names != lq.names:
-        problems.append(f"target store {target.path} holds other images, or another order, than lq store {lq.path}")
+        problems.append(f"{word} store {target.path} holds other images, or another order, than lq store {lq.path}")
         return
     problems += [
-        f"target image {name} is {size[0]}x{size[1]} (height x width) and must be {h * scale}x{w * scale}"
+        f"{word} image {name} is {size[0]}x{size[1]} (height x width) and must be {h * scale}x{w * scale}"
         for name, size, (h, w) in zip(lq.names, target.sizes, lq.sizes, strict=True)
         if size != (h * scale, w * scale)
     ]

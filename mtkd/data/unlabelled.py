@@ -44,6 +44,7 @@ class UnlabelledImages(Sequence[UnlabelledImage]):
         names: one for each image, all different.
         lq_paths: where they lie.
         sizes: height and width of what a teacher makes of each, `scale` times its own.
+        all_used: there is no meta_info_file.
 
     Raises:
         MtkdError: unreadable, too small or missing images; the text lists them.
@@ -59,6 +60,7 @@ class UnlabelledImages(Sequence[UnlabelledImage]):
         min_target_size: int | None = None,
     ) -> None:
         self.scale, self.dataroot_lq = scale, expanded(dataroot_lq)
+        self.all_used = meta_info_file is None
         lmdb = (io_backend or {}).get("type", "disk") == "lmdb"
         self._lq: ImageSource = (LmdbImages if lmdb else FolderImages)(self.dataroot_lq)
         self.lq_paths: list[Path] = []

@@ -18,6 +18,7 @@ from mtkd import build
 from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignImages
+from mtkd.data.kept import learn_sets
 from mtkd.data.paired import PairedImages
 from mtkd.inference import results
 from mtkd.inference.baselines import Bicubic, Memoized
@@ -91,6 +92,7 @@ def compare(
     for subject in subjects:
         move(subject.net, where, torch.channels_last)
         try_network(subject.net, subject.name, scale=scale)
+        learn_sets(subject.net, {(dataset,): image_set for dataset, image_set in images.items()}, flat=True)
 
     tiles = None if tile_size is None else (tile_size, tile_pad)
     name = _folder_name(found, scale)

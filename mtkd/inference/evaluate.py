@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
+from mtkd.data.kept import answering_anything
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
 from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
@@ -114,7 +115,7 @@ def compile_for_images(
         return True
 
     def trial() -> None:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast(), answering_anything(net):
             net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
 
     return compile_networks([part], trial, dynamic=True, log=log)

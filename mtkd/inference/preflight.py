@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import build, catalog, zoo
-from mtkd.config import FusionOptions, Options, Problem, TrainSetOptions
+from mtkd.config import FusionOptions, Options, Problem, TeacherOptions, TrainSetOptions
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.foreign import ForeignImages
+from mtkd.data.kept import answering_anything
 from mtkd.data.paired import PairedImages
 from mtkd.inference.evaluate import build_metrics
 from mtkd.methods.base import Method
@@ -51,7 +52,8 @@ def try_networks(options: Options) -> list[Problem]:
             problems.append(options.problem(key, _reason(error)))
         return None
 
-    sections = {("teachers", name): teacher for name, teacher in options.teachers.items()}
+    networks = {name: teacher for name, teacher in options.teachers.items() if isinstance(teacher, TeacherOptions)}
+    sections = {("teachers", name): teacher for name, teacher in networks.items()}
     if isinstance(options.fusion, FusionOptions):
         sections["fusion",] = options.fusion  # pyright: ignore[reportArgumentType]
     for key, section in sections.items():
@@ -94,13 +96,14 @@ def try_output(options: Options, net: nn.Module, what: str) -> None:
 
 def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> None:
     """Run `net` (lq -> sr, float32, on any device) on one image of `side` pixels a side; nothing of it changes.
+    Teachers inside that are kept answers answer it with black.
 
     Raises:
         MtkdError: it cannot take a (1, 3, h, w) image, or makes something else than (1, 3, h * scale, w * scale) of it.
     """
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(net):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(net), answering_anything(net):
             sr = net(torch.rand(1, 3, side, side, device=device))
     except torch.OutOfMemoryError:
         raise

@@ -16,6 +16,7 @@ from torch import nn
 from mtkd import zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import try_writing, write_bytes
+from mtkd.data.kept import kept_inside
 from mtkd.inference.evaluate import Evaluation
 from mtkd.metrics.complexity import complexity
 from mtkd.runtime import strict_json
@@ -66,7 +67,12 @@ def describe(
 
 
 def _cost(net: nn.Module, name: str) -> tuple[int, float | None]:
-    """Parameters, and multiply-adds where they can be counted; where not, the rest is measured all the same."""
+    """Parameters, and multiply-adds where they can be counted; where not, the rest is measured all the same.
+
+    What a teacher costs whose answers are kept is not known here, and so is not what needs it.
+    """
+    if kept_inside(net):
+        return sum(parameter.numel() for parameter in net.parameters()), None
     try:
         cost = complexity(net)
         return cost.params, cost.macs / 1e9

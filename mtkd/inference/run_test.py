@@ -17,6 +17,7 @@ from mtkd import build
 from mtkd.build import build_image_set
 from mtkd.config import Options, TileOptions, resolved_yaml
 from mtkd.contracts import MtkdError
+from mtkd.data.kept import learn_sets
 from mtkd.inference.evaluate import (
     Evaluation,
     ImageSet,
@@ -66,6 +67,8 @@ def run_test(
     }
     set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
     net = build.output_network(options)
+    sets = zip(options.datasets.evaluation, images.values(), strict=True)
+    learn_sets(net, {build.names_of_set(options, key): image_set for key, image_set in sets}, flat=True)
     subject = describe(options.name, net, weights=options.path.pretrain_network_g)
     device = torch.device(device) if device else choose_device(options.num_gpu)
     move(net, device, torch.channels_last if options.channels_last else torch.preserve_format)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
+from mtkd.data.kept import kept_inside
 from mtkd.runtime.memory import free_memory
 from mtkd.runtime.progress import Log
 
@@ -51,7 +52,8 @@ def tiled(
     tile. On a GPU small tiles run in batches.
 
     Args:
-        predict: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale).
+        predict: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale). One that needs kept answers (`data.kept`) gets the
+            whole image.
         lq: (N, 3, H, W) in [0, 1].
         finish: applied to each tile's part of the result, which has the dtype and channels that it gives.
     """
@@ -59,6 +61,9 @@ def tiled(
     number, (height, width) = len(lq), lq.shape[-2:]
     rows, h = _windows(height, tile_size, tile_pad)
     columns, w = _windows(width, tile_size, tile_pad)
+    if isinstance(predict, nn.Module) and kept_inside(predict):
+        # Answers are kept of whole images, and cost no memory that tiles would save.
+        return finish(predict(lq))
     if len(rows) == len(columns) == 1:
         return finish(predict(lq))
     windows = [(top, left) for top in rows for left in columns]

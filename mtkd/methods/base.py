@@ -1,26 +1,23 @@
-"""What every distillation method is made of: `Method`, its `Term`s, the `Frozen` teacher, and `tapped` features.
+"""What every distillation method is made of: `Method` and its `Term`s; teachers and taps are those of `frozen`.
 
 A method turns a batch into raw loss terms. The run logs, saves, moves devices, weighs terms: once for all methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step, Task
 from mtkd.methods.asked import unread
-from mtkd.runtime.device import DTYPES
+from mtkd.methods.frozen import Frozen, Teachers, frozen_parameters, tapped
 from mtkd.runtime.given import errors_of
-from mtkd.runtime.hidden import Hidden
-from mtkd.runtime.names import closest
+
+__all__ = ["Frozen", "Method", "MethodConfig", "NoOptions", "Teachers", "Term", "frozen_parameters", "tapped"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +64,6 @@ class NoOptions:
     """`Config` of a method that has no options beside its terms."""
 
 
-class Teachers(nn.ModuleDict):
-    """Name -> `Frozen` teacher, in the option file's order."""
-
-    if TYPE_CHECKING:
-
-        def __getitem__(self, key: str) -> Frozen: ...
-        def values(self) -> ValuesView[Frozen]: ...
-        def items(self) -> ItemsView[str, Frozen]: ...
-
-
 class Method(nn.Module):
     """Base of all methods. A subclass declares `terms` and writes `forward` (and `setup`); the rest has a default.
 
@@ -90,6 +77,8 @@ class Method(nn.Module):
     terms: ClassVar[Mapping[str, Term]] = {}
     teacher_use: ClassVar[Literal["none", "image", "network"]] = "none"
     """What the method needs of teachers: nothing, one image per lq (may come from a store), or the networks."""
+    answers_suffice: ClassVar[bool] = False
+    """With `teacher_use = "network"`: it reads only the teachers' images of lq, so that they may be kept answers."""
     gt_terms: ClassVar[tuple[str, ...] | None] = None
     """The terms that read `batch.gt`; with all of them off the method trains without gt. None: it always needs gt."""
     alone: ClassVar[str] = ""
@@ -226,8 +215,13 @@ class Method(nn.Module):
         """The teacher image of `batch`, shaped as gt: the stored one, or the single teacher's answer, no gradient."""
         if batch.target is not None:
             return batch.target
-        (teacher,) = self.require_teachers(exactly=1)
-        return teacher(batch.lq)
+        self.require_teachers(exactly=1)
+        return self.answer(next(iter(self.teachers)), batch)
+
+    def answer(self, name: str, batch: Batch) -> Tensor:
+        """The image of the teacher `name`, shaped as gt, no gradient: the kept one, or what it makes of `batch.lq`."""
+        kept = batch.answers or {}
+        return kept[name] if name in kept else self.teachers[name](batch.lq, batch.answers)
 
     def require_teachers(self, *, exactly: int | None = None, at_least: int = 1) -> list[Frozen]:
         """The teachers in order.
@@ -255,96 +249,3 @@ class Method(nn.Module):
             return self.criteria[name](sr, target)
         with errors_of(f"train.{name}_opt: {kind} failed"):
             return self.criteria[name](sr, target)
-
-
-class Frozen(Hidden[nn.Module]):
-    """A teacher: a `Hidden` network that runs under `no_grad`.
-
-    It gets a copy of the input, so that a network which works in place (spandrel's RCAN does) cannot change the
-    student's batch.
-
-    Attributes:
-        precision: "fp32", "bf16" or "fp16" to run it under an autocast of its own; None for the student's.
-    """
-
-    def __init__(self, net: nn.Module, *, precision: str | None = None) -> None:
-        super().__init__(net)
-        self.precision = precision
-
-    @property
-    def scale(self) -> int:
-        """The network's scale."""
-        return cast(int, self.net.scale)
-
-    def autocast(self, x: Tensor) -> AbstractContextManager[object]:
-        """Context in which parts of `net` called by themselves on `x` run in the teacher's `precision`."""
-        if self.precision is None:
-            return nullcontext()
-        dtype = DTYPES.get(self.precision)
-        return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        with self.autocast(x):
-            return self.net(x.clone())
-
-    @torch.no_grad()
-    def tapped(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`tapped` of the frozen network, no gradients."""
-        with self.autocast(x):
-            return tapped(self.net, names, x.clone())
-
-
-@contextmanager
-def frozen_parameters(module: nn.Module) -> Iterator[None]:
-    """Within the block, calls of `module` give no gradient to its parameters.
-
-    A student term that runs through the critic belongs inside such a block: the loop makes one backward pass over
-    student and critic terms together, and the critic must only ever see its own gradient.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def tapped(net: nn.Module, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output of `net(x)` and the outputs of the modules called `names`, with gradients, leaving no hook behind.
-
-    Raises:
-        MtkdError: a name is not a module of `net`, or the module did not run; near matches are listed.
-    """
-    feats: dict[str, Tensor] = {}
-    handles = []
-    try:
-        for name in names:
-            module = _submodule(net, name)
-            handles.append(module.register_forward_hook(partial(_keep, feats, name)))
-        out = net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    silent = [name for name in names if name not in feats]
-    if silent:
-        raise MtkdError(f"Tap {silent[0]!r} of {type(net).__name__} is a module that its forward never calls.")
-    return out, {name: feats[name] for name in names}
-
-
-def _keep(feats: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-    feats[name] = output
-
-
-def _submodule(net: nn.Module, name: str) -> nn.Module:
-    modules = dict(net.named_modules())
-    if name and name in modules:
-        return modules[name]
-    suggested = list(getattr(net, "feature_names", ()))
-    near = closest(name, [*suggested, *modules])
-    raise MtkdError(
-        f"{type(net).__name__} has no module {name!r} to tap. Near: {', '.join(near) or 'nothing'}. "
-        f"Taps it recommends: {', '.join(suggested) or 'none'}."
-    )

@@ -21,6 +21,7 @@ class MTKDFusion(Method):
 
     paper = "MTKD (Jiang et al., ECCV 2024, arXiv 2404.09571), stage 1; loss from the authors' option files"
     teacher_use = "network"
+    answers_suffice = True
     alone = "it trains the fusion network"
     terms = {"pixel": Term("fused image against gt", loss="L1Loss")}
 
@@ -29,7 +30,7 @@ class MTKDFusion(Method):
         self.ensemble = Ensemble(dict(self.teachers.items()))
 
     def forward(self, batch: Batch, step: int) -> Step:
-        fused = self.student(self.ensemble(batch.lq))
+        fused = self.student(self.ensemble(batch.lq, batch.answers))
         return Step(fused, self.image_losses(fused, {"pixel": batch.gt}))
 
     def predictor(self, student: nn.Module) -> nn.Module:

@@ -71,11 +71,11 @@ class OutputKD(Method):
     def target(self, batch: Batch) -> Tensor:
         if self.options.several == "error":
             return super().target(batch)
-        teachers = list(self.teachers.values())
+        names = list(self.teachers)
         if self.options.several == "random":
             # On the host, where no device waits for the answer; every rank draws its own.
-            return teachers[int(torch.randint(len(teachers), ()))](batch.lq)
-        total = teachers[0](batch.lq)
-        for teacher in teachers[1:]:
-            total = total + teacher(batch.lq)
-        return total / len(teachers)
+            return self.answer(names[int(torch.randint(len(names), ()))], batch)
+        total = self.answer(names[0], batch)
+        for name in names[1:]:
+            total = total + self.answer(name, batch)
+        return total / len(names)

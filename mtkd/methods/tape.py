@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Tape:
         net: the network itself.
     """
 
-    def __init__(self, run: Callable[[Sequence[str], Tensor], tuple[Tensor, dict[str, Tensor]]], of: nn.Module) -> None:
+    def __init__(self, run: Callable[..., tuple[Tensor, dict[str, Tensor]]], of: nn.Module) -> None:
         self.names: set[str] = set()
         self._run, self._of = run, of
         self.net: nn.Module = of.net if isinstance(of, Frozen) else of
@@ -43,16 +43,19 @@ class Tape:
         """Forget the batch before; `lq` is the one to keep."""
         self._lq, self._said = lq, None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The image of `x`."""
-        return self.tapped((), x)[0]
+    def __call__(self, x: Tensor, answers: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The image of `x`; `answers` as `Frozen.forward` takes them."""
+        return self.tapped((), x, answers)[0]
 
-    def tapped(self, names: Sequence[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def tapped(
+        self, names: Sequence[str], x: Tensor, answers: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Image and taps of `x`, as `tapped` gives them."""
+        more = () if answers is None else (answers,)
         if x is not self._lq:
-            return self._run(names, x)
+            return self._run(names, x, *more)
         if self._said is None:
-            self._said = self._run(sorted(self.names), x)
+            self._said = self._run(sorted(self.names), x, *more)
         image, found = self._said
         if missing := [name for name in names if name not in found]:
             raise MtkdError(

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from mtkd import __version__, build
+from mtkd.archs.ensemble import FusedTeacher
 from mtkd.build import open_training_images, training_files
-from mtkd.config import Options
+from mtkd.config import AnswersOptions, Options
 from mtkd.contracts import MtkdError
+from mtkd.data.answers import TRAIN
 from mtkd.data.images import try_writing
+from mtkd.data.kept import KeptAnswers, answering_anything, kept_inside
 from mtkd.data.store import ImageStore, StoreDtype, StoreWriter, missing_images
 from mtkd.inference.evaluate import Predict
 from mtkd.inference.tiling import FittingTiles, self_ensemble
@@ -112,12 +115,17 @@ def teach(
     if not finished:
         try_writing(out.absolute().parent)
     device = _set_up(options, device)
-    predict = None if finished else _over_images(_Teacher(options, recipe, device), options, recipe, progress)
+    teacher = None if finished else _Teacher(options, recipe, device)
+    predict = teacher and _over_images(teacher, options, recipe, progress)
     about = "targets" if shard.count == 1 else f"shard {shard}"
     with Progress("decoding the training images", progress, bar=shard.count == 1) as decoding:
         images = open_training_images(options, decoding)
     lq, share = images.lq, shard.indices(len(images))
     facts = {"fingerprint": fingerprint(options, images), **recipe.facts(options)}
+    if teacher is not None and (kept := kept_inside(teacher.bare)):
+        answers = build.open_training_answers(options, images, imitated=True, log=progress)
+        for member in kept:
+            member.learn(TRAIN, answers[member.name], lq, images.sizes)
     if predict is None:
         # A whole store of an older mtkd stays valid. Shards must agree, because they are merged.
         version = {"mtkd": ImageStore(out).facts.get("mtkd")} if out == path else {}
@@ -179,7 +187,8 @@ def dry_run(
         side = min(side, recipe.tile_size + 2 * recipe.tile_pad)
     top, left_edge = (max(length - side, 0) // 2 for length in lq.shape[-2:])
     crop = lq[..., top : top + side, left_edge : left_edge + side]
-    seconds = _time(lambda: teacher(crop), device)
+    with answering_anything(teacher.bare):
+        seconds = _time(lambda: teacher(crop), device)
     pixels = sum(_pixels_run(sizes[i][0] // scale, sizes[i][1] // scale, recipe) for i in left)
     total = seconds / (crop.shape[-2] * crop.shape[-1]) * pixels * (8 if recipe.x8 else 1)
 
@@ -204,35 +213,58 @@ def _set_up(options: Options, device: str | torch.device | None) -> torch.device
     return found
 
 
-class _Teacher(nn.Module):
+class _InPrecision(nn.Module):
+    """A frozen network under an autocast of its own, with float32 results."""
+
+    def __init__(self, net: nn.Module, autocast: Any, memory_format: torch.memory_format) -> None:
+        super().__init__()
+        self.net, self.autocast, self.memory_format = net, autocast, memory_format
+
+    def forward(self, image: Tensor) -> Tensor:
+        with self.autocast():
+            answer = self.net(image.contiguous(memory_format=self.memory_format))
+        # To float32 before tiles are joined or flips averaged: both would round once more.
+        return answer.float()
+
+
+class _Teacher(_InPrecision):
     """The one teacher of `options` on `device`, lq -> float32 sr, in the precision of `recipe`."""
 
     def __init__(self, options: Options, recipe: Recipe, device: torch.device) -> None:
-        super().__init__()
         precision = recipe.resolved_precision(options)
         if precision == "fp16" and device.type != "cuda":
             raise MtkdError("fp16 needs a CUDA device; use --precision bf16 or fp32 on the CPU.")
+        if recipe.x8 and (kept := [name for name, one in options.teachers.items() if isinstance(one, AnswersOptions)]):
+            raise MtkdError(f"--x8 turns the images, and of {', '.join(kept)} there are only the kept answers to them.")
         teachers = build.build_teachers(options, imitated=True)
         if len(teachers) != 1:
             raise MtkdError(
                 f"{len(teachers)} teachers are declared ({', '.join(teachers)}), and a store holds one image of each "
                 "lq. Set `fusion` to say how they become one."
             )
-        self.autocast = partial(autocast, precision, device)
-        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         (net,) = teachers.values()
-        self.net = move(Frozen(net), device, self.memory_format)
+        frozen = move(Frozen(net), device, memory_format)
+        super().__init__(frozen, partial(autocast, precision, device), memory_format)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        with self.autocast():
-            sr = self.net(lq.contiguous(memory_format=self.memory_format))
-        # To float32 before tiles are joined or flips averaged: both would round once more.
-        return sr.float()
+    @property
+    def bare(self) -> nn.Module:
+        """The network itself."""
+        return self.net.net  # pyright: ignore[reportReturnType]  a Frozen
+
+    def part(self, net: nn.Module) -> _InPrecision:
+        """A network inside, run in the same way."""
+        return _InPrecision(net, self.autocast, self.memory_format)
 
 
 def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, log: Log) -> Predict:
     """`teacher` for images of any size."""
-    whole = FittingTiles(teacher, scale=options.scale, tile_size=recipe.tile_size, tile_pad=recipe.tile_pad, log=log)
+    whole: Predict
+    if kept_inside(teacher.bare):
+        whole = _beside_kept_answers(teacher, recipe, log)
+    else:
+        tiles = {"tile_size": recipe.tile_size, "tile_pad": recipe.tile_pad}
+        whole = FittingTiles(teacher, scale=options.scale, **tiles, log=log)
     predict = partial(self_ensemble, whole) if recipe.x8 else whole
 
     def run(lq: Tensor) -> Tensor:
@@ -241,6 +273,24 @@ def _over_images(teacher: _Teacher, options: Options, recipe: Recipe, log: Log) 
             return predict(lq)
 
     return run
+
+
+def _beside_kept_answers(teacher: _Teacher, recipe: Recipe, log: Log) -> Predict:
+    """`teacher`, of which members are kept answers: these are of whole images, and only what else runs is tiled."""
+
+    def fitting(net: nn.Module, scale: int, by: int = 1) -> Predict:
+        size = None if recipe.tile_size is None else recipe.tile_size * by
+        return FittingTiles(teacher.part(net), scale=scale, tile_size=size, tile_pad=recipe.tile_pad * by, log=log)
+
+    net = teacher.bare
+    if not isinstance(net, FusedTeacher):
+        return net
+    members = [
+        member if isinstance(member, KeptAnswers) else fitting(member, net.scale)
+        for member in net.ensemble.members.values()
+    ]
+    fusion = fitting(net.fusion, 1, net.scale)
+    return lambda lq: fusion(torch.cat([member(lq.clone()) for member in members], dim=1))
 
 
 def _pixels_run(height: int, width: int, recipe: Recipe) -> float:

@@ -23,7 +23,8 @@ from mtkd.runtime.files import sha256
 
 
 def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
-    """What determines the targets of `options`: networks with their weights' hashes, in order, scale and lq images.
+    """What determines the targets of `options`: networks with their weights' hashes, or kept answers with theirs, in
+    order; scale and lq images.
 
     Where an option file names no teachers, only scale and images are compared.
     """
@@ -31,7 +32,11 @@ def fingerprint(options: Options, images: TrainingSet) -> dict[str, Any]:
     if not options.teachers:
         return marks
     names = catalog.get("method", options.model_type).imitated(options.method, list(options.teachers))
-    marks["teachers"] = [{"name": name, **_weights(options.teachers[name])} for name in names]
+    kept = build.open_training_answers(options, images, imitated=True)
+    marks["teachers"] = [
+        {"name": name, **({"answers": kept[name].digest()} if name in kept else _weights(options.teachers[name]))}
+        for name in names
+    ]
     marks["fusion"] = options.fusion
     if options.fusion is not None and options.fusion != "mean":
         marks["fusion"] = _weights(options.fusion)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mtkd import zoo
+from mtkd import build, catalog, zoo
 from mtkd.build import open_items
-from mtkd.config import ItemSetOptions, Options, Problem
+from mtkd.config import AnswersOptions, ItemSetOptions, Options, Problem
+from mtkd.config.problems import key_text
 from mtkd.contracts import MtkdError
+from mtkd.data.kept import answers_to
 from mtkd.data.unlabelled import images_of_section
+from mtkd.methods.base import Method
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.training import preflight
 from mtkd.training.paths import check_paths
@@ -41,11 +45,41 @@ def check_data(options: Options) -> list[Problem]:
                 images_of_section(given.model_dump(), scale=options.scale)
         except MtkdError as error:
             problems.append(options.problem(("datasets", key), str(error)))
+    problems += _check_answers(options, {problem.key for problem in problems})
     said = {problem.message for problem in problems}
     # A data set whose folder is missing is reported once, at the key of the folder.
     absent = {key for key in missing if key.startswith("datasets.")}
     tried = (problem for problem in preflight.try_parts(options) if problem.key not in absent)
     return [*problems, *(problem for problem in tried if problem.message not in said)]
+
+
+def _check_answers(options: Options, reported: set[str]) -> list[Problem]:
+    """A problem for each data set to which a teacher's kept answers, where the run needs them, are missing or do not
+    fit.
+    """
+    cls, problems = catalog.get("method", options.model_type), []
+    sets: dict[str, Any] = {}
+    with suppress(MtkdError):  # reported already
+        if options.is_train and not options.target_store:
+            sets["train"] = build.training_files(options)
+    if cls.predictor is not Method.predictor:
+        for key, given in options.datasets.evaluation.items():
+            with suppress(MtkdError):
+                sets[key] = build.build_image_set(given, options.scale, phase=key.split("_")[0])
+    for name, teacher in options.teachers.items():
+        place = ("teachers", name, "images")
+        if not isinstance(teacher, AnswersOptions) or any(key.startswith(key_text(place)) for key in reported):
+            continue
+        for key, images in sets.items():
+            try:
+                if key == "train":
+                    build.training_answers(options, teacher, images)
+                else:
+                    alone = len(sets) == 1
+                    answers_to(teacher.images, build.names_of_set(options, key), images, flat=alone)
+            except MtkdError as error:
+                problems.append(options.problem(place, f"{key}: {error}"))
+    return problems
 
 
 def check_machine(options: Options) -> list[Problem]:

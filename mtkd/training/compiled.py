@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtkd.data.kept import KeptAnswers
 from mtkd.runtime.compiling import compile_networks, uncompile
 from mtkd.training.run import Run
 from mtkd.training.terms import weighted_total
@@ -13,7 +14,8 @@ from mtkd.training.terms import weighted_total
 def compile_run(run: Run) -> None:
     """Compile student and teachers in place, tried on the first batch; the trial leaves no trace in the training."""
     method, fabric, mode = run.method.train(), run.fabric, run.options.compile
-    networks = [method.student, *(teacher.net for teacher in method.teachers.values())]
+    teachers = [teacher.net for teacher in method.teachers.values() if not isinstance(teacher.net, KeptAnswers)]
+    networks = [method.student, *teachers]
     kept = {name: value.clone() for name, value in method.state_dict().items()}
     # Read the batch outside the trial: errors of the data are not errors of the compiler.
     batch = next(run.batches())

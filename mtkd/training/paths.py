@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mtkd.config import EvalSetOptions, FusionOptions, Options, Problem, TrainSetOptions
+from mtkd.config import AnswersOptions, EvalSetOptions, FusionOptions, Options, Problem, TrainSetOptions
 from mtkd.config.problems import KeyPath
 
 
@@ -17,8 +17,14 @@ def check_paths(options: Options) -> list[Problem]:
             wanted.append((("datasets", key, "dataroot_gt"), data.dataroot_gt, True))
             wanted.append((("datasets", key, "dataroot_lq"), data.dataroot_lq, True))
             wanted.append((("datasets", key, "meta_info_file"), data.meta_info_file, False))
+    kept: list[tuple[KeyPath, str]] = []
     for name, teacher in options.teachers.items():
-        wanted.append((("teachers", name, "pretrain"), teacher.pretrain, False))
+        if isinstance(teacher, AnswersOptions):
+            place = ("teachers", name, "images")
+            images = {place: teacher.images} if isinstance(teacher.images, str) else teacher.images
+            kept += [(key if isinstance(key, tuple) else (*place, key), path) for key, path in images.items()]
+        else:
+            wanted.append((("teachers", name, "pretrain"), teacher.pretrain, False))
     if isinstance(options.fusion, FusionOptions):
         wanted.append((("fusion", "pretrain"), options.fusion.pretrain, False))
     wanted.append((("path", "pretrain_network_g"), options.path.pretrain_network_g, False))
@@ -31,6 +37,10 @@ def check_paths(options: Options) -> list[Problem]:
             kind = "folder" if folder else "file"
             start = "" if os.path.isabs(value) else f" (relative to {os.getcwd()})"
             problems.append(options.problem(path, f"there is no {kind} {value!r}{start}."))
+    for path, value in kept:
+        if not os.path.exists(value):
+            start = "" if os.path.isabs(value) else f" (relative to {os.getcwd()})"
+            problems.append(options.problem(path, f"there is no folder or store {value!r}{start}."))
     if options.target_store is not None and not os.path.exists(options.target_store):
         message = f"there is no store {options.target_store!r}; `mtkd teach` makes it."
         problems.append(options.problem(("target_store",), message))

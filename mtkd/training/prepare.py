@@ -7,7 +7,8 @@ alone, so that no other process waits for it.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from lightning_fabric import Fabric
 
 from mtkd import build
-from mtkd.build import open_training_images
+from mtkd.build import names_of_set, open_training_images
 from mtkd.config import ItemTrainSetOptions, Options
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.foreign import ForeignImages, ForeignItems, ForeignSampler
+from mtkd.data.kept import learn_sets
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
 from mtkd.data.store import ImageStore
@@ -139,7 +141,7 @@ def _built(
         val_sets=val_sets,
         metrics=build_metrics(options.val.metrics),
         num_samples=data.num_samples,
-        record=resume.record(options, fabric.world_size, data.images, data.items),
+        record=resume.record(options, fabric.world_size, data.images, data.items, data.answers),
         trace=LossTrace(fabric),
         held=held,
     )
@@ -147,10 +149,13 @@ def _built(
 
 @dataclass(frozen=True)
 class _Data:
-    """The training data: decoded `images` and perhaps stored `targets`, or `items` of a class from outside."""
+    """The training data: decoded `images`, perhaps stored `targets` and kept `answers` of teachers, or `items` of a
+    class from outside.
+    """
 
     images: TrainingSet | None = None
     targets: ImageStore | None = None
+    answers: Mapping[str, ImageStore] = field(default_factory=dict)
     items: ForeignItems | None = None
 
     @property
@@ -167,7 +172,8 @@ def _open_data(options: Options, seed: int) -> _Data:
         return _Data(items=build.open_items(train_set, options.scale, phase="train", seed=seed))
     with Progress("decoding the training images", print) as decoding:
         images = open_training_images(options, decoding)
-    return _Data(images, open_targets(options, images) if options.target_store else None)
+    targets = open_targets(options, images) if options.target_store else None
+    return _Data(images, targets, build.open_training_answers(options, images))
 
 
 def _build_method(options: Options, data: _Data, seed: int) -> Method:
@@ -250,6 +256,7 @@ def _build_sampler(options: Options, data: _Data, seed: int, fabric: Fabric) -> 
         lq=data.images.lq,
         gt=data.images.gt,
         target=data.targets,
+        answers=data.answers,
         scale=options.scale,
         gt_size=train_set.gt_size,
         use_hflip=train_set.use_hflip,
@@ -265,7 +272,9 @@ def _try_parts(options: Options, method: Method, val_sets: ValidationSets, fabri
     for name, teacher in method.teachers.items():
         assert isinstance(teacher, Frozen)
         try_output(options, teacher.net, f"The teacher {name}")
-    try_output(options, method.predictor(method.student), options.network_g.type)
+    predictor = method.predictor(method.student)
+    try_output(options, predictor, options.network_g.type)
+    learn_sets(predictor, {names_of_set(options, key): images for key, images in val_sets.items()})
     if fabric.is_global_zero:
         raise_if_any([*try_images(options, val_sets), *try_metrics(options, val_sets, device=fabric.device)])
 

@@ -17,6 +17,7 @@ from mtkd.config import Options
 from mtkd.config.diff import flat, with_new_names
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignItems
+from mtkd.data.store import ImageStore
 from mtkd.data.training import TrainingSet
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.training.checkpoint import damage, is_dense, load_state
@@ -90,15 +91,24 @@ def _weights_of(state: Path) -> Path:
     return state.parent.parent / "models" / f"net_g_{state.stem}.pth"
 
 
-def record(options: Options, world_size: int, images: TrainingSet | None, items: ForeignItems | None) -> dict[str, Any]:
-    """What a training state records of its run, compared when it is resumed: options, images, processes."""
+def record(
+    options: Options,
+    world_size: int,
+    images: TrainingSet | None,
+    items: ForeignItems | None,
+    answers: Mapping[str, ImageStore] | None = None,
+) -> dict[str, Any]:
+    """What a training state records of its run, compared when it is resumed: options, images, kept answers of
+    teachers, processes.
+    """
     if images is not None:
         names = [list(images.names), [list(size) for size in images.sizes]]
         content = {"count": len(images), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
     else:
         content = {"count": len(items or ())}
     plain = json.loads(json.dumps(flat(options), default=str))
-    return {"options": plain, "images": content, "world_size": world_size}
+    kept = {"answers": {name: store.mark() for name, store in answers.items()}} if answers else {}
+    return {"options": plain, "images": content, "world_size": world_size, **kept}
 
 
 def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
@@ -218,6 +228,9 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) 
         old, new = then.get("images", {}), now["images"]
         here = "others" if old.get("count") == new["count"] else str(new["count"])
         differing.append(f"the training images were {old.get('count')}, here they are {here}")
+    kept, here = then.get("answers", {}), now.get("answers", {})
+    for name in (name for name in kept if name in here and kept[name] != here[name]):
+        differing.append(f"the kept answers of the teacher {name} were others")
     old_batch, new_batch = _batch(then), _batch(now)
     if old_batch != new_batch:
         parts = "batch_size_per_gpu x accumulate x processes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,5 +93,6 @@ def toy(folder: Path, **changes: Any) -> Path:
         "pooled": ["Photos"],
     }
     path = folder / "toy.yml"
-    path.write_text(yaml.safe_dump(grid | changes, sort_keys=False), encoding="utf-8")
+    plain = json.loads(json.dumps(grid | changes))  # without YAML's anchors for equal objects
+    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     return path

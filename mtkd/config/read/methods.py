@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from mtkd import catalog
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import check_arguments
 from mtkd.config.read.reader import Reader
@@ -121,6 +123,7 @@ def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -
     for key in useless:
         if has[key]:
             reader.problem((key,), f"has no effect: {reason[use]}.")
+    _check_answers(reader, method, parts)
     for name, part in parts.items():
         own = method.get(name, {}) if reader.method.combines else method
         named = own.get("teachers") if reader.method.combines else None
@@ -139,6 +142,7 @@ def _check_tested(reader: Reader, *, has_store: bool) -> None:
     """The same for a test file, whose teachers are measured whatever the method."""
     if has_store:
         reader.problem(("target_store",), "has no effect in a test file.")
+    _check_whole_images(reader, _kept(reader))
     if reader.data.get("fusion") is not None and reader.num_teachers < 2:
         reader.ignore(("fusion",), "there is 1 teacher" if reader.num_teachers else "there are no teachers")
     if reader.data.get("network_g") is not None and reader.num_teachers and not _gives_weights(reader):
@@ -150,6 +154,45 @@ def _check_tested(reader: Reader, *, has_store: bool) -> None:
 def _gives_weights(reader: Reader) -> bool:
     path = reader.data.get("path")
     return isinstance(path, dict) and path.get("pretrain_network_g") is not None
+
+
+def _check_answers(reader: Reader, method: dict[str, Any], parts: Mapping[str, Any]) -> None:
+    """Report teachers that are kept answers where networks are needed, or crops that nobody kept."""
+    declared, kept = reader.mapping(reader.data.get("teachers"), ("teachers",)), _kept(reader)
+    train = reader.sets.get("train")
+    kind = train.get("type") if isinstance(train, dict) else None
+    for name in kept:
+        place = ("teachers", name, "images")
+        if isinstance(kind, str) and kind not in catalog.DATASETS:
+            reader.problem(place, f"answers whole images, and {kind} makes its own crops. Use a PairedImageDataset.")
+        for key, part in parts.items():
+            own = method.get(key, {}) if len(parts) > 1 else {}
+            if part.teacher_use == "network" and not part.answers_suffice and name in own.get("teachers", declared):
+                reader.problem(
+                    place,
+                    f"{key} reads more of a teacher than its images (features, or answers to other inputs). Give "
+                    "`network` and `pretrain`, or use a method that imitates images, such as OutputKD or MTKD.",
+                )
+    if any(part.teacher_use == "network" and part.answers_suffice for part in parts.values()):
+        _check_whole_images(reader, kept)
+
+
+def _check_whole_images(reader: Reader, kept: Sequence[str]) -> None:
+    """Report evaluation in parts or flipped, where teachers that are kept answers are evaluated."""
+    val = reader.mapping(reader.data.get("val"), ("val",))
+    for key in ("tile", "self_ensemble") if kept and len(reader.sets) > ("train" in reader.sets) else ():
+        if val.get(key):
+            reader.problem(
+                ("val", key),
+                f"not possible with teachers that are kept answers ({', '.join(kept)}): they are of whole images, as "
+                "these are. Remove it.",
+            )
+
+
+def _kept(reader: Reader) -> list[str]:
+    """The teachers that are kept answers."""
+    declared = reader.mapping(reader.data.get("teachers"), ("teachers",))
+    return [name for name, value in declared.items() if isinstance(value, dict) and value.get("images") is not None]
 
 
 def _check_part(reader: Reader, name: str, part: Any, own: dict[str, Any], *, number: int, stored: bool) -> None:

@@ -12,7 +12,7 @@ from mtkd.config import trial
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import check_arguments, lookup, parameters_of, typed
 from mtkd.config.read.reader import Reader
-from mtkd.config.schema import NO_NETWORK, FusionOptions, NetworkOptions, TeacherOptions
+from mtkd.config.schema import NO_NETWORK, AnswersOptions, FusionOptions, NetworkOptions, TeacherOptions
 from mtkd.contracts import MtkdError
 from mtkd.runtime.given import check_readable
 from mtkd.runtime.given import path as given_path
@@ -69,9 +69,9 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
     return NetworkOptions(type=name, args=args)
 
 
-def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions]:
+def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions | AnswersOptions]:
     """`teachers` in the order of the file, without those that could not be read."""
-    teachers = {}
+    teachers: dict[str, TeacherOptions | AnswersOptions] = {}
     for name, value in reader.mapping(data, ("teachers",)).items():
         path = ("teachers", name)
         if "." in name or hasattr(nn.ModuleDict(), name) or not name:
@@ -79,11 +79,41 @@ def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions]:
             reader.problem(path, f"cannot be a teacher's name: {why}. Use letters, digits and _.")
         if isinstance(value, str):
             value = {"pretrain": value}
+        if isinstance(value, dict) and value.get("images") is not None:
+            if answers := _read_answers(reader, value, path):
+                teachers[name] = answers
+            continue
         if isinstance(value, dict):
-            value = {**value, "network": _network_of_weights(reader, value, path)}
+            value = {key: part for key, part in value.items() if key != "images"}
+            value["network"] = _network_of_weights(reader, value, path)
         if teacher := reader.section(TeacherOptions, value, path):
             teachers[name] = teacher
     return teachers
+
+
+def _read_answers(reader: Reader, data: dict[str, Any], path: KeyPath) -> AnswersOptions | None:
+    """A teacher that is kept answers; None after reporting what is wrong."""
+    before, images, place = len(reader.problems), data["images"], (*path, "images")
+    for key in data:
+        if key == "param_key" or (key in ("network", "pretrain") and data[key] is not None):
+            message = "given beside `images`, and kept answers need no network. Remove one of them."
+            reader.problem((*path, key), message)
+        elif key not in ("images", "network", "pretrain"):
+            reader.unknown((*path, key), ["images"])
+    if not isinstance(images, dict):
+        found = reader.file_path(images, place)
+        return AnswersOptions(images=found) if found and len(reader.problems) == before else None
+    names = {str(section.get("name")) for section in reader.sets.values() if isinstance(section, dict)}
+    for key, value in images.items():
+        if value is None or reader.file_path(value, (*place, key)) is None:
+            reader.problem((*place, key), "must be a folder or store of answers to this data set.")
+        elif key not in reader.sets and key not in names:
+            reader.notices.append(f"{key_text((*place, key))} has no effect: no data set of this file has that name.")
+    if not images:
+        reader.problem(place, "names no answers. Give a folder, a store, or one for each data set: `train: FOLDER`.")
+    if len(reader.problems) > before:
+        return None
+    return AnswersOptions(images={key: os.path.expanduser(value) for key, value in images.items()})
 
 
 def read_fusion(reader: Reader, data: Any) -> Literal["mean"] | FusionOptions | None:

@@ -11,7 +11,7 @@ from mtkd.config.schema.datasets import (
 )
 from mtkd.config.schema.fields import Section
 from mtkd.config.schema.folders import LoggerOptions, PathOptions, WandbOptions
-from mtkd.config.schema.networks import NO_NETWORK, FusionOptions, NetworkOptions, TeacherOptions
+from mtkd.config.schema.networks import NO_NETWORK, AnswersOptions, FusionOptions, NetworkOptions, TeacherOptions
 from mtkd.config.schema.run import Head, Options
 from mtkd.config.schema.training import (
     SCHEDULERS,
@@ -27,6 +27,7 @@ from mtkd.config.schema.validation import TileOptions, ValOptions
 __all__ = [
     "NO_NETWORK",
     "SCHEDULERS",
+    "AnswersOptions",
     "CurriculumOptions",
     "DatasetsOptions",
     "EvalSetOptions",

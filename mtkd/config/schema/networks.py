@@ -1,4 +1,4 @@
-"""`network_g`, `teachers` and `fusion`: networks, and the weights of those that are frozen."""
+"""`network_g`, `teachers` and `fusion`: networks, the weights of those that are frozen, and kept answers."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ class TeacherOptions(Section):
     network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
+
+
+class AnswersOptions(Section):
+    """A teacher that is its answers, which are images.
+
+    `images` is a folder of images named as those they answer, or a store; a folder that holds one of these for each
+    data set (`train`, and the key or `name` of each evaluation set); or a mapping data set -> folder or store.
+    """
+
+    images: UserPath | dict[str, UserPath]
 
 
 class FusionOptions(Section):

@@ -16,7 +16,7 @@ from mtkd.config.schema.datasets import (
 )
 from mtkd.config.schema.fields import Count, FileName, Int, Precision, Section, UserPath
 from mtkd.config.schema.folders import LoggerOptions, PathOptions
-from mtkd.config.schema.networks import FusionOptions, NetworkOptions, TeacherOptions
+from mtkd.config.schema.networks import AnswersOptions, FusionOptions, NetworkOptions, TeacherOptions
 from mtkd.config.schema.training import TrainOptions
 from mtkd.config.schema.validation import ValOptions
 from mtkd.config.signatures import whole
@@ -83,7 +83,7 @@ class Options(Head):
     datasets: DatasetsOptions
     network_g: NetworkOptions
     """`NO_NETWORK` in a test file that measures its teachers alone."""
-    teachers: dict[str, TeacherOptions] = {}
+    teachers: dict[str, TeacherOptions | AnswersOptions] = {}
     fusion: Literal["mean"] | FusionOptions | None = None
     target_store: UserPath | None = None
     method: dict[str, Any] = {}
