@@ -80,6 +80,11 @@ def test_the_wheel_makes_the_report_page(installed: Path, tmp_path: Path) -> Non
     assert place.startswith(str(installed)) and int(size) > 20_000, ran.stderr
 
 
+def test_the_wheel_carries_the_manifests_of_image_sets(installed: Path, tmp_path: Path) -> None:
+    listed = python(installed, tmp_path / "empty", "-m", "mtkd", "data", "list")
+    assert "datasets/Urban100/HR: not here (100 images)" in listed.stdout, listed.stderr
+
+
 def test_recipes_are_found_without_the_repository(installed: Path, tmp_path: Path) -> None:
     place = python(installed, tmp_path / "empty", "-c", "import mtkd; print(mtkd.__file__)")
     assert place.stdout.startswith(str(installed)), place.stderr

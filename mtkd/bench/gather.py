@@ -39,11 +39,12 @@ def gather(
     images: Images = {}
     read: dict[str, dict[str, Any]] = {}
     for job in plan.jobs:
-        if job.scale == scale and job.kind in ("cell", "teachers"):
-            content = read_scores(plan.out, job) if jobs.is_done(plan.out, job) else None
-            if content is not None:
-                read[job.name] = content
-                _note_images(images, content, job.name)
+        if job.scale != scale or job.kind not in ("cell", "teachers"):
+            continue
+        # Scores alone are enough: weights may have stayed on another machine.
+        if (content := read_scores(plan.out, job)) is not None:
+            read[job.name] = content
+            _note_images(images, content, job.name)
     if not images:
         raise MtkdError(f"No cell of {grid.name} at x{scale} is finished yet, so there is nothing to report.")
     metrics = tuple(grid.test.metrics)

@@ -23,6 +23,7 @@ a store, for the weights of a run, or for those of another row's cell with the s
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -176,30 +177,26 @@ def _problems(grid: Grid) -> Iterator[tuple[KeyPath, str]]:
 
 
 def cells(grid: Grid, out: Path) -> list[Cell]:
-    """Every cell, those of one row beside each other; runs lie in `out`/runs.
+    """Every cell; all rows of a student with one seed beside each other, so that an unfinished grid has whole tables of
+    fewer seeds. Runs lie in `out`/runs.
 
     Raises:
         MtkdError: a base is missing.
     """
     found = []
-    for scale in grid.scales:
-        for iterations in grid.iterations:
-            for student, network in grid.students.items():
-                for row, given in grid.rows.items():
-                    if student not in given.get("students", grid.students):
-                        continue
-                    if iterations not in given.get("iterations", grid.iterations):
-                        continue
-                    own = {key: value for key, value in given.items() if key not in _OF_A_ROW}
-                    for seed in grid.seeds:
-                        name = f"{row}_{student}_x{scale}_{iterations}_s{seed}"
-                        place = {"scale": scale, "iterations": iterations, "seed": seed}
-                        options = _options(grid, out, own, network=network, name=name, **place)
-                        suffix = name.removeprefix(row)
-                        options, needs = _linked(options, out, scale=scale, suffix=suffix)
-                        found.append(
-                            Cell(name=name, row=row, student=student, options=options, needs=tuple(needs), **place)
-                        )
+    every = itertools.product(grid.scales, grid.iterations, grid.students, grid.seeds, grid.rows)
+    for scale, iterations, student, seed, row in every:
+        given = grid.rows[row]
+        if student not in given.get("students", grid.students):
+            continue
+        if iterations not in given.get("iterations", grid.iterations):
+            continue
+        own = {key: value for key, value in given.items() if key not in _OF_A_ROW}
+        name = f"{row}_{student}_x{scale}_{iterations}_s{seed}"
+        place = {"scale": scale, "iterations": iterations, "seed": seed}
+        options = _options(grid, out, own, network=grid.students[student], name=name, **place)
+        options, needs = _linked(options, out, scale=scale, suffix=name.removeprefix(row))
+        found.append(Cell(name=name, row=row, student=student, options=options, needs=tuple(needs), **place))
     return found
 
 
