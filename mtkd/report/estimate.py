@@ -18,9 +18,10 @@ mean of the two t, weighted by the variances. Satterthwaite's (1946) covers 92 t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,13 @@ class Estimate:
         low, high = 0.99 * min(alone), min(1.01 * max(alone), 1.0)
         if max(alone) == min(alone) or low == 0:
             return max(alone)
-        return math.exp(optimize.brentq(lambda log: self.critical(math.exp(log)) - t, math.log(low), math.log(high)))
+        return math.exp(root(lambda log: self.critical(math.exp(log)) - t, math.log(low), math.log(high)))
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where `function` is zero, between `low` and `high`, at which its signs differ: `scipy.optimize.brentq`."""
+    found: Any = optimize.brentq(function, low, high)
+    return float(found)
 
 
 def estimates(
@@ -129,7 +136,7 @@ def estimates(
         if number > 1 and trained[row] and trained[baseline]:
             shared = np.zeros((rows, rows * seeds))
             shared[row], shared[baseline] = block.sign * unit, -block.sign * unit
-            shared *= max(1 / math.sqrt(number), _ratio(np.linalg.norm(own), np.linalg.norm(shared)))
+            shared *= max(1 / math.sqrt(number), _ratio(float(np.linalg.norm(own)), float(np.linalg.norm(shared))))
             from_seeds[:-seeds], df_seeds = shared.ravel(), spare
         elif number > 1:
             from_seeds[-seeds:][common], df_seeds = own, number - 1

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from mtkd.report.arrange import POOLED, Block, baselines_of, blocks, groups, is_trained, rows_of, scores_of
 from mtkd.report.comparison import LEVEL, POWER, Comparison, Interval, detectable, verdict
 from mtkd.report.content import Report, Row
-from mtkd.report.estimate import Estimate, estimates
+from mtkd.report.estimate import Estimate, estimates, root
 from mtkd.report.resampling import bootstrap
 from mtkd.report.simultaneous import MinP
 
@@ -209,4 +209,4 @@ def _detectable(one: Estimate, threshold: float) -> float:
     def lack(shift: float) -> float:
         return float(special.ndtr(shift - critical * chi).mean()) - POWER
 
-    return one.se * float(optimize.brentq(lack, 0, critical * float(chi.max()) + 5))
+    return one.se * root(lack, 0, critical * float(chi.max()) + 5)
