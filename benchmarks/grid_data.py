@@ -2,12 +2,13 @@
 
 python benchmarks/grid_data.py SHARED OUT
 
-SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100, Urban100 and Kodak24 to measure on) and
-`answers` (HiT-SR's and VapSR's images). OUT gets, once:
+SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100, Urban100 and Kodak24 to measure on),
+`answers` (HiT-SR's and VapSR's images) and `weights/CRAFT_x4.pth` (read by spandrel). OUT gets, once:
 
 - `train/`: centre crops of at most 256x256 of the training images, b_NAME and g_NAME, those that the answers are for;
 - `test/SET/gt` and `test/SET/lq`: links to the images, and MATLAB's bicubic of them, so that no run makes it again;
-- `answers/NETWORK/{train,Set5,Set14}`: links.
+- `answers/NETWORK/{train,Set5,Set14}`: links, and CRAFT's answers, which are made here (8 minutes on one core);
+- `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
+from mtkd import build
+from mtkd.config import NetworkOptions
 from mtkd.data.images import list_images, read_image, write_image
 from mtkd.data.resize import bicubic_lq
+from mtkd.runtime.pixels import to_image, to_tensor
 
 SCALE, SIDE = 4, 256
 TRAINING = {"b": "BSDS500_train", "g": "General100"}
@@ -30,6 +36,7 @@ MEASURED = {
     "Kodak24": "val/Kodak24",
 }
 ANSWERS = {"hitsr": "hitsr_x4", "vapsr": "vapsr_x4"}
+PHOTOS = (5, 20, 100)
 
 
 def lay_out(shared: Path, out: Path) -> None:
@@ -48,6 +55,33 @@ def lay_out(shared: Path, out: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for call in [pool.submit(make, source, target) for make, source, target in work if not target.exists()]:
             call.result()
+    names = sorted(path.name for path in (out / "train").glob("g_*.png"))
+    for number in PHOTOS:
+        text = "\n".join(names[:: len(names) // number][:number]) + "\n"
+        (out / f"photos_{number}.txt").write_text(text, encoding="utf-8")
+    answer(shared / "weights/CRAFT_x4.pth", out)
+
+
+def answer(weights: Path, out: Path) -> None:
+    """The network in `weights` answers the training crops, Set5 and Set14."""
+    folders = {"train": out / "train", "Set5": out / "test/Set5/lq", "Set14": out / "test/Set14/lq"}
+    work = [
+        (path, out / "answers/craft" / kind / f"{path.stem}.png")
+        for kind, f in folders.items()
+        for path in list_images(f)
+    ]
+    work = [(source, target) for source, target in work if not target.exists()]
+    if not work:
+        return
+    net = build.build_network(NetworkOptions(type="spandrel"), SCALE).eval()
+    build.load_weights(net, str(weights))
+    for number, (source, target) in enumerate(work):
+        image = read_image(source)
+        lq = bicubic_lq(image, SCALE) if target.parent.name == "train" else image
+        with torch.no_grad():
+            write_image(target, to_image(net(to_tensor(lq))))
+        if number % 20 == 0:
+            print(f"CRAFT: {number} of {len(work)} images", flush=True)
 
 
 def _crop(source: Path, target: Path) -> None:

@@ -45,7 +45,7 @@ class Live:
         if self._live is not None and (now - self._drawn > 1 or board.finished()):
             self._drawn = now
             self._live.update(table(board), refresh=True)
-        elif self._live is None and (now - self._said > _EVERY or board.finished()):
+        elif self._live is None and now - self._said > _EVERY:
             self._said = now
             self.log(line(board))
 

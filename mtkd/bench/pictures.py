@@ -50,7 +50,7 @@ def pictures(plan: Plan, report: Report, *, most: int = _MOST, side: int = _SIDE
         lq = to_tensor(pair.lq)
         answers = {(group, row): _image(net, lq) for group, row, net in students}
         if dataset in (grid.test.teacher_sets or [dataset]):
-            nets = _measured_only(plan, scale, key.removeprefix("val_"))
+            nets = _measured_only(plan, scale, key.removeprefix("val_"), images)
             answers |= {("", row): _image(net, lq) for row, net in nets.items()}
         bicubic = _image(Bicubic(scale), lq)
         found.append(cropped(Picture(dataset=dataset, image=name, gt=pair.gt, bicubic=bicubic, answers=answers), side))
@@ -94,18 +94,20 @@ def _students(plan: Plan, report: Report) -> Sequence[tuple[str, str, nn.Module]
     return found
 
 
-def _measured_only(plan: Plan, scale: int, key: str) -> Mapping[str, nn.Module]:
+def _measured_only(plan: Plan, scale: int, key: str, images: Any) -> Mapping[str, nn.Module]:
     """The teachers, their mean and their fused images for a test set, by the names of their rows."""
     jobs: list[Job] = [job for job in plan.jobs if job.kind == "teachers" and job.scale == scale]
     if not jobs:
         return {}
-    bare = teachers_of(plan, scale, key)
+    bare = teachers_of(plan, scale, key, images, lambda text: None)
     nets: dict[str, nn.Module] = dict(bare)
-    if len(bare) > 1:
+    if len(bare) == len(plan.grid.teachers) > 1:
         nets[MEAN] = FusedTeacher(Ensemble(bare), MeanFusion(len(bare)))
     for run in (plan[need] for need in jobs[0].needs):
         assert run.cell is not None
-        members = {name: bare[name] for name in run.cell.options["teachers"]}
+        members = {name: bare[name] for name in run.cell.options["teachers"] if name in bare}
+        if len(members) < len(run.cell.options["teachers"]):
+            continue
         title = plan.grid.title_of("runs", run.name.rpartition("_x")[0])
         nets[title] = FusedTeacher(Ensemble(members), fusion_of(plan, run))
     return nets

@@ -37,11 +37,11 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         for name, text in (
             ("tables.md", tables.markdown(report, compared)),
             ("tables.tex", tables.latex(report, compared)),
-            ("scores.csv", tables.scores_csv(report)),
-            ("comparisons.csv", tables.comparisons_csv(report, compared)),
+            ("scores.csv", tables.csv_values(report)),
+            ("comparisons.csv", tables.csv_comparisons(report, compared)),
         ):
             write_bytes(folder / name, text.encode())
-        tables.print_tables(report, compared)
+        tables.show(report, compared)
         for line in report.missing:
             log(f"missing: {line}")
         try:
@@ -49,7 +49,7 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         except MtkdError as error:
             # Scores travel without the weights and images that pictures are made of.
             log(f"The page has no pictures: {error}")
-        write_page(report, folder / "report.html")
+        write_page(report, folder / "report.html", compared)
         log(f"Tables and page: {folder}")
         folders.append(folder)
     return folders

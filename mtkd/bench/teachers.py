@@ -12,6 +12,8 @@ from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.scores import test_options, write_scores
 from mtkd.config import make_options
+from mtkd.contracts import MtkdError
+from mtkd.data.kept import learn_sets
 from mtkd.inference.baselines import Bicubic, Memoized
 from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
 from mtkd.inference.results import describe
@@ -48,18 +50,22 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
         measure("bicubic", Bicubic(job.scale), dataset, images, {"kind": "baseline"})
         if dataset not in (grid.test.teacher_sets or [dataset]):
             continue
-        bare = teachers_of(plan, job.scale, key)
+        bare = teachers_of(plan, job.scale, key, images, log)
+        complete = len(bare) == len(grid.teachers)
         room = available_memory() // 8 // max(len(bare), 1)
         members: dict[str, nn.Module] = {name: Memoized(net, room=room) for name, net in bare.items()}
         for name, net in bare.items():
             measure(name, members[name], dataset, images, {"kind": "teacher", **_cost(name, net)})
-        if len(members) > 1:
+        if complete and len(members) > 1:
             cost = _cost(MEAN, FusedTeacher(Ensemble(bare), MeanFusion(len(bare))))
             mean = FusedTeacher(Ensemble(members), MeanFusion(len(members)))
             measure(MEAN, mean, dataset, images, {"kind": "ensemble", **cost})
         for run in (plan[need] for need in job.needs):
             assert run.cell is not None
-            names, title = list(run.cell.options["teachers"]), grid.title_of("runs", run.name.rpartition("_x")[0])
+            names = list(run.cell.options["teachers"])
+            if not bare.keys() >= set(names):
+                continue
+            title = grid.title_of("runs", run.name.rpartition("_x")[0])
             fusion = fusion_of(plan, run)
             cost = _cost(title, FusedTeacher(Ensemble({name: bare[name] for name in names}), fusion))
             fused = FusedTeacher(Ensemble({name: members[name] for name in names}), fusion)
@@ -67,10 +73,19 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
     write_scores(plan, job, found)
 
 
-def teachers_of(plan: Plan, scale: int, key: str) -> dict[str, nn.Module]:
-    """The grid's teachers, for the images of the test set `key`."""
-    test = test_options(plan.grid, scale, sets=(key,), teachers=plan.grid.teachers)
-    return build.build_teachers(test)
+def teachers_of(plan: Plan, scale: int, key: str, images: Any, log: Log) -> dict[str, nn.Module]:
+    """The grid's teachers for the `images` of the test set `key`, without those that have no answers for it."""
+    options = test_options(plan.grid, scale, sets=(key,), teachers=plan.grid.teachers)
+    names = (key, *build.names_of_set(options, f"val_{key}"))
+    found: dict[str, nn.Module] = {}
+    for name, net in build.build_teachers(options).items():
+        try:
+            learn_sets(net, {names: images})
+        except MtkdError as error:
+            log(f"{name} is not measured on {names[-1]}: {error}")
+            continue
+        found[name] = net
+    return found
 
 
 def fusion_of(plan: Plan, run: Job) -> nn.Module:

@@ -147,8 +147,11 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
         ({"targets": {}}, "target:fused, which there is not"),
         ({"students": {"a b": "edsr_m"}}, "letters, digits"),
         ({"rows": {"a": {"model_type": "OutputKD", "teachers": ["nobody"]}}}, "nobody is not among"),
-        ({"rows": {"a": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L2Loss"}}}}}, "L2Loss"),
-        ({"rows": {"a": {"base": "recipe:nothing"}}}, "No recipe"),
+        (
+            {"rows": {"a": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L2Loss"}}}}, "baselines": []},
+            "L2Loss",
+        ),
+        ({"rows": {"a": {"base": "recipe:nothing"}}, "baselines": []}, "No recipe"),
     ],
     ids=str,
 )
@@ -178,5 +181,11 @@ def test_targets_in_a_circle_are_refused(tmp_path: Path) -> None:
 
 
 def test_runs_of_two_scales_are_two(tmp_path: Path) -> None:
-    grid = load_grid(toy(tmp_path, scales=[2, 3], runs={"plain": {"model_type": "SRModel", "network_g": "edsr_tiny"}}, targets={}, rows={"a": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}}))  # fmt: skip
-    assert [run.name for run in runs(grid, tmp_path)] == ["plain_x2", "plain_x3"]
+    path = toy(
+        tmp_path,
+        scales=[2, 3],
+        runs={"plain": {"model_type": "SRModel", "network_g": "edsr_tiny"}},
+        targets={},
+        rows={"scratch": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}},
+    )
+    assert [run.name for run in runs(load_grid(path), tmp_path)] == ["plain_x2", "plain_x3"]
