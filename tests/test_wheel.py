@@ -67,6 +67,11 @@ def test_the_wheel_carries_recipes_and_demo_and_nothing_that_is_gone(wheel: Path
     assert wheel.stat().st_size < 8e6, "the photographs of the demo are 3.3 MB, its weights 1.8 MB"
 
 
+def test_the_wheel_carries_the_manifests_of_image_sets(installed: Path, tmp_path: Path) -> None:
+    listed = python(installed, tmp_path / "empty", "-m", "mtkd", "data", "list")
+    assert "datasets/Urban100/HR: not here (100 images)" in listed.stdout, listed.stderr
+
+
 def test_recipes_are_found_without_the_repository(installed: Path, tmp_path: Path) -> None:
     place = python(installed, tmp_path / "empty", "-c", "import mtkd; print(mtkd.__file__)")
     assert place.stdout.startswith(str(installed)), place.stderr

@@ -96,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
         raise MtkdError("--slurm KEY=VALUE belongs to --launcher slurm.")
     grid = load_grid(args.grid, data=args.data)
     out = args.out or Path("bench") / grid.name
-    plan = plan_of(grid, out)
+    # Who starts a job has checked the whole grid.
+    plan = plan_of(grid, out, check=not args.job)
     if args.job:
         return _one(plan, args.job)
     wanted = _wanted(plan, args)

@@ -16,7 +16,7 @@ def add(subparsers: arguments.SubParsers) -> None:
     test = arguments.command(
         subparsers,
         "test",
-        "measure networks on test sets: table, per-image CSV, JSON",
+        "measure networks on test sets: table, per-image CSV, JSON, a page to look at",
         """mtkd test experiments/MTKD_edsr_m_x4                   # a run: its network, its metrics, on Set5, Set14, ...
   mtkd test experiments/MTKD_edsr_m_x4 --with bicubic,teachers --data photos/
   mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
@@ -27,7 +27,8 @@ table says which. A weights file must say which network it holds: mtkd's do, and
 makes one of others. Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
 Without --data the sets are those of options/benchmark.yml that are here: of your file, else of the one that comes with
 mtkd. Results go to results/NAME, NAME being the network's or comparison_xSCALE; older results are never
-overwritten.""",
+overwritten. results/NAME/report.html shows the networks side by side, image by image, each compared with the first
+one named.""",
     )
     test.add_argument(
         "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
@@ -52,6 +53,9 @@ overwritten.""",
         help="more rows, with a comma between: bicubic, and teachers (those of the runs, their mean, the fused image)",
     )
     arguments.tiles(test, "run in tiles of N lq pixels, which may change numbers (default: whole)")
+    test.add_argument(
+        "--no_page", action="store_true", help="write no report.html: the scores and some pictures to look at"
+    )
     test.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
     arguments.changes(test)
     arguments.launcher(test)
@@ -94,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
             tile_pad=args.tile_pad,
             device=args.device,
             command=arguments.command_line(),
+            page=not args.no_page,
         )
         return 0
     if args.networks or args.data or beside:
@@ -107,5 +112,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tile is not None:
         options = in_tiles(options, args.tile, args.tile_pad)
-    run_test(options, device=named_device(args.device) if args.device else None, command=arguments.command_line())
+    device = named_device(args.device) if args.device else None
+    run_test(options, device=device, command=arguments.command_line(), page=not args.no_page)
     return 0

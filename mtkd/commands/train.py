@@ -21,6 +21,9 @@ def add(subparsers: arguments.SubParsers) -> None:
     train.add_argument(
         "--debug", action="store_true", help="validate and save every 8 iterations, print every one, show tracebacks"
     )
+    train.add_argument(
+        "--no_page", action="store_true", help="write no report.html into the run folder: curves, scores, a few images"
+    )
     arguments.launcher(train)
     train.set_defaults(run=run)
 
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
             launcher=args.launcher,
             option_text=args.opt.read_text(encoding="utf-8"),
             command=arguments.command_line(),
+            page=not args.no_page,
         )
     except Stopped as stopped:
         assert isinstance(stopped.code, int)  # typed as anything that sys.exit takes

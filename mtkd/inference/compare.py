@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mtkd import build
+from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.foreign import ForeignImages
 from mtkd.data.kept import learn_sets
@@ -25,6 +26,7 @@ from mtkd.inference.evaluate import Evaluation, MetricFunction, build_metrics, e
 from mtkd.inference.image_sets import ImageSets, benchmark_sets, folder_sets
 from mtkd.inference.named import Target, check_once, find_target, networks_of, unique
 from mtkd.inference.preflight import try_network
+from mtkd.inference.report import PAGE, Shots, report_of, write_beside
 from mtkd.inference.results import Subject
 from mtkd.inference.tiling import check_tiles, tiled
 from mtkd.runtime import given
@@ -47,6 +49,7 @@ def compare(
     device: str | torch.device | None = None,
     command: str | None = None,
     results_root: Path = Path("results"),
+    page: bool = False,
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure trained networks, print one table, write `results/NAME`; return (network's name, its result on a set).
@@ -63,6 +66,7 @@ def compare(
         teachers: measure the teachers that the runs declare too, the mean of several and their fused image.
         tile_size: run in tiles of so many lq pixels.
         tile_pad: lq pixels of context around each tile.
+        page: write `report.html` too, with a few pictures.
 
     Raises:
         MtkdError: something named is missing or cannot be measured, scales or metrics differ, or there are no images;
@@ -92,8 +96,9 @@ def compare(
 
     tiles = None if tile_size is None else (tile_size, tile_pad)
     name = _folder_name(found, scale)
+    shots = Shots(images) if page else None
     with results.results_folder(results_root / name) as folder:
-        rows = _measure(subjects, images, metrics, scale, tiles, where, log)
+        rows = _measure(subjects, images, metrics, scale, tiles, where, log, shots)
     results.print_table(subjects, rows, scale=scale)
     log(f"Metrics: {_describe(protocol)}; fp32, {_describe_tiles(tiles)}.")
     facts = {
@@ -108,6 +113,25 @@ def compare(
         "command": command,
     }
     results.write(folder, rows, facts)
+    if shots is not None:
+        asked = [subject.name for subject in subjects[-len(found) :]]
+        about = {"metrics": _describe(protocol), "run": f"fp32, {_describe_tiles(tiles)}", "command": command}
+        written = {subject.name: target for subject, target in zip(subjects[-len(found) :], found, strict=True)}
+        write_beside(
+            folder / PAGE,
+            lambda: report_of(
+                rows,
+                subjects,
+                title=f"{asked[0]} x{scale}" if len(asked) == 1 else f"{len(asked)} networks side by side, x{scale}",
+                scale=scale,
+                metrics=protocol,
+                asked=asked,
+                pictures=shots.pictures(scale, asked),
+                files={key: resolved_yaml(one.options) for key, one in written.items() if one.options is not None},
+                facts=about,
+            ),
+            log,
+        )
     return rows
 
 
@@ -119,6 +143,7 @@ def _measure(
     tiles: Tiles | None,
     device: torch.device,
     log: Log,
+    shots: Shots | None,
 ) -> list[tuple[str, Evaluation]]:
     """(network's name, its result) of every network on every set; `log` gets each mean when there are several."""
     rows: list[tuple[str, Evaluation]] = []
@@ -128,7 +153,8 @@ def _measure(
             if tiles is not None:
                 predict = partial(tiled, predict, scale=scale, tile_size=tiles[0], tile_pad=tiles[1])
             watch = partial(tracked, about=f"{dataset}, {subject.name}")
-            result = evaluate(predict, image_set, metrics, dataset=dataset, device=device, progress=watch)
+            save = None if shots is None else shots.keeper(dataset, subject.name)
+            result = evaluate(predict, image_set, metrics, dataset=dataset, device=device, save=save, progress=watch)
             rows.append((subject.name, result))
             if len(subjects) * len(images) > 1:
                 means = ", ".join(f"{metric} {mean:.4f}" for metric, mean in result.means().items())

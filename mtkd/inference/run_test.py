@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from mtkd import build
 from mtkd.build import build_image_set
-from mtkd.config import Options, TileOptions
+from mtkd.config import Options, TileOptions, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.kept import learn_sets
 from mtkd.inference.evaluate import (
@@ -27,6 +28,7 @@ from mtkd.inference.evaluate import (
     save_to,
     val_predict,
 )
+from mtkd.inference.report import PAGE, Save, Shots, report_of, write_beside
 from mtkd.inference.results import describe, print_table, results_folder, write
 from mtkd.inference.tiling import check_tiles
 from mtkd.runtime.device import autocast, choose_device, move, set_backends
@@ -34,12 +36,19 @@ from mtkd.runtime.progress import tracked
 
 
 def run_test(
-    options: Options, *, device: str | torch.device | None = None, command: str | None = None
+    options: Options,
+    *,
+    device: str | torch.device | None = None,
+    command: str | None = None,
+    page: bool = False,
 ) -> list[Evaluation]:
     """Measure `network_g` on every test set of `options`, print the table, write `results/NAME`.
 
     The folder is made, and a file written into it for trial, before anything is measured. For `model_type: MTKDFusion`
     the network is the fusion network behind its teachers.
+
+    Args:
+        page: write `report.html` too, with a few pictures.
 
     Raises:
         MtkdError: test sets or weights are missing or unusable; or the results cannot be written, after the table is
@@ -66,13 +75,32 @@ def run_test(
     if options.val.compile:
         compile_for_images(net, device, partial(autocast, options.precision, device), print)
     metrics = build_metrics(options.val.metrics)
+    shots = Shots(images) if page else None
     with results_folder(Path(options.path.results_root) / options.name) as folder:
-        rows = [_measure(options, name, image_set, net, metrics, device, folder) for name, image_set in images.items()]
+        rows = [
+            _measure(options, name, image_set, net, metrics, device, folder, shots)
+            for name, image_set in images.items()
+        ]
     named = [(options.name, row) for row in rows]
     facts = {**subject.facts(), "metrics": build.plain(dict(options.val.metrics)), "command": command}
     # Print before writing: a full disk must not lose the numbers.
     print_table([subject], named, scale=options.scale)
     write(folder, named, facts)
+    if shots is not None:
+        write_beside(
+            folder / PAGE,
+            lambda: report_of(
+                named,
+                [subject],
+                title=f"{options.name} x{options.scale}",
+                scale=options.scale,
+                metrics=options.val.metrics,
+                asked=[subject.name],
+                pictures=shots.pictures(options.scale, [subject.name]),
+                files={"option file, written out": resolved_yaml(options)},
+                facts={"weights": subject.weights, "precision": options.precision, "command": command},
+            ),
+        )
     return rows
 
 
@@ -95,10 +123,11 @@ def _measure(
     metrics: Mapping[str, MetricFunction],
     device: torch.device,
     folder: Path,
+    shots: Shots | None,
 ) -> Evaluation:
-    save = None
+    saves = [shots.keeper(name, options.name)] if shots is not None else []
     if options.val.save_img:
-        save = save_to(folder / "visualization" / name, options.val.suffix or options.name)
+        saves.append(save_to(folder / "visualization" / name, options.val.suffix or options.name))
     return evaluate(
         val_predict(net, options),
         images,
@@ -106,6 +135,11 @@ def _measure(
         dataset=name,
         device=device,
         autocast=partial(autocast, options.precision, device),
-        save=save,
+        save=partial(_save, saves) if saves else None,
         progress=lambda steps: tracked(steps, name),
     )
+
+
+def _save(saves: Sequence[Save], name: str, image: Any) -> None:
+    for save in saves:
+        save(name, image)

@@ -20,21 +20,26 @@ class Answer:
     Attributes:
         group: its name.
         question: what is compared, on what.
-        better, worse, alike: names of the trained rows with that verdict against the first baseline, with their gains,
-            the largest first.
+        better, worse, alike: (name, gain) of the trained rows with that verdict against the first baseline, the largest
+            gain first.
         sentences: what else must be known: the smallest difference that could be seen, other baselines, the teachers.
     """
 
     group: str
     question: str
-    better: list[str]
-    worse: list[str]
-    alike: list[str]
+    better: list[tuple[str, str]]
+    worse: list[tuple[str, str]]
+    alike: list[tuple[str, str]]
     sentences: list[str]
 
 
 def answers(report: Report, compared: Sequence[Comparison]) -> list[Answer]:
-    """One `Answer` for each group, by the first metric on the pooled images (the first set where none are pooled)."""
+    """One `Answer` for each group, by the first metric on the pooled images (the first set where none are pooled).
+
+    None where nothing was measured.
+    """
+    if not (report.rows and report.images and report.metrics):
+        return []
     return [_answer(report, group, compared) for group in groups(report)]
 
 
@@ -43,14 +48,17 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
     view = POOLED if report.pooled else next(iter(report.images))
     sets = list(report.pooled) or [view]
     images = sum(len(report.images[name]) for name in sets)
-    where = f"{metric} on {' and '.join([', '.join(sets[:-1]), sets[-1]] if sets[1:] else sets)} ({_many(images, 'image')})"
+    together = f"{', '.join(sets[:-1])} and {sets[-1]}" if len(sets) > 1 else sets[0]
+    where = f"{manner(metric)['label']} on {together} ({_many(images, 'image')})"
     trained = {row.name for row in rows_of(report, group) if row.kind == "student"}
     mine = [one for one in compared if (one.group, one.dataset, one.metric) == (group, view, metric)]
     mine = sorted(mine, key=lambda one: -one.gain)
     bases = [row.name for row in baselines_of(report, group)]
     base = next((name for name in bases if any(one.baseline == name for one in mine)), None)
     if base is None:
-        return Answer(group, f"Nothing is compared here. Means of {where}:", [], [], [], _means(report, group, view, metric))
+        return Answer(
+            group, f"Nothing is compared here. Means of {where}:", [], [], [], _means(report, group, view, metric)
+        )
     first = [one for one in mine if one.baseline == base and one.row in trained]
     named = {verdict: [_gain(one) for one in first if one.verdict == verdict] for verdict in ("better", "worse")}
     alike = [_gain(one) for one in first if one.verdict not in named]
@@ -58,23 +66,23 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
     smallest = detectable(first)
     if not math.isnan(smallest):
         sentences.append(
-            f"The smallest difference that could be seen here (with a chance of 8 in 10) is {_value(smallest, metric)}."
+            "The smallest true difference that every one of these comparisons would have seen, with a chance of 8 in "
+            f"10, is {_value(smallest, metric)}."
         )
     if first and max(one.seeds for one in first) == 1:
         sentences.append("Each row was trained once: this speaks of these networks, and another seed may turn it.")
     for other in bases:
         ahead = [one.row for one in mine if one.baseline == other and one.row in trained and one.verdict == "better"]
         if other != base:
-            sentences.append(f"Better than {other}: {', '.join(ahead) if ahead else 'no row'}.")
+            sentences.append(f"Better than {other}: {'; '.join(ahead) if ahead else 'no row'}.")
     sentences += _gap(report, group, view, metric, base)
     question = f"Against {base}, by {where}:"
     return Answer(group, question, named["better"], named["worse"], alike, sentences)
 
 
-def _gain(one: Comparison) -> str:
-    digits, unit = manner(one.metric)["digits"], manner(one.metric)["unit"]
-    low, high = one.interval
-    return f"{one.row} ({one.gain:+.{digits}f}{' ' if unit else ''}{unit} [{low:+.{digits}f}, {high:+.{digits}f}])"
+def _gain(one: Comparison) -> tuple[str, str]:
+    how = manner(one.metric)
+    return one.row, f"{one.gain:+.{how['digits']}f} {how['unit']}".strip().replace("-", "\u2212")
 
 
 def _value(value: float, metric: str) -> str:
@@ -93,10 +101,10 @@ def _means(report: Report, group: str, view: str, metric: str) -> list[str]:
 
 def _gap(report: Report, group: str, view: str, metric: str, base: str) -> list[str]:
     """How far the best teacher is from the baseline: the size that gains are to be seen beside."""
-    cells = {row: summary(report, row, view, metric) for row in rows_of(report, group)}
+    cells = [(row, summary(report, row, view, metric)) for row in rows_of(report, group)]
     sign = 1 if report.metrics[metric] == "higher" else -1
-    start = next((cell.mean for row, cell in cells.items() if row.name == base and cell), None)
-    teachers = [(sign * cell.mean, row.name) for row, cell in cells.items() if row.kind == "teacher" and cell]
+    start = next((cell.mean for row, cell in cells if row.name == base and cell), None)
+    teachers = [(sign * cell.mean, row.name) for row, cell in cells if row.kind == "teacher" and cell]
     if start is None or not teachers:
         return []
     best, name = max(teachers)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtkd.report.arrange import groups, rows_of
 from mtkd.report.content import Picture, Report
 from mtkd.report.pictures import luma
 
@@ -94,8 +95,7 @@ def bands_of(report: Report) -> dict[str, Bands]:
         layers: dict[Key, NDArray[np.uint8]] = {BICUBIC: picture.bicubic, **picture.answers}
         found = {key: picture_energies(picture, layer, report.scale) for key, layer in layers.items()}
         energies.append({key: energy for key, energy in found.items() if energy is not None})
-    groups = list(dict.fromkeys(row.group for row in report.rows if row.group)) or [""]
-    tables = {group: _table(report, group, energies) for group in groups}
+    tables = {group: _table(report, group, energies) for group in groups(report)}
     return {group: table for group, table in tables.items() if table is not None}
 
 
@@ -105,10 +105,10 @@ def _table(report: Report, group: str, energies: Sequence[Mapping[Key, NDArray[n
     key = next((key for key in candidates if key in known), BICUBIC)
     used = [picture for picture in energies if key in picture and picture[key].sum() > 0]
     gains: dict[tuple[str, str], list[float]] = {}
-    for row in report.rows:
+    for row in rows_of(report, group):
         own = (row.group, row.name)
         both = [(picture[key], picture[own]) for picture in used if own in picture]
-        if row.group in (group, "") and both and own != key:
+        if both and own != key:
             gains[own] = np.mean([_decibels(*pair) for pair in both], axis=0).tolist()
     if not gains:
         return None

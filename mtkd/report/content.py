@@ -20,9 +20,9 @@ class Curve:
     Attributes:
         seed: of the run.
         iterations: at which it was validated.
-        seconds: of training until then, one for each iteration, without validation; the teachers' share included.
+        seconds: of training until then, one for each iteration, without validation; `Row.teacher_seconds` come first.
         values: the score at each iteration.
-        dataset, metric: what was validated.
+        dataset, metric: what was validated; for a loss of training the data set is "" and the metric its name.
     """
 
     seed: int

@@ -17,6 +17,8 @@ from mtkd.report.content import Curve, Picture, Report, Row
 from mtkd.report.pictures import data_uri
 from mtkd.report.statistics import summary
 
+ABBREVIATIONS = {"psnr", "ssim", "ms_ssim", "lpips", "dists", "niqe"}
+
 
 def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
     """Everything that the page's script draws, ready for `json.dumps(..., allow_nan=False)`.
@@ -29,14 +31,16 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
     """
     number = {(row.group, row.name): at for at, row in enumerate(report.rows)}
     sets = list(report.images)
-    views = ([POOLED] if report.pooled else []) + sets
+    # One pooled set is shown once.
+    views = ([POOLED] if report.pooled else []) + [name for name in sets if [name] != list(report.pooled)]
     return {
         "scale": report.scale,
         "metrics": [
             {"name": name, "higher": better == "higher", **manner(name)} for name, better in report.metrics.items()
         ],
         "sets": [
-            {"name": name, "images": list(report.images[name]), "validation": name in report.validation} for name in sets
+            {"name": name, "images": list(images), "validation": name in report.validation}
+            for name, images in report.images.items()
         ],
         "views": [_view(report, view) for view in views],
         "groups": [
@@ -48,7 +52,7 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
             for group in groups(report)
         ],
         "rows": [_row(report, row, views) for row in report.rows],
-        "comparisons": [_comparison(report, one, views) for one in compared],
+        "comparisons": [_comparison(report, one, views) for one in compared if one.dataset in views],
         "published": [
             {"name": one.name, "dataset": one.dataset, "metric": one.metric, "value": one.value, "source": one.source}
             for one in report.published
@@ -59,13 +63,16 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def manner(metric: str) -> dict[str, Any]:
-    """How the values of a metric are written: unit, and digits after the point.
+    """How a metric and its values are written: abbreviations in capitals, unit, digits after the point.
 
     Example:
-        >>> manner("psnr"), manner("ssim")
-        ({'unit': 'dB', 'digits': 3}, {'unit': '', 'digits': 4})
+        >>> manner("psnr"), manner("sharpness")
+        ({'label': 'PSNR', 'unit': 'dB', 'digits': 3}, {'label': 'sharpness', 'unit': '', 'digits': 4})
     """
-    return {"unit": "dB", "digits": 3} if "psnr" in metric.lower() else {"unit": "", "digits": 4}
+    label = metric.upper() if metric in ABBREVIATIONS else metric
+    if "psnr" in metric.lower():
+        return {"label": label, "unit": "dB", "digits": 3}
+    return {"label": label, "unit": "", "digits": 4}
 
 
 def plain(value: float | None) -> float | str | None:
@@ -87,7 +94,11 @@ def _plain(values: Iterable[float]) -> list[float | str | None]:
 def _view(report: Report, name: str) -> dict[str, Any]:
     if name != POOLED:
         return {"name": name, "pooled": False, "images": len(report.images[name])}
-    return {"name": " + ".join(report.pooled), "pooled": True, "images": sum(len(report.images[s]) for s in report.pooled)}
+    return {
+        "name": " + ".join(report.pooled),
+        "pooled": True,
+        "images": sum(len(report.images[s]) for s in report.pooled),
+    }
 
 
 def _row(report: Report, row: Row, views: Sequence[str]) -> dict[str, Any]:
@@ -195,12 +206,14 @@ def _pictures(pictures: Sequence[Picture], number: Mapping[tuple[str, str], int]
     found = []
     for picture in pictures:
         layers: list[dict[str, Any]] = [
-            {"row": None, "name": "ground truth", "image": place(picture.gt)},
-            {"row": None, "name": "bicubic", "image": place(picture.bicubic)},
+            {"row": number[key], "name": key[1], "image": place(answer)}
+            for key, answer in picture.answers.items()
+            if key in number
         ]
-        for key, answer in picture.answers.items():
-            if key in number:
-                layers.append({"row": number[key], "name": key[1], "image": place(answer)})
+        references = [{"row": None, "name": "ground truth", "image": place(picture.gt)}]
+        if not any(np.array_equal(answer, picture.bicubic) for answer in picture.answers.values()):
+            references.append({"row": None, "name": "bicubic", "image": place(picture.bicubic)})
+        layers = references + layers
         height, width = picture.gt.shape[:2]
         crop = None if picture.crop is None else list(picture.crop)
         about = {"dataset": picture.dataset, "image": picture.image, "crop": crop, "height": height, "width": width}

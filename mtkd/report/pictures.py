@@ -60,7 +60,7 @@ def choose_crop(answers: Sequence[NDArray[np.uint8]], size: int = LARGEST) -> tu
 def cropped(picture: Picture, size: int = LARGEST) -> Picture:
     """The part of at most `size` x `size` pixels of `picture` that `choose_crop` finds among its answers.
 
-    Where there are fewer than two answers, the bicubic image is one more. A picture that is small enough stays as it is.
+    Where there are fewer than two answers, the bicubic image is one more. A picture that is small enough stays whole.
 
     Raises:
         MtkdError: its layers have different sizes.

@@ -23,6 +23,7 @@ from mtkd.runtime.run_folder import LATEST
 from mtkd.training.compiled import compile_run
 from mtkd.training.failures import mendable, rescue
 from mtkd.training.prepare import prepare
+from mtkd.training.report import write_run_page
 from mtkd.training.run import Run
 from mtkd.training.saving import amend, describe, save, save_deployable, save_weights
 from mtkd.training.stop import StopRequest, stop_requests
@@ -48,6 +49,7 @@ def train(
     launcher: str = "none",
     option_text: str | None = None,
     command: str | None = None,
+    page: bool = False,
 ) -> Path:
     """Run the training that `options` describes and return the final weights, `models/net_g_latest.pth`.
 
@@ -56,6 +58,7 @@ def train(
         launcher: "none", "pytorch" or "slurm"; with the last two, one process a device is already running.
         option_text: the option file as the user wrote it, kept in the run folder.
         command: the command line, kept beside it.
+        page: write `report.html` into the run folder when the run ends: curves, scores, a few images.
 
     Raises:
         MtkdError: anything a user can mend. Options, data, weights, metrics and the run folder are checked before the
@@ -76,6 +79,8 @@ def train(
             _loop(run, stop)
             if stop.asked and run.state.done < run.method.task.total_steps:
                 raise Stopped(stop.asked)
+        if page:
+            write_run_page(run)
         return run.folder.model(LATEST)
     except Exception as error:
         where = rescue(run, error)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mtkd.bench.grid import cells, fill, load_grid, runs
+from mtkd.bench.cells import cells, runs
+from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Plan, plan
+from mtkd.bench.texts import fill
 from mtkd.config import OptionError, make_options
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy

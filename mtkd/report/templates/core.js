@@ -69,10 +69,11 @@ function chooser(label, options, value, change, id) {
 
 const numbered = (names) => names.map((text, value) => ({ value, text }));
 const viewOptions = () => D.views.map((view, value) => ({
-  value, text: `${view.pooled && D.sets.length > 1 ? "all: " : ""}${view.name} (${view.images})` +
+  value, text: `${view.pooled ? "all: " : ""}${view.name} (${view.images})` +
     (D.sets.some((set) => set.name === view.name && set.validation && !view.pooled) ? ", validation" : ""),
 }));
-const metricOptions = () => numbered(D.metrics.map((metric) => metric.name));
+const metricOptions = () => numbered(D.metrics.map((metric) => metric.label));
+const metricLabel = (name) => (D.metrics.find((metric) => metric.name === name) || { label: name }).label;
 const groupName = (one) => one.name || "all rows";
 
 /** Buttons of which one is pressed. */
@@ -140,7 +141,7 @@ function ticks(low, high, count) {
 
 /** A bar from zero with an interval; what is beyond the scale ends in an arrow. */
 function gainBar(gain, interval, scale, mark, words) {
-  const [width, height, pad] = [190, 22, 10];
+  const [width, height, pad] = [150, 22, 9];
   const x = (value) => pad + (Math.min(Math.max(value, scale[0]), scale[1]) - scale[0]) / (scale[1] - scale[0]) * (width - 2 * pad);
   const colour = mark === "better" ? "var(--better)" : mark === "worse" ? "var(--worse)" : "var(--alike)";
   const node = svg("svg", { class: "bar", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words }, tip(words));

@@ -60,7 +60,7 @@ function strip(found, a, b) {
   const height = sets.length * lane + foot + 8;
   const scale = barScale(found.map((one) => one.value));
   const x = (value) => left + (value - scale[0]) / (scale[1] - scale[0]) * (width - 2 * left);
-  const words = `Differences in ${D.metrics[F.metric].name} between ${a.name} and ${b.name}, one mark an image`;
+  const words = `Differences in ${D.metrics[F.metric].label} between ${a.name} and ${b.name}, one mark an image`;
   const node = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words, id: "strip" });
   for (const value of ticks(scale[0], scale[1], narrow ? 4 : 7)) {
     node.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 4, y2: height - foot }),

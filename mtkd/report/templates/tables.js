@@ -21,7 +21,7 @@ function ranking(rows, view, metric) {
 }
 
 function rowHead(row) {
-  return [row.name, " ", row.kind === "student" ? null : el("span", { class: "chip" }, row.kind),
+  return [row.name, " ", row.kind === "student" ? null : el("span", { class: "chip" }, row.kind === "baseline" ? "not trained" : row.kind),
     row.note ? el("span", { class: "note" }, row.note) : null];
 }
 
@@ -29,7 +29,7 @@ function scoreColumn(rows, view, metric, sub) {
   const ranked = ranking(rows, view, metric);
   const mark = (row) => (ranked.length > 1 ? (row === ranked[0] ? "best" : row === ranked[1] ? "second" : null) : null);
   return {
-    title: D.metrics[metric].name, sub, first: D.metrics[metric].higher ? "descending" : "ascending",
+    title: D.metrics[metric].label, sub, first: D.metrics[metric].higher ? "descending" : "ascending",
     sort: (row) => (row.cells[view][metric] ? row.cells[view][metric].mean : null),
     cell: (row) => el("span", { class: mark(row) }, cellText(row.cells[view][metric], metric)),
   };
@@ -94,7 +94,6 @@ function startTables() {
 }
 
 function startPublished() {
-  if (!at("published-body")) return;
   const ours = (one) => D.rows.filter((row) => row.name === one.name).map((row) => {
     const view = D.views.findIndex((v) => !v.pooled && v.name === one.dataset);
     const metric = D.metrics.findIndex((m) => m.name === one.metric);
@@ -104,7 +103,7 @@ function startPublished() {
   const columns = [
     { title: "name", text: true, sort: (one) => one.name, cell: (one) => one.name },
     { title: "images", text: true, sort: (one) => one.dataset, cell: (one) => one.dataset },
-    { title: "metric", text: true, sort: (one) => one.metric, cell: (one) => one.metric },
+    { title: "metric", text: true, sort: (one) => one.metric, cell: (one) => metricLabel(one.metric) },
     { title: "published", sort: (one) => one.value, cell: (one) => one.value },
     { title: "ours", sort: (one) => (ours(one)[0] ? ours(one)[0].cell.mean : null),
       cell: (one) => { const found = ours(one); return found.length ? found.map((f) => el("div", {}, cellText(f.cell, f.metric), f.row.group ? el("span", { class: "note" }, f.row.group) : null)) : "\u2013"; } },
