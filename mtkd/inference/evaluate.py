@@ -26,7 +26,7 @@ from mtkd.runtime.pixels import to_pixels, to_tensor
 from mtkd.runtime.progress import Log
 
 if TYPE_CHECKING:
-    from mtkd.config import Options
+    from mtkd.config import ValOptions
 
 Predict = Callable[[Tensor], Tensor]
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
@@ -84,12 +84,12 @@ def _from_outside(what: str, metric: MetricFunction, sr: Tensor, gt: Tensor) -> 
         return metric(sr, gt)
 
 
-def val_predict(net: nn.Module, options: Options) -> Predict:
+def val_predict(net: nn.Module, val: ValOptions, scale: int) -> Predict:
     """`net` run as `val` sets it: in tiles, as an x8 self-ensemble, or plainly."""
     predict: Predict = net
-    if (tile := options.val.tile) is not None:
-        predict = partial(tiled, net, scale=options.scale, tile_size=tile.tile_size, tile_pad=tile.tile_pad)
-    return partial(self_ensemble, predict) if options.val.self_ensemble else predict
+    if (tile := val.tile) is not None:
+        predict = partial(tiled, net, scale=scale, tile_size=tile.tile_size, tile_pad=tile.tile_pad)
+    return partial(self_ensemble, predict) if val.self_ensemble else predict
 
 
 def compile_for_images(
