@@ -56,7 +56,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mtkd", "mtkd.*"]),
-    package_data={"mtkd": ["py.typed"], "mtkd.report.templates": ["*.html", "*.css", "*.js"]},
+    package_data={
+        "mtkd": ["py.typed"],
+        "mtkd.data.manifests": ["*.csv"],
+        "mtkd.report.templates": ["*.html", "*.css", "*.js"],
+    },
     cmdclass={"build_py": BuildWithShipped},
     zip_safe=False,
     python_requires=">=3.10",

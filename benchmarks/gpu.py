@@ -8,7 +8,7 @@ Three parts, in this order, each with its own share of the time; what one leaves
 
 check   every test marked `cuda`
 speed   the CUDA columns of `benchmarks/speed.py`, cut to what the minutes allow
-train   a grid of runs (`--grid`, an option file, or several with `rows` and `students`), side by side, resumable
+train   a grid of `mtkd bench` (`--grid`), its jobs side by side, one seed of every row first, resumable
 
     python benchmarks/gpu.py --keep results    # puts what came back into benchmarks/results, and into the reports
 
@@ -44,13 +44,12 @@ SHARES = {"check": 0.2, "speed": 0.45, "train": 0.35}
 PIECES = ("stage2", "training", "scaling", "inference", "graphs", "wavelet", "attention")
 """Measures of the speed part, the most worthwhile first."""
 REHEARSED = ("stage2", "wavelet")
-CLOSING, PACKING = 4.0, 10.0
-"""Seconds kept for the table, and for packing what the runs need to go on."""
+CLOSING, PACKING, KEEPING = 4.0, 10.0, 10.0
+"""Seconds kept for the table, and for packing what the runs need to go on; and between two such packings."""
 LOGGED = 6000
 """Characters of the output of what failed that are kept."""
 JOBS = 8
 """Runs beside each other: small networks leave most of a GPU idle, and each keeps one core busy."""
-DATA = ROOT / ".gpu/data"
 
 
 def main() -> None:
@@ -65,10 +64,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PIECES, help="measures of the speed part")
     parser.add_argument("--tests", nargs="+", default=[], metavar="PATH", help="tests of the check part (default: all)")
     parser.add_argument("--iterations", type=int, help="of every run of the grid, instead of its own")
-    parser.add_argument("--grid", type=Path, default=ROOT / "benchmarks/gpu_grid.yml", help="what is trained")
-    parser.add_argument(
-        "--data", type=Path, help="images of the grid, DATA in its file (default: .gpu/data, or toy ones)"
-    )
+    parser.add_argument("--grid", type=Path, default=ROOT / "benchmarks/gpu_x4.yml", help="what is trained")
+    parser.add_argument("--data", type=Path, help="images of the grid (default: those that it names, or toy ones)")
     parser.add_argument("--state", type=Path, help="folder with state.tar.N of an earlier call, to go on from")
     parser.add_argument(
         "--work", type=Path, help="folder of runs in progress (default: .cache/gpu, or a temporary one)"
@@ -77,7 +74,9 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="all parts on the CPU at toy size")
     args = parser.parse_args()
     if args.keep is not None:
-        keep(args.keep)
+        folder = args.keep.resolve()
+        os.chdir(ROOT)
+        keep(folder)
         return
     if args.minutes is None or args.out is None:
         parser.error("--minutes and --out are needed (or --keep)")
@@ -85,6 +84,10 @@ def main() -> None:
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts: there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
+    for name in ("out", "grid", "data", "state", "work"):
+        if (path := getattr(args, name)) is not None:
+            setattr(args, name, path.resolve())
+    os.chdir(ROOT)  # where the grid's images are named from, and `-m mtkd` is found
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or (Path(temporary) if args.rehearse else ROOT / ".cache/gpu")
         work.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ class Lease:
     """One call: its arguments, its clock, and what came out so far."""
 
     def __init__(self, args: argparse.Namespace, parts: list[str], work: Path) -> None:
-        self.args, self.parts, self.out, self.work = args, parts, args.out.resolve(), work
+        self.args, self.parts, self.out, self.work = args, parts, args.out, work
         self.began = time.time()
         self.end = self.began + 60 * args.minutes - CLOSING
         self.device = "cpu" if args.rehearse else "cuda"
@@ -197,44 +200,56 @@ class Lease:
     # -- train ----------------------------------------------------------------
 
     def train(self, until: float) -> None:
-        """The grid: stores, runs side by side, a table, and a state to go on from."""
+        """A grid of `mtkd bench`: jobs side by side, what they reached, and a state to go on from."""
         from measures import cells
 
+        from mtkd.bench import control
+        from mtkd.bench.control import Board, Slots
         from mtkd.runtime.environment import environment
 
-        state, data = self.work / "state", (self.args.data or DATA).resolve()
+        state, small = self.work / "state", self.args.rehearse
         os.environ["MTKD_HOME"] = str(state / "home")
         if self.args.state is not None:
             cells.unpack(self.args.state, state)
-        small = self.args.rehearse
-        if small and self.args.data is None:
-            # As many cells as show that each row trains.
-            data = state / "data"
-            toy_data(data)
-        found = cells.cells(self.args.grid, data, state, iterations=4 if small else self.args.iterations, small=small)
-        found = found[: len(found) // 2] if small and self.args.data is None else found
-        if any("target_store" in cell.options for cell in found):
-            # Before packing, and not beyond the runs' own time.
-            self.in_fork("targets", until, cells.make_targets, found[0], data, state, self.device)
-        jobs, log = (2 if small else self.args.jobs), self.work / "train.log"
+        data, iterations = self.args.data, self.args.iterations
+        plan = cells.prepare(self.args.grid, state, data=data, iterations=iterations, small=small)
         left: list[str] = []
+        kept = {"jobs": -1, "at": 0.0}
 
         def keep() -> None:
             record = {
-                "grid": self.args.grid.name,
-                "rows": cells.table(found, state),
+                "grid": plan.grid.name,
+                **cells.reached(plan),
                 "environment": {**environment(), **self.commit()},
                 "command": self.facts["command"],
             }
             (self.out / "train.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            left[:] = cells.pack(found, state, self.out)
+            left[:] = cells.pack(plan, self.out)
 
-        cells.train(found, state, log, until=until - cells.STOPPING - (2.0 if small else PACKING), jobs=jobs, keep=keep)
-        unfinished = [cell.name for cell in found if not cells.finished(state, cell)]
-        if unfinished:
-            self.failed("train", f"not finished: {', '.join(unfinished)}", log.read_text(errors="replace"))
+        def show(board: Board) -> None:
+            # An end at any second loses what was running, and what ended in the seconds before.
+            if len(board.done) != kept["jobs"] and time.time() > kept["at"] + KEEPING:
+                keep()
+                kept.update(jobs=len(board.done), at=time.time())
+
+        board = control.run(
+            plan,
+            cells.waiting(plan),
+            Slots(2 if small else self.args.jobs, [] if small else control.cuda_devices()),
+            command=lambda job: cells.command(state, job),
+            show=show,
+            until=until - cells.STOPPING - (2.0 if small else PACKING),
+            patience=cells.STOPPING,
+        )
+        keep()
+        for failure, why in board.failed.items():
+            log = control.log_path(state, plan[failure])
+            self.failed(failure, why, log.read_text(errors="replace") if log.exists() else "")
+        if missing := cells.waiting(plan):
+            names = ", ".join(job.name for job in missing[:3])
+            self.failed("train", f"{len(missing)} jobs are not finished: {names}{' ...' if missing[3:] else ''}")
         if left:
-            print(f"no room for the weights of {', '.join(left)}", flush=True)
+            print(f"no room for the checkpoints of {', '.join(left)}, which begin anew", flush=True)
 
     # -------------------------------------------------------------------------
 
@@ -282,8 +297,12 @@ class Lease:
                         wanted = shown(aim["wanted"])
                         lines.append(f"  {aim['about']}: {shown(aim['measured'])} ({sign} {wanted}, {verdict})")
         if (self.out / "train.json").exists() and "train" in self.parts:
-            for row in json.loads((self.out / "train.json").read_text())["rows"]:
-                lines.append("train, " + ", ".join(f"{key} {_digits(value)}" for key, value in row.items()))
+            record = json.loads((self.out / "train.json").read_text())
+            lines.append(f"train: {record['cells'] - record['cells left']} of {record['cells']} cells")
+            for row in (*record["finished"], *record["unfinished"]):
+                (_, name), *others = row.items()
+                values = ", ".join(f"{key} {_digits(value)}" for key, value in others if value != "")
+                lines.append(f"  {name}: {values}")
         lines += [f"failed: {name}: {error[:160]}" for name, error in self.errors.items()]
         lines.append(f"{time.time() - self.began:.0f} s in all")
         return "\n".join(lines) + "\n"
@@ -307,21 +326,35 @@ def keep(results: Path) -> None:
         outcomes = [test["outcome"] for test in tests.values()]
         counts = {kind: outcomes.count(kind) for kind in ("passed", "failed", "skipped")}
         path.write_text(json.dumps([*kept, {**about, "counts": counts, "tests": tests}], indent=1) + "\n")
-    if (results / "train.json").exists():
-        record = json.loads((results / "train.json").read_text())
-        path = speed.RESULTS / f"gpu_train_{speed.words(record['environment']['device'])}.json"
-        path.write_text(json.dumps(record, indent=2) + "\n")
     report.write(ROOT, speed.MEASURES, report.stored(speed.RESULTS))
+    if list(results.glob("state.tar.[0-9]")):
+        keep_grid(results, speed.RESULTS)
 
 
-def toy_data(data: Path) -> None:
-    """Folders as the bundle has them, from a few crops of the demo's photographs."""
-    from mtkd.data.images import list_images, read_image, write_image
+def keep_grid(results: Path, folder: Path) -> None:
+    """Put scores, records and curves of the grid in `results` into `folder`/NAME, and make its tables of all that is
+    there.
+    """
+    import shutil
 
-    photos = [read_image(path)[:96, :96] for path in list_images(ROOT / "datasets/demo/test")[:3]]
-    for folder in ("train", "answers", "test/Set5", "test/Set14", "test/B100"):
-        for number, photo in enumerate(photos):
-            write_image(data / folder / f"{number}.{'webp' if folder == 'answers' else 'png'}", photo)
+    from measures import cells
+
+    from mtkd.bench.report import write_report
+    from mtkd.contracts import MtkdError
+
+    with tempfile.TemporaryDirectory() as name:
+        state = Path(name)
+        cells.unpack(results, state)
+        came = cells.planned(state)
+        there = folder / came.grid.name
+        for file in cells.small_files(came):
+            place = there / file.relative_to(state)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    try:
+        write_report(cells.planned(there), command=json.loads((results / "train.json").read_text())["command"])
+    except MtkdError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _within(until: float, command: list[str], **options: Any) -> int | None:

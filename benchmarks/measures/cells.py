@@ -1,263 +1,222 @@
-"""Train the cells of a grid side by side within a given time, and go on another day where they stopped.
-
-A grid is a YAML file: `base`, the option file that all cells share; `students`, name -> `network_g`; `rows`, name ->
-what the row changes. Each cell, `ROW_STUDENT`, is an ordinary `mtkd train` in its own process. An ordinary option file
-is a grid of one cell.
-"""
+"""A grid of `mtkd bench` where a machine is there for minutes: its toy size, what was reached, a state that travels."""
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
+import torch
 
-from mtkd.build import open_training_images
-from mtkd.config import Options, load_options, make_options, resolved_yaml, yaml_loader
-from mtkd.data import store
-from mtkd.data.images import read_image
-from mtkd.targets.make import teach
-from mtkd.targets.store_check import fingerprint
+from mtkd.archs.edsr import EDSR
+from mtkd.bench import jobs
+from mtkd.bench.control import python_command
+from mtkd.bench.gather import gather
+from mtkd.bench.grid import load_grid
+from mtkd.bench.jobs import Job, Plan
+from mtkd.bench.scores import read_scores, scores_path
+from mtkd.config import yaml_loader
+from mtkd.contracts import MtkdError
+from mtkd.data.images import list_images, read_image, write_image
+from mtkd.data.resize import bicubic_lq, imresize
+from mtkd.report.statistics import summary
 
 PART_BYTES, PARTS = 15 * 2**20, 3
 """A state is packed into at most so many files of at most so many bytes."""
 STOPPING = 20.0
 """Seconds in which a run that is asked to stop saves and ends."""
+_GRID = "grid.yml"
+_TEACHER = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": 4}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: its name, its row and student for the table, and its option file."""
-
-    name: str
-    row: str
-    student: str
-    options: dict[str, Any]
-
-
-def cells(file: Path, data: Path, state: Path, *, iterations: int | None = None, small: bool = False) -> list[Cell]:
-    """The cells of `file`, with DATA replaced by `data` and runs in `state`.
+def prepare(file: Path, out: Path, *, data: Path | None, iterations: int | None = None, small: bool = False) -> Plan:
+    """Write the grid of `file` to OUT/grid.yml, with another length where one is given, and plan it.
 
     Args:
-        iterations: another length for every run.
-        small: on the CPU in seconds: crops of 32 pixels, two a batch, students of one block.
+        data: its images, instead of those that it names.
+        iterations: of every run.
+        small: three rows, one seed and its first student with one block, four iterations, on the CPU, with images made
+            in OUT/data where no `data` is given.
+
+    Raises:
+        MtkdError: it is no grid, or option files of it are wrong.
     """
-    plain: dict[str, Any] = yaml_loader.load(file).data
-    if "rows" not in plain:
-        plain = yaml_loader.parse(resolved_yaml(load_options(file))).data
-        plain = {"base": plain, "students": {"": plain["network_g"]}, "rows": {plain["name"]: {}}}
-    found = []
-    for student, network in plain["students"].items():
-        for row, changes in plain["rows"].items():
-            options = _merged(plain["base"], {"network_g": network}, changes)
-            name = "_".join(part for part in (row, student) if part)
-            options |= {"name": name, "path": {**options.get("path", {}), "experiments_root": str(state / "runs")}}
-            _replace(options, "DATA", str(data))
-            if "target_store" in options and not Path(options["target_store"]).is_absolute():
-                options["target_store"] = str(state / "targets" / f"{options['target_store']}.safetensors")
-            if small:
-                _shrink(options)
-            if iterations is not None:
-                _shorten(options, iterations)
-            found.append(Cell(name, row, student or network["type"], options))
+    load_grid(file)
+    grid: dict[str, Any] = yaml_loader.load(file).data
+    if small:
+        _shrink(grid)
+        iterations = 4
+    if data is not None:
+        grid["data"] = str(data)
+    elif small:
+        # Named by no path: the folder is another one in every call.
+        grid["data"] = ""
+        _toy_data(out / "data", list(grid.get("teachers", {})))
+    if iterations is not None:
+        grid["iterations"] = [iterations]
+        for run in grid.get("runs", {}).values():
+            run["iterations"] = iterations
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _GRID).write_text(yaml_loader.dump(grid), encoding="utf-8")
+    return planned(out)
+
+
+def planned(out: Path) -> Plan:
+    """The plan of OUT/grid.yml."""
+    return jobs.plan(load_grid(out / _GRID, data=_own_data(out)), out)
+
+
+def command(out: Path, job: Job) -> list[str]:
+    """The command line that makes `job` of OUT/grid.yml."""
+    data = _own_data(out)
+    given = [] if data is None else ["--data", str(data)]
+    return python_command(["bench", str(out / _GRID), "--out", str(out), *given, "--job", job.name])
+
+
+def _own_data(out: Path) -> Path | None:
+    return None if yaml_loader.load(out / _GRID).data.get("data") else out / "data"
+
+
+def _shrink(grid: dict[str, Any]) -> None:
+    grid["name"] += "_rehearsed"
+    protocol = grid["protocol"]
+    protocol |= {"num_gpu": 0, "precision": "fp32", "logger": {"print_freq": 2, "save_checkpoint_freq": 2}}
+    protocol["datasets"]["train"] |= {"gt_size": 32, "batch_size_per_gpu": 2}
+    protocol["datasets"]["val"] = {**protocol["datasets"]["val"], "dataroot_gt": "{data}/val"}
+    # As many rows as make every kind of job: answers, a live teacher, their mean, the fusion network, its images.
+    rows = list(grid["rows"])
+    grid["rows"] = {name: grid["rows"][name] for name in dict.fromkeys([*rows[:1], *rows[-2:]])}
+    grid["baselines"] = [name for name in grid.get("baselines", []) if name in grid["rows"]]
+    grid["seeds"] = grid["seeds"][:1]
+    name, network = next(iter(grid["students"].items()))
+    grid["students"] = {name: {**network, "num_feat": 4, "num_block": 1}}
+    for run in grid.get("runs", {}).values():
+        run["network_g"] |= {"embed_dim": 8, "depths": [2], "num_heads": [2]}
+    for teacher in grid.get("teachers", {}).values():
+        if "pretrain" in teacher:
+            teacher["network"] = _TEACHER
+
+
+def _toy_data(data: Path, teachers: list[str]) -> None:
+    """Folders as the bundle has them, of crops of the demo's photographs, and a teacher that learned nothing."""
+    root = Path(__file__).resolve().parents[2]
+    photos = [read_image(path)[:96, :96] for path in list_images(root / "datasets/demo/test")[:3]]
+    for number, photo in enumerate(photos):
+        for folder in ("train", "val"):
+            write_image(data / folder / f"{number}.png", photo)
+        for name in teachers:
+            for folder in ("train", "Set5"):
+                write_image(data / "answers" / name / folder / f"{number}.png", imresize(imresize(photo, 0.5), 2))
+        for name in ("Set5", "Set14", "B100"):
+            write_image(data / "test" / name / "gt" / f"{number}.png", photo)
+            write_image(data / "test" / name / "lq" / f"{number}.png", bicubic_lq(photo, 4))
+    torch.manual_seed(0)
+    net = EDSR(**{key: value for key, value in _TEACHER.items() if key != "type"})
+    torch.save({"params": net.state_dict()}, data / "CRAFT_x4.pth")
+
+
+def waiting(plan: Plan) -> list[Job]:
+    """What has no scores yet: the first seed of every row, the other seeds after it, then what is only measured.
+
+    Weights need not be there: few of them travel.
+    """
+    seeds = plan.grid.seeds
+    cells = sorted(plan.cells, key=lambda job: seeds.index(job.cell.seed) if job.cell else 0)
+    measured_only = [job for job in plan.jobs if job.kind == "teachers"]
+    return [job for job in (*cells, *measured_only) if read_scores(plan.out, job) is None]
+
+
+def reached(plan: Plan) -> dict[str, Any]:
+    """For people: the mean and the standard deviation over seeds of every row that is measured, and how far the runs
+    are that were begun and are not.
+    """
+    rows, (scale,) = [], plan.grid.scales
+    try:
+        report = gather(plan, scale)
+    except MtkdError:
+        report = None
+    for row in report.rows if report is not None else ():
+        shown: dict[str, Any] = {"row": row.name, "of": row.group}
+        if row.kind == "student":
+            shown["seeds"] = len(row.seeds)
+        for dataset in report.images if report is not None else ():
+            for metric in plan.grid.test.metrics:
+                if report is not None and (found := summary(report, row, dataset, metric)) is not None:
+                    shown[f"{dataset} {metric}"] = found.mean
+                    if found.seeds > 1:
+                        shown[f"{dataset} {metric}, deviation"] = found.sd
+        rows.append(shown)
+    left = {job.name for job in waiting(plan)}
+    runs = (job for job in plan.jobs if job.cell is not None and (job.name in left or job.kind == "run"))
+    begun = [_so_far(plan, job) for job in runs if not jobs.is_done(plan.out, job) and _folder(plan, job).exists()]
+    return {"finished": rows, "unfinished": begun, "cells": len(plan.cells), "cells left": len(left & _names(plan))}
+
+
+def _names(plan: Plan) -> set[str]:
+    return {job.name for job in plan.cells}
+
+
+def _so_far(plan: Plan, job: Job) -> dict[str, Any]:
+    """A run's last iteration and its last validation."""
+    found: dict[str, Any] = {"run": job.name, "iterations": last_iteration(plan, job)}
+    for line in _lines(plan, job):
+        if "metrics" in line:
+            found |= {f"{line['validation']} {name}": value for name, value in line["metrics"].items()}
+            found["measured at"] = line["step"]
     return found
 
 
-def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings laid over each other, `train` merged key by key."""
-    merged: dict[str, Any] = {}
-    for part in copy.deepcopy(parts):
-        train = {**merged.get("train", {}), **part.get("train", {})}
-        merged = {**merged, **part, "train": train}
-    return merged
+def _folder(plan: Plan, job: Job) -> Path:
+    return plan.out / "runs" / job.name
 
 
-def _replace(tree: Any, word: str, by: str) -> None:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    for key, value in items:
-        if isinstance(value, str):
-            tree[key] = value.replace(word, by)
-        elif isinstance(value, (dict, list)):
-            _replace(value, word, by)
-
-
-def _shrink(options: dict[str, Any]) -> None:
-    options |= {"num_gpu": 0, "precision": "fp32"}
-    options["network_g"] |= {"num_feat": 4, "num_block": 1}
-    options["datasets"]["train"] |= {"gt_size": 32, "batch_size_per_gpu": 2}
-
-
-def _shorten(options: dict[str, Any], iterations: int) -> None:
-    train = options["train"]
-    train["total_iter"] = iterations
-    if "periods" in train.get("scheduler", {}):
-        train["scheduler"]["periods"] = [iterations]
-    options["val"]["val_freq"] = iterations
-    options["logger"] |= {"print_freq": max(iterations // 4, 1), "save_checkpoint_freq": max(iterations // 2, 1)}
-
-
-def make_targets(cell: Cell, data: Path, state: Path, device: str) -> None:
-    """The stores `single` and `mean` of the training images, from `data/answers` and the teacher in `data/teacher.pth`.
-
-    `single` holds the answers as they are; `mean` their mean with the answers of the teacher, which runs here.
-    """
-    base = without_teachers(cell)
-    options = make_options(base)
-    folder = state / "targets"
-    images = open_training_images(options)
-    answers = [read_image(data / "answers" / f"{name}.webp") for name in images.gt.names]
-    facts = {"fingerprint": fingerprint(options, images)}
-    single, mean, own = (folder / f"{name}.safetensors" for name in ("single", "mean", "teacher"))
-    if not single.exists():
-        store.write(single, images.gt.names, answers, facts)
-    if mean.exists():
-        return
-    others: list[np.ndarray]
-    weights = data / "teacher.pth"
-    if weights.exists():
-        taught = store.ImageStore(own) if own.exists() else teach(_with_teacher(base, weights), own, device=device)
-        others = [taught[i] for i in range(len(taught))]
-    else:
-        others = answers
-    means = [((a.astype(np.uint16) + b + 1) // 2).astype(np.uint8) for a, b in zip(answers, others, strict=True)]
-    store.write(mean, images.gt.names, means, facts)
-
-
-def without_teachers(cell: Cell) -> dict[str, Any]:
-    """The option file of the cell's student, trained on gt alone."""
-    train = {key: value for key, value in cell.options["train"].items() if not key.endswith("_opt")}
-    kept = {key: value for key, value in cell.options.items() if key not in ("target_store", "teachers", "fusion")}
-    return {**kept, "model_type": "SRModel", "train": {**train, "pixel_opt": {"type": "L1Loss"}}}
-
-
-def _with_teacher(base: dict[str, Any], weights: Path) -> Options:
-    train = {key: value for key, value in base["train"].items() if key != "pixel_opt"}
-    return make_options(
-        {
-            **base,
-            "model_type": "OutputKD",
-            "teachers": {"teacher": {"network": {"type": "spandrel"}, "pretrain": str(weights)}},
-            "train": {**train, "target_opt": {"type": "L1Loss"}},
-        }
-    )
-
-
-def train(found: list[Cell], state: Path, log: Path, *, until: float, jobs: int, keep: Callable[[], object]) -> None:
-    """Run every cell that is not finished, `jobs` at a time, until all are or `until` (`time.time()`) has come.
-
-    Then the runs are asked to stop, which save and end; a run that does not is killed, and goes on from its last
-    checkpoint another day. `keep` is called whenever a run has ended, and at the end.
-    """
-    waiting = [cell for cell in found if not finished(state, cell)]
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    with log.open("ab") as output:
-        while (waiting or running) and time.time() < until:
-            ended = [name for name, process in running.items() if process.poll() is not None]
-            for name in ended:
-                del running[name]
-            if ended:
-                keep()
-            while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
-                running[cell.name] = _start(cell, state, output)
-            time.sleep(0.2)
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
-        stopped_by = time.time() + STOPPING
-        for process in running.values():
-            try:
-                process.wait(max(stopped_by - time.time(), 0.1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-    keep()
-
-
-def _start(cell: Cell, state: Path, output: Any) -> subprocess.Popen[bytes]:
-    file = state / "options" / f"{cell.name}.yml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(cell.options, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "mtkd", "train", "-opt", str(file), "--auto_resume"]
-    # Many runs share the cores, and none needs more than one: images are cut on the device.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-
-
-def finished(state: Path, cell: Cell) -> bool:
-    """Whether the run has its last weights."""
-    return (_folder(state, cell) / "models/net_g_latest.pth").exists() and last_iteration(state, cell) >= total(cell)
-
-
-def total(cell: Cell) -> int:
-    """Iterations of the whole run."""
-    return int(cell.options["train"]["total_iter"])
-
-
-def _folder(state: Path, cell: Cell) -> Path:
-    return state / "runs" / cell.name
-
-
-def _rows(state: Path, cell: Cell) -> list[dict[str, Any]]:
-    file = _folder(state, cell) / "metrics.jsonl"
+def _lines(plan: Plan, job: Job) -> list[dict[str, Any]]:
+    file = _folder(plan, job) / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def last_iteration(state: Path, cell: Cell) -> int:
+def last_iteration(plan: Plan, job: Job) -> int:
     """The iteration of the run's last line, 0 when it has none."""
-    return max((int(row["step"]) for row in _rows(state, cell)), default=0)
+    return max((int(line["step"]) for line in _lines(plan, job)), default=0)
 
 
-def table(found: list[Cell], state: Path) -> list[dict[str, Any]]:
-    """Rows for people: what each cell reached at its last validation."""
-    rows = []
-    for cell in found:
-        row: dict[str, Any] = {"student": cell.student, "row": cell.row, "iterations": last_iteration(state, cell)}
-        measured: dict[str, dict[str, float]] = {}
-        for line in _rows(state, cell):
-            if "metrics" in line:
-                measured[str(line["validation"])] = {**line["metrics"], "at": line["step"]}
-        for key, values in measured.items():
-            # A set is called by its key in the option file, or by its name.
-            dataset = cell.options["datasets"].get(key, {}).get("name", key)
-            row[f"{dataset} PSNR-Y"], row[f"{dataset} SSIM-Y"] = values.get("psnr"), values.get("ssim")
-            row["measured at"] = values["at"]
-        rows.append(row)
-    return rows
+def small_files(plan: Plan, *, without: Sequence[Job] = ()) -> Iterator[Path]:
+    """What a report is made of: the grid, scores, records of jobs, curves; a few hundred KiB in all."""
+    yield plan.out / _GRID
+    yield from sorted(plan.out.glob("costs_x*.json"))
+    for job in plan.jobs:
+        paths = jobs.record_path(plan.out, job), scores_path(plan.out, job), _folder(plan, job) / "metrics.jsonl"
+        yield from (path for path in paths if job not in without and path.exists())
 
 
-def pack(found: list[Cell], state: Path, out: Path) -> list[str]:
-    """Write what is needed to go on into files of `out` that can travel, and name what was left behind.
+def pack(plan: Plan, out: Path) -> list[str]:
+    """Write what is needed to go on into files of `out` that can travel, and name the runs that must begin anew.
 
-    Runs in training keep their newest checkpoint; finished ones their last weights, as many as there is room for.
+    Runs that others need come first, with their last weights; then those in training, the farthest first, with their
+    newest checkpoint; then last weights, which pictures are made with, as many as there is room for.
     """
-    pieces = []
-    for cell in sorted(found, key=lambda cell: finished(state, cell)):
-        folder = _folder(state, cell)
-        if not folder.exists():
-            continue
-        small = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".log"]
-        pieces.append((cell.name, [*small, *_to_keep(folder, done=finished(state, cell))]))
-    archive, left = out / "state.tar", []
+    shared = [job for job in plan.jobs if job.kind == "run" and jobs.is_done(plan.out, job)]
+    begun = [job for job in plan.jobs if job.cell is not None and _folder(plan, job).exists() and job not in shared]
+    ended = [job for job in begun if read_scores(plan.out, job) is not None]
+    going = sorted((job for job in begun if job not in ended), key=lambda job: -last_iteration(plan, job))
+    room = PARTS * PART_BYTES - 2 * tarfile.RECORDSIZE - sum(map(_packed, small_files(plan)))
+    large: list[Path] = []
+    left: list[Job] = []
+    for job in [*shared, *going, *ended]:
+        files = list(_to_keep(_folder(plan, job)))
+        if (size := sum(map(_packed, files))) <= room:
+            large += files
+            room -= size
+        elif job not in ended:
+            # Not even its curve: a folder with losses and no checkpoint is refused.
+            left.append(job)
+    archive = out / "state.tar"
     with tarfile.open(archive, "w") as tar:
-        for name, files in pieces:
-            if archive.stat().st_size + sum(path.stat().st_size + 1024 for path in files) > PARTS * PART_BYTES - 20480:
-                left.append(name)
-                files = [path for path in files if path.suffix not in (".pth", ".state")]
-            for path in files:
-                tar.add(path, path.relative_to(state))
-            tar.fileobj.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        for path in dict.fromkeys([*small_files(plan, without=left), *large]):
+            tar.add(path, path.relative_to(plan.out))
     with archive.open("rb") as whole:
         for number in range(PARTS):
             piece = whole.read(PART_BYTES)
@@ -266,18 +225,24 @@ def pack(found: list[Cell], state: Path, out: Path) -> list[str]:
             if piece:
                 part.write_bytes(piece)
     archive.unlink()
-    return left
+    return [job.name for job in left]
 
 
-def _to_keep(folder: Path, *, done: bool) -> Iterator[Path]:
-    if done:
-        yield folder / "models/net_g_latest.pth"
-        # A finished run without its last state would be taken for a damaged one.
+def _packed(path: Path) -> int:
+    """Bytes of a file in an archive, at most: three headers, and the rest of its last block."""
+    return path.stat().st_size + 4 * tarfile.BLOCKSIZE
+
+
+def _to_keep(folder: Path) -> Iterator[Path]:
+    """What a run goes on from, or its last weights, with what stands beside them."""
+    yield from (path for path in folder.iterdir() if path.is_file() and path.suffix != ".log")
+    last = folder / "models/net_g_latest.pth"
+    if last.exists():
+        yield last
         return
-    states = sorted((folder / "training_states").glob("*.state"), key=lambda path: int(path.stem))
-    if states:
-        yield states[-1]
-        yield folder / "models" / f"net_g_{states[-1].stem}.pth"
+    states = sorted((folder / "training_states").glob("*.state"), key=lambda path: -int(path.stem))
+    pairs = ((state, folder / "models" / f"net_g_{state.stem}.pth") for state in states)
+    yield from next((pair for pair in pairs if pair[1].exists()), ())
 
 
 def unpack(parts: Path, state: Path) -> None:

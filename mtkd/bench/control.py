@@ -100,22 +100,29 @@ def run(
     command: Callable[[Job], list[str]],
     show: Callable[[Board], None] = lambda board: None,
     log: Callable[[str], None] = print,
+    until: float | None = None,
+    patience: float = _STOPPING,
 ) -> Board:
     """Make `wanted` and what it needs; what is there already is left alone, and a failed job stops no other.
 
     Args:
+        wanted: cells are begun in this order, what they need before them.
         command: the command line that makes one job; it exits with `HELD` where another process does.
         show: called several times a second.
+        until: a time of `time.time()` at which running jobs are asked to save and end, and nothing more is begun; those
+            that did not finish are neither among the board's `done` nor its `failed`.
+        patience: seconds in which they save; after them they are killed, and go on from their last checkpoint.
 
     Raises:
         KeyboardInterrupt, SystemExit: a signal ended it; running jobs were asked to save and end, and were waited for.
     """
-    board = Board(plan, plan.needed_by(wanted))
+    order = {job.name: number for number, job in enumerate(wanted) if job.kind == "cell"}
+    board = Board(plan, sorted(plan.needed_by(wanted), key=lambda job: order.get(job.name, -1)))
     board.done = {job.name for job in board.wanted if jobs.is_done(plan.out, job)}
     processes: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
     try:
         with _terminating():
-            while not board.finished():
+            while not board.finished() and (until is None or time.time() < until):
                 for slot, (job, process) in list(processes.items()):
                     if (code := process.poll()) is not None:
                         del processes[slot]
@@ -127,7 +134,11 @@ def run(
                 show(board)
                 time.sleep(_POLL)
     finally:
-        _stop([process for _, process in processes.values()])
+        _stop([process for _, process in processes.values()], patience)
+    for job, _ in processes.values():
+        del board.running[job.name]
+        if jobs.is_done(plan.out, job):
+            board.done.add(job.name)
     show(board)
     return board
 
@@ -171,11 +182,11 @@ def _signal(code: int) -> str:
     return f"its process was ended by signal {-code}."
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
     for process in processes:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + _STOPPING
+    until = time.monotonic() + patience
     for process in processes:
         try:
             process.wait(max(until - time.monotonic(), 0.1))

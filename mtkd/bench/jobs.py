@@ -16,7 +16,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd.bench.grid import Cell, Grid, cells, runs, target_path
+from mtkd.bench.cells import Cell, cells, runs, target_path
+from mtkd.bench.grid import Grid
 from mtkd.bench.scores import read_scores
 from mtkd.config import OptionError, Options, Problem, make_options
 from mtkd.contracts import MtkdError
@@ -81,15 +82,16 @@ class Plan:
         return [job for job in self.jobs if job.name in names]
 
 
-def plan(grid: Grid, out: Path) -> Plan:
-    """Every job of `grid`, its option files read and checked.
+def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
+    """Every job of `grid`, its option files read and checked, unless the caller knows that they are.
 
     Raises:
         OptionError: option files of cells are wrong; every problem is named, once for cells that share it.
         MtkdError: targets and runs need each other in a circle.
     """
     shared, own = runs(grid, out), cells(grid, out)
-    _check([*shared, *own])
+    if check:
+        _check([*shared, *own])
     made = [*_targets(grid), *(Job(name=c.name, kind="run", scale=c.scale, needs=c.needs, cell=c) for c in shared)]
     made += [Job(name=c.name, kind="cell", scale=c.scale, needs=c.needs, cell=c) for c in own]
     if grid.teachers:
@@ -162,12 +164,14 @@ def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> J
         given = {key: value for key, value in job.cell.options.items() if key not in ("name", "path", "logger")}
         path = {**job.cell.options.get("path", {})}
         given["path"] = {key: value for key, value in path.items() if not key.endswith("_root")}
-    digest = _digest({**given, "needs": below}, out)
-    return Job(**{**job.__dict__, "digest": digest, "measured": _digest({"of": digest, **test}, out)})
+    digest = _digest({**given, "needs": below}, grid, out)
+    return Job(**{**job.__dict__, "digest": digest, "measured": _digest({"of": digest, **test}, grid, out)})
 
 
-def _digest(tree: Any, out: Path) -> str:
+def _digest(tree: Any, grid: Grid, out: Path) -> str:
+    """Of all values, wherever the grid's data and results lie."""
     text = json.dumps(tree, sort_keys=True, default=str).replace(str(out), "{out}")
+    text = text.replace(grid.data, "{data}") if grid.data else text
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -78,11 +78,11 @@ def _students(plan: Plan, report: Report) -> Sequence[tuple[str, str, nn.Module]
     """(group, row, network) of every row of each student's longest training that is there."""
     groups = {row.group for row in report.rows if row.group}
     found = []
-    for student in plan.grid.students:
-        lengths = [n for n in plan.grid.iterations if group_name(student, report.scale, n) in groups]
+    for student, subject in plan.grid.subjects().items():
+        lengths = [n for n in plan.grid.iterations if group_name(subject.title, report.scale, n) in groups]
         if not lengths:
             continue
-        group = group_name(student, report.scale, max(lengths))
+        group = group_name(subject.title, report.scale, max(lengths))
         rows = {row.name: row.seeds[0] for row in report.rows if row.group == group}
         for name in plan.grid.rows:
             title = plan.grid.title_of("rows", name)

@@ -12,6 +12,7 @@ from mtkd.bench import gather as gathering
 from mtkd.bench import jobs
 from mtkd.bench.jobs import Plan
 from mtkd.bench.pictures import pictures
+from mtkd.contracts import MtkdError
 from mtkd.data.images import write_bytes
 from mtkd.metrics.latency import running_cost
 from mtkd.report import tables
@@ -43,10 +44,34 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         tables.show(report, compared)
         for line in report.missing:
             log(f"missing: {line}")
-        write_page(replace(report, pictures=pictures(plan, report)), folder / "report.html", compared)
+        try:
+            report = replace(report, pictures=pictures(plan, report))
+        except MtkdError as error:
+            # Scores travel without the weights and images that pictures are made of.
+            log(f"The page has no pictures: {error}")
+        write_page(report, folder / "report.html", compared)
         log(f"Tables and page: {folder}")
         folders.append(folder)
     return folders
+
+
+def keep(plan: Plan, folder: Path, *, log: Log = print) -> None:
+    """Copy to `folder` what a report is made of, and the tables: scores, costs, learning curves; no weights, no images.
+
+    `mtkd bench GRID --out FOLDER --report_only` makes the tables of it again, on any machine.
+    """
+    patterns = ("scores/*.json", "jobs/*.json", "costs_x*.json", "runs/*/metrics.jsonl", "report*/tables.*")
+    names = {job.file_name for job in plan.jobs}
+    copied = 0
+    for pattern in patterns:
+        for path in sorted(plan.out.glob(pattern)):
+            place = path.relative_to(plan.out)
+            # Runs that were set aside stay where they are.
+            if place.parts[0] in ("scores", "jobs", "runs") and not {path.stem, path.parent.name} & names:
+                continue
+            write_bytes(folder / place, path.read_bytes())
+            copied += 1
+    log(f"{copied} files kept in {folder}. `mtkd bench GRID --out {folder} --report_only` makes the report of them.")
 
 
 def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
@@ -60,9 +85,10 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
         return found
     for job in cells:
         assert job.cell is not None
-        if job.cell.student not in found:
+        student = plan.grid.subjects()[job.cell.subject].student
+        if student not in found:
             options = jobs.options_of(job)
             net = build.build_network(options.network_g, options.scale)
-            found[job.cell.student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
+            found[student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
             write_bytes(path, (dumps(found, indent=1) + "\n").encode())
     return found

@@ -18,9 +18,10 @@ mean of the two t, weighted by the variances. Satterthwaite's (1946) covers 92 t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,12 +94,18 @@ class Estimate:
         if self.se == 0:
             return float(self.gain == 0)
         t = abs(self.gain) / self.se
-        # Those of either variance alone lie on both sides.
+        # Those of either variance alone lie on both sides, but for rounding.
         alone = [2 * float(special.stdtr(df, -t)) for _, df in self._parts]
-        low, high = min(alone), max(alone)
-        if low == high or low == 0:
-            return high
-        return math.exp(optimize.brentq(lambda log: self.critical(math.exp(log)) - t, math.log(low), math.log(high)))
+        low, high = 0.99 * min(alone), min(1.01 * max(alone), 1.0)
+        if max(alone) == min(alone) or low == 0:
+            return max(alone)
+        return math.exp(root(lambda log: self.critical(math.exp(log)) - t, math.log(low), math.log(high)))
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where `function` is zero, between `low` and `high`, at which its signs differ: `scipy.optimize.brentq`."""
+    found: Any = optimize.brentq(function, low, high)
+    return float(found)
 
 
 def estimates(
@@ -129,7 +136,7 @@ def estimates(
         if number > 1 and trained[row] and trained[baseline]:
             shared = np.zeros((rows, rows * seeds))
             shared[row], shared[baseline] = block.sign * unit, -block.sign * unit
-            shared *= max(1 / math.sqrt(number), _ratio(np.linalg.norm(own), np.linalg.norm(shared)))
+            shared *= max(1 / math.sqrt(number), _ratio(float(np.linalg.norm(own)), float(np.linalg.norm(shared))))
             from_seeds[:-seeds], df_seeds = shared.ravel(), spare
         elif number > 1:
             from_seeds[-seeds:][common], df_seeds = own, number - 1
@@ -185,7 +192,9 @@ def _residuals(means: Array, there: NDArray[np.bool_]) -> tuple[Array, int]:
     if not len(rows):
         return residuals, 0
     solution, _, rank, _ = np.linalg.lstsq(design, means[there])
-    residuals[there] = means[there] - design @ solution
+    rest = means[there] - design @ solution
+    # What is left by rounding alone is nothing: equal answers must not be told apart by it.
+    residuals[there] = np.where(np.abs(rest) > 1e-12 * np.abs(means[there]).max(), rest, 0)
     return residuals, len(rows) - int(rank)
 
 

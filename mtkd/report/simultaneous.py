@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -15,8 +17,10 @@ class MinP:
 
     The test of the largest |t| (Dunnett, 1955; for any contrasts: Hothorn, Bretz and Westfall, 2008): it knows that
     comparisons with one baseline, and metrics of the same images, rise and fall together, which Bonferroni's and Holm's
-    corrections do not use. One step, so that each corrected p value has its interval. It is taken on the scale of p
-    because degrees of freedom differ. Standard errors of one variable are taken to err together, others by themselves.
+    corrections do not use. One step, so that each corrected p value has its interval.
+
+    Comparisons of one variable share a standard error, others err by themselves. Where their degrees of freedom differ
+    a little, the median stands for all: it shapes how they go together, while each p value alone stays uniform.
 
     scipy has it for independent samples and one baseline (`scipy.stats.dunnett`), not for correlations that are given;
     it is integrated with Sobol points (`scipy.stats.qmc`), always the same.
@@ -24,27 +28,27 @@ class MinP:
     Args:
         correlation: (m, m) of the estimates.
         df: (m,) degrees of freedom, > 0; inf for a known variance.
-        variables: (m,) int; comparisons of one variable share a variance.
+        variables: (m,) int: a metric on a data set, whose comparisons share a variance.
     """
 
     def __init__(self, correlation: Array, df: Array, variables: NDArray[np.int64]) -> None:
         self.size = len(df)
-        kinds, of = np.unique(variables, return_inverse=True)
+        kinds = np.unique(variables)
         points = stats.qmc.Sobol(self.size + len(kinds), rng=np.random.default_rng(0)).random(DRAWS)
         points = np.clip(points, 1e-12, 1 - 1e-12)
         eigenvalues, vectors = np.linalg.eigh(correlation)
         root = vectors * np.sqrt(np.clip(eigenvalues, 0, None))
-        normal = special.ndtri(points)
-        estimates = normal[:, : self.size] @ root.T
-        shrink = np.ones_like(estimates)
-        # The inverse of chi-square is slow: taken on a grid, on which it is smooth in the normal deviate.
-        grid = np.linspace(-7.5, 7.5, 1501)
-        for number in np.flatnonzero(np.isfinite(df)):
-            chi = np.sqrt(special.chdtri(df[number], special.ndtr(-grid)) / df[number])
-            shrink[:, number] = np.interp(normal[:, self.size + of[number]], grid, chi)
-        t = np.abs(estimates) / shrink
-        tails = np.where(np.isfinite(df), special.stdtr(np.where(np.isfinite(df), df, 1), -t), special.ndtr(-t))
-        self._smallest = np.sort(2 * tails.min(axis=1))
+        sizes = np.abs(special.ndtri(points[:, : self.size]) @ root.T)
+        smallest = np.ones(DRAWS)
+        for number, kind in enumerate(kinds):
+            largest, freedom = sizes[:, variables == kind].max(axis=1), float(np.median(df[variables == kind]))
+            if math.isinf(freedom):
+                tails = special.ndtr(-largest)
+            else:
+                chi = np.sqrt(special.chdtri(freedom, points[:, self.size + number]) / freedom)
+                tails = special.stdtr(freedom, -largest / chi)
+            smallest = np.minimum(smallest, 2 * tails)
+        self._smallest = np.sort(smallest)
 
     def corrected(self, p: Array) -> Array:
         """Corrected p values: the chance that the smallest of all is at most each of `p`.

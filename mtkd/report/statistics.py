@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from mtkd.report.arrange import POOLED, Block, baselines_of, blocks, groups, is_trained, rows_of, scores_of
 from mtkd.report.comparison import LEVEL, POWER, Comparison, Interval, detectable, verdict
 from mtkd.report.content import Report, Row
-from mtkd.report.estimate import Estimate, estimates
+from mtkd.report.estimate import Estimate, estimates, root
 from mtkd.report.resampling import bootstrap
 from mtkd.report.simultaneous import MinP
 
@@ -111,6 +111,11 @@ def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Bl
     all_images = sum(map(len, report.images.values()))
     pairs = _pairs(report, group, rows)
     found = [(block, one) for block in family for one in estimates(block, trained, pairs, all_images)]
+    intervals = [
+        interval
+        for block in family
+        for interval in bootstrap([one.gains for of, one in found if of is block], block.strata, level=LEVEL)
+    ]
     variable = {(block.dataset, block.metric): number for number, block in enumerate(family)}
     alone = np.array([one.p() for _, one in found])
     # A standard error of zero, or none, has no t: such a p value is 0, 1 or NaN already.
@@ -125,8 +130,8 @@ def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Bl
         corrected[usual] = smallest.corrected(alone[usual])
         threshold = smallest.threshold(LEVEL)
     return [
-        _comparison(group, rows, block, one, p, p_corrected, threshold, len(found))
-        for (block, one), p, p_corrected in zip(found, alone.tolist(), corrected.tolist())
+        _comparison(group, rows, block, one, interval, p, p_corrected, threshold, len(found))
+        for (block, one), interval, p, p_corrected in zip(found, intervals, alone.tolist(), corrected.tolist())
     ]
 
 
@@ -147,6 +152,7 @@ def _comparison(
     rows: Sequence[Row],
     block: Block,
     one: Estimate,
+    resampled: Interval,
     p: float,
     p_corrected: float,
     threshold: float,
@@ -172,7 +178,7 @@ def _comparison(
         gain=one.gain,
         interval=_interval(one, threshold) if known else (math.nan, math.nan),
         alone=_interval(one, LEVEL) if known else (math.nan, math.nan),
-        bootstrap=bootstrap(one.gains, block.strata, level=LEVEL),
+        bootstrap=resampled,
         p=p,
         p_corrected=p_corrected,
         family=family,
@@ -203,4 +209,4 @@ def _detectable(one: Estimate, threshold: float) -> float:
     def lack(shift: float) -> float:
         return float(special.ndtr(shift - critical * chi).mean()) - POWER
 
-    return one.se * float(optimize.brentq(lack, 0, critical * float(chi.max()) + 5))
+    return one.se * root(lack, 0, critical * float(chi.max()) + 5)

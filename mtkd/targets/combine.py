@@ -13,7 +13,7 @@ from mtkd import __version__
 from mtkd.build import image_cache, open_training_images
 from mtkd.config import Options
 from mtkd.contracts import MtkdError
-from mtkd.data.answers import Answers
+from mtkd.data.answers import TRAIN, Answers, place_of
 from mtkd.data.images import expanded, try_writing
 from mtkd.data.paired import raise_problems
 from mtkd.data.store import ImageStore, StoreDtype, StoreWriter
@@ -46,8 +46,9 @@ def combine(
     Args:
         options: of a training; only its training images and its scale are read.
         path: the store; training takes it as `target_store` beside no `teachers`.
-        sources: stores, or folders of images named as the training images they answer, each at gt size. Folders are
-            decoded once, into the image cache. One is allowed: a folder becomes a store.
+        sources: stores, or folders of images named as the training images they answer, each at gt size, or folders that
+            hold such a one as `train`. Folders are decoded once, into the image cache. One is allowed: a folder becomes
+            a store.
         weights: one for each source, finite and above 0, divided by their sum; None for equal ones.
         gt: share of the ground truth, in [0, 1).
         dtype: "uint8", or "float16", which keeps what 8 bits round away, unclamped, in twice the space.
@@ -141,7 +142,8 @@ def _opened(
     problems: list[str] = []
     for source in sources:
         try:
-            found.append(Answers(source, images.names, images.sizes, exact=exact, marks=marks))
+            place = place_of(str(source), (TRAIN,), flat=True) or source
+            found.append(Answers(place, images.names, images.sizes, exact=exact, marks=marks))
         except MtkdError as error:
             problems.append(str(error))
     if len(sources) == 1 and problems:

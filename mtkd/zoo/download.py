@@ -6,27 +6,21 @@ one address per file.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import errno
-import gzip
 import http.client
 import json
 import logging
-import lzma
 import re
 import shutil
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime import archives
 
 logger = logging.getLogger("mtkd")
 
@@ -41,13 +35,10 @@ ATTEMPTS_IN_ALL = 100
 """Attempts at one address, whatever they bring."""
 STALL = 60.0
 """Seconds in which a connection must bring `PROGRESS` bytes (about 1 kB/s), or it is broken off."""
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PAUSE = 0.5
 """Seconds before the second attempt; doubled for each one after it."""
 LARGEST_FILE = 4 << 30
 """Bytes; a transfer of unknown size, and a file in an archive, that is larger is refused: neither may fill the disk."""
-LARGEST_GAIN = 20
-"""Times its own size (and 64 MB) that an archive may unpack to; weights hardly shrink at all."""
 
 
 class TransferError(Exception):
@@ -77,7 +68,7 @@ def fetch(url: str, part: Path, *, label: str, resume_unmarked: bool, most: int 
         except urllib.error.URLError as error:
             problem, weight = TransferError(f"no connection ({error.reason})"), 2
         except (OSError, http.client.HTTPException, _Incomplete) as error:
-            if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
+            if isinstance(error, OSError) and (error.filename is not None or error.errno in archives.DISK):
                 raise
             problem = TransferError(f"the transfer broke off ({str(error) or type(error).__name__})")
         except ValueError as error:  # an invalid address in a redirection
@@ -102,30 +93,16 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
     Raises:
         MtkdError: the archive is damaged, holds a path that leads outside, or has no such file.
     """
-    most = LARGEST_GAIN * archive.stat().st_size + (64 << 20)
-    try:
-        with _opened(archive, most) as (names, size_of, opened):
-            outside = [name for name in names if _escapes(name)]
-            if outside:
-                raise MtkdError(f"{archive} is refused: its entry {outside[0]!r} would be written outside its folder.")
-            found = [name for name in names if PurePosixPath(name).name == member]
-            if len(found) != 1:
-                problem = "no file" if not found else f"{len(found)} files"
-                held = ", ".join(PurePosixPath(name).name for name in names[:10])
-                raise MtkdError(f"{archive} has {problem} called {member}; it holds {held}.")
-            if size_of(found[0]) > min(LARGEST_FILE, most):
-                raise MtkdError(f"{archive} is refused: {member} claims {size_of(found[0]):,} bytes.")
-            with opened(found[0]) as source, open(target, "wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-    except MtkdError:
-        raise
-    except Exception as error:  # a broken archive may raise any exception
-        if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
-            raise
-        raise MtkdError(
-            f"{archive} is damaged, truncated, encrypted or packed in an unknown way "
-            f"({type(error).__name__}: {error}). Fetch it again."
-        ) from error
+    with archives.opened(archive) as opened:
+        found = [name for name in opened.names if PurePosixPath(name).name == member]
+        if len(found) != 1:
+            problem = "no file" if not found else f"{len(found)} files"
+            held = ", ".join(PurePosixPath(name).name for name in opened.names[:10])
+            raise MtkdError(f"{archive} has {problem} called {member}; it holds {held}.")
+        if opened.size_of(found[0]) > min(LARGEST_FILE, archives.most_bytes(archive)):
+            raise MtkdError(f"{archive} is refused: {member} claims {opened.size_of(found[0]):,} bytes.")
+        with opened.open(found[0]) as source, open(target, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
 
 
 class _Incomplete(Exception):
@@ -238,59 +215,3 @@ def _progress(label: str, start: int, total: int | None) -> Iterator[Callable[[i
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(label, total=total, completed=start)
         yield lambda count: progress.advance(task, count)
-
-
-def _escapes(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else False
-
-
-class _Bounded:
-    """A file that is unpacked as it is read, of which at most `most` bytes are read."""
-
-    def __init__(self, source: IO[bytes], most: int, archive: Path) -> None:
-        self.source, self.most, self.archive = source, most, archive
-        self.tell = source.tell
-
-    def read(self, count: int = -1) -> bytes:
-        left = self.most - self.tell()
-        block = self.source.read(left + 1 if count < 0 else min(count, left + 1))
-        self._check(self.tell())
-        return block
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        self._check(position + (self.tell() if whence == 1 else 0))
-        return self.source.seek(position, whence)
-
-    def _check(self, position: int) -> None:
-        if position > self.most:
-            raise MtkdError(f"{self.archive} is refused: it unpacks to more than {LARGEST_GAIN} times its size.")
-
-
-_UNPACK: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-
-
-@contextlib.contextmanager
-def _opened(archive: Path, most: int) -> Iterator[tuple[list[str], Callable, Callable]]:
-    """Names of the regular files, a function to their size, a function that opens one.
-
-    Its first bytes show the kind of archive; at most `most` bytes of a packed tar are unpacked.
-    """
-    with open(archive, "rb") as file:
-        head = file.read(512)
-    unpack = next((function for magic, function in _UNPACK.items() if head.startswith(magic)), None)
-    if head.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(archive) as opened:
-            names = [info.filename for info in opened.infolist() if not info.is_dir()]
-            yield names, lambda name: opened.getinfo(name).file_size, opened.open
-    elif unpack is not None or head[257:262] == b"ustar":
-        with contextlib.ExitStack() as stack:
-            source: Any = None
-            if unpack is not None:
-                source = _Bounded(stack.enter_context(unpack(archive)), most, archive)
-            tar = stack.enter_context(tarfile.open(archive, fileobj=source, mode="r:"))
-            # Links and devices are left out: only the bytes of regular files are ever read.
-            names = [info.name for info in tar.getmembers() if info.isfile()]
-            yield names, lambda name: tar.getmember(name).size, tar.extractfile
-    else:
-        raise MtkdError(f"{archive} is neither a zip nor a tar archive, or is truncated. Fetch it again.")

@@ -94,6 +94,12 @@ def cases(ground: Ground) -> st.SearchStrategy[Case]:
         ("zoo", "info"): ("edsr_m_x2",),
         ("zoo", "download"): ("edsr_m_x2",),
         ("zoo", "import"): ("edsr_m_x2", weights),
+        ("data", "lay"): ("Kodak24", "--from", images),
+        ("data", "check"): (images, "--lq", images, "--scale", "1"),
+        ("data", "lr"): (images, "out", "--scale", "2"),
+        ("data", "meta"): (images, "out/meta.txt"),
+        ("data", "sub"): (images, "out", "--size", "8"),
+        ("data", "manifest"): (images,),
         ("zoo", "convert"): (weights, "o.safetensors", "--to", "safetensors"),
     }
     also_right = {("test",): (weights, "--data", images, "--with", "bicubic")}

@@ -42,6 +42,7 @@ COUNTS = {
     "options": 30,
     "forced": 30,
     "images": 20,
+    "archives": 20,
     "weights": 20,
     "states": 20,
     "stores": 25,

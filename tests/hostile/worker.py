@@ -25,7 +25,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.hostile import commands, images, options, sandbox, server, states, stores, weights
+from tests.hostile import archives, commands, images, options, sandbox, server, states, stores, weights
 from tests.hostile.cases import FINE, Case, judge, keep, signature
 from tests.hostile.ground import Ground
 from tests.hostile.kills import Killer
@@ -34,6 +34,7 @@ KINDS: dict[str, Callable[[Ground], st.SearchStrategy[Case]]] = {
     "options": options.cases,
     "forced": options.forced,
     "images": images.cases,
+    "archives": archives.cases,
     "weights": weights.cases,
     "states": states.cases,
     "stores": stores.cases,

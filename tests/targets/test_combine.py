@@ -71,6 +71,10 @@ def test_a_folder_becomes_a_store_bit_for_bit(tmp_path: Path, options: Options, 
     assert store.names == list(NAMES)
     for name, image in zip(store.names, store, strict=True):
         assert np.array_equal(image, read_image(sources[0] / f"{name}.png"))
+    divided = tmp_path / "network"
+    divided.mkdir()
+    sources[0].rename(divided / "train")
+    assert np.array_equal(combine(options, tmp_path / "two", [divided], progress=quiet).flat, store.flat)
 
 
 def test_the_mean_weights_and_gt_against_numpy(tmp_path: Path, options: Options, sources: list[Path]) -> None:
