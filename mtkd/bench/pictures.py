@@ -105,6 +105,8 @@ def _measured_only(plan: Plan, scale: int, key: str, images: Any) -> Mapping[str
         nets[MEAN] = FusedTeacher(Ensemble(bare), MeanFusion(len(bare)))
     for run in (plan[need] for need in jobs[0].needs):
         assert run.cell is not None
+        if not (plan.out / "runs" / run.name / "models/net_g_latest.pth").exists():
+            continue
         members = {name: bare[name] for name in run.cell.options["teachers"] if name in bare}
         if len(members) < len(run.cell.options["teachers"]):
             continue
