@@ -22,6 +22,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
 from mtkd.data.kept import KeptAnswers, learn_sets
 from mtkd.data.paired import PairedImages
+from mtkd.data.resize import imresize
 from mtkd.data.store import ImageStore, write
 from mtkd.inference.compare import compare
 from mtkd.inference.evaluate import compile_for_images, evaluate
@@ -34,7 +35,7 @@ from mtkd.training.check import check_data
 from mtkd.training.loop import train
 from mtkd.training.prepare import prepare
 from tests.helpers import photo, shared_data
-from tests.runs import FUSION, make_images, make_teachers, run_options
+from tests.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
 pytestmark = pytest.mark.slow
 
@@ -490,6 +491,43 @@ def test_real_answers_score_what_was_measured_of_their_networks() -> None:
             learn_sets(teacher, {(key,): pairs})
             result = evaluate(teacher, pairs, metric, dataset=key)
             assert result.means()["psnr"] == pytest.approx(value, abs=6e-4)
+
+
+def test_real_answers_to_training_images_teach(tmp_path: Path) -> None:
+    """Some of the images of the shared folders, cut by the rule of their README; both networks beat bicubic on each."""
+    data = shared_data()
+    answers = None if data is None else data.parent / "answers"
+    if data is None or answers is None or not answers.is_dir():
+        pytest.skip("the shared answers are not here")
+    folders = {"g": data / "train/General100", "b": data / "train/BSDS500_train"}
+    found = [(f"{key}_{path.stem}", path) for key, folder in folders.items() for path in sorted(folder.iterdir())[:3]]
+    for name, path in found:
+        image = read_image(path)
+        height, width = (min(256, side // 4 * 4) for side in image.shape[:2])
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        write_image(tmp_path / "gt" / f"{name}.png", image[top : top + height, left : left + width])
+    (tmp_path / "some.txt").write_text("".join(f"{name}.png\n" for name, _ in found))
+    section = {
+        "name": "some", "type": "PairedImageDataset", "dataroot_gt": str(tmp_path / "gt"), "gt_size": 64,
+        "batch_size_per_gpu": 2, "meta_info_file": str(tmp_path / "some.txt"),
+    }  # fmt: skip
+    teachers = {name: {"images": str(answers / f"{name}_x4")} for name in ("hitsr", "vapsr")}
+    options = run_options(
+        tmp_path, images=tmp_path / "gt", scale=4, network_g={**STUDENT, "upscale": 4}, model_type="OutputKD",
+        teachers=teachers, fusion="mean", datasets={"train": section},
+        train={"total_iter": 2, "scheduler": scheduler()},
+    )  # fmt: skip
+    assert check_data(options) == [] and train(options).is_file()
+    images = open_training_images(options)
+    assert images.gt is not None
+    mean = combine(options, tmp_path / "mean", [one["images"] for one in teachers.values()], progress=quiet)
+    for i, store in enumerate(build.open_training_answers(options, images).values()):
+        for lq, gt, image, fused in zip(images.lq, images.gt, store, mean, strict=True):
+            of_bicubic = psnr(imresize(to_tensor(lq), 4), to_tensor(gt), crop_border=4, test_y_channel=True)
+            of_network = psnr(to_tensor(image), to_tensor(gt), crop_border=4, test_y_channel=True)
+            of_mean = psnr(to_tensor(fused), to_tensor(gt), crop_border=4, test_y_channel=True)
+            assert of_network > of_bicubic + 0.2, f"network {i}"
+            assert of_mean > of_bicubic + 0.2
 
 
 def test_a_store_with_answers_of_other_images_is_refused(tmp_path: Path, images: Path, kept: dict[str, Any]) -> None:
