@@ -76,7 +76,7 @@ class KeptAnswers(nn.Module):
 
     def stay_uncompiled(self) -> None:
         """Be called as it is where a network around it is compiled: it hashes pixels and reads files."""
-        self.forward = torch.compiler.disable(self.forward)
+        self.forward = torch.compiler.disable(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _answer(self, lq: Tensor) -> NDArray[Any]:
         pixels = to_pixels(lq).cpu().numpy()
