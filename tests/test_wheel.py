@@ -67,6 +67,19 @@ def test_the_wheel_carries_recipes_and_demo_and_nothing_that_is_gone(wheel: Path
     assert wheel.stat().st_size < 8e6, "the photographs of the demo are 3.3 MB, its weights 1.8 MB"
 
 
+def test_the_wheel_makes_the_report_page(installed: Path, tmp_path: Path) -> None:
+    """Its style, script and layout are files beside the code."""
+    code = (
+        "from mtkd.report.content import Report\n"
+        "from mtkd.report import page\n"
+        "print(page.__file__)\n"
+        "print(len(page.render(Report(title='t', scale=2, rows=[], images={}, metrics={}))))\n"
+    )
+    ran = python(installed, tmp_path / "empty", "-c", code)
+    place, size = ran.stdout.split()
+    assert place.startswith(str(installed)) and int(size) > 20_000, ran.stderr
+
+
 def test_the_wheel_carries_the_manifests_of_image_sets(installed: Path, tmp_path: Path) -> None:
     listed = python(installed, tmp_path / "empty", "-m", "mtkd", "data", "list")
     assert "datasets/Urban100/HR: not here (100 images)" in listed.stdout, listed.stderr

@@ -151,6 +151,8 @@ def report_of(
                 scores=scores.get(subject.name, {}),
                 parameters=subject.parameters or None,
                 gmacs=subject.gmacs,
+                latency=subject.cost.latency if subject.cost else None,
+                memory=subject.cost.memory if subject.cost else None,
                 note=subject.note,
             )
             for subject in subjects

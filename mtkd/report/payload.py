@@ -96,7 +96,7 @@ def _view(report: Report, name: str) -> dict[str, Any]:
         return {"name": name, "pooled": False, "images": len(report.images[name])}
     return {
         "name": " + ".join(report.pooled),
-        "pooled": True,
+        "pooled": len(report.pooled) > 1,
         "images": sum(len(report.images[s]) for s in report.pooled),
     }
 

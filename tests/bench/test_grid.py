@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,9 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
     grid = load_grid(toy(tmp_path))
     here, there = plan(grid, tmp_path / "here"), plan(grid, tmp_path / "there")
     assert [job.digest for job in here.jobs] == [job.digest for job in there.jobs]
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    moved = plan(load_grid(tmp_path / "toy.yml", data=tmp_path / "elsewhere"), tmp_path / "here")
+    assert [job.measured for job in here.jobs] == [job.measured for job in moved.jobs]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_the_pair_of_rows_and_the_sets_can_be_chosen(page: Page, report: Report)
     assert expected in body.locator("p").first.inner_text()
     page.click("#image-scores summary")
     table = page.locator("#image-table table")
-    assert table.locator("tbody tr").count() == 1
+    until(page, "document.querySelectorAll('#image-table tbody tr').length === 1")
     page.select_option("#difference-set", label="all sets")
     assert table.locator("tbody tr").count() == 3
     table.locator("thead button", has_text="bicubic").click()
@@ -308,6 +309,24 @@ def test_foreign_names_do_nothing(browser: Browser, report: Report, tmp_path: Pa
     assert page.evaluate("document.querySelectorAll('script').length") == 2
     assert EVIL in page.locator("h1").inner_text() and EVIL in page.locator("#tag-right").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1440
+    page.close()
+    assert wrong == []
+
+
+def test_one_row_is_seen_beside_bicubic_and_has_its_table_of_images(
+    browser: Browser, report: Report, tmp_path: Path
+) -> None:
+    rows = [row for row in report.rows if (row.group, row.name) == ("S x4", "PISR")]
+    pictures = [
+        dataclasses.replace(one, answers={("", "PISR"): one.answers["S x4", "PISR"]}) for one in report.pictures
+    ]
+    alone = dataclasses.replace(report, rows=[dataclasses.replace(rows[0], group="")], pictures=pictures, baselines=[])
+    write_page(alone, tmp_path / "report.html")
+    page, wrong = open_page(browser, tmp_path / "report.html")
+    names = [page.locator(f"#viewer-{side} option:checked").inner_text() for side in ("left", "right")]
+    assert names == ["bicubic", "PISR"]
+    until(page, "document.querySelectorAll('#image-table tbody tr').length === 3")
+    assert page.locator("#strip").count() == 0
     page.close()
     assert wrong == []
 

@@ -135,7 +135,7 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) found.push(+value.toPrecision(10));
+  for (let i = Math.ceil(low / step); i * step <= high + step * 1e-6; i++) found.push(+(i * step).toPrecision(10));
   return found;
 }
 

@@ -1,10 +1,11 @@
 // Two rows image by image: a strip of differences, the extremes, and the table of all scores.
 const F = { group: 0, metric: 0, set: -1, a: 0, b: 0 };
 
+/** Positions of the best trained row and of the baseline it is seen beside; of two other rows where these are one. */
 function defaultPair(groupAt) {
   const one = D.groups[groupAt], rows = one.rows.map((row) => D.rows[row]);
-  const best = ranking(rows, 0, 0)[0] || rows[rows.length - 1];
-  const base = one.baselines.length ? D.rows[one.baselines[0]] : rows[0];
+  const ranked = ranking(rows, 0, 0), base = one.baselines.length ? D.rows[one.baselines[0]] : rows[0];
+  const best = [...ranked, ...rows].find((row) => row !== base) || base;
   return [D.rows.indexOf(best), D.rows.indexOf(base)];
 }
 
@@ -32,6 +33,8 @@ function showInViewer(one) {
 }
 
 function drawDifferences() {
+  // One row has nothing to differ from: the table of its scores is all.
+  if (D.groups[F.group].rows.length < 2) return at("difference-body").replaceChildren();
   const found = differences(), body = at("difference-body");
   const [a, b] = [D.rows[F.a], D.rows[F.b]];
   if (!found.length) {
@@ -41,16 +44,16 @@ function drawDifferences() {
   const mean = found.reduce((sum, one) => sum + one.value, 0) / found.length;
   const wins = found.filter((one) => one.value > 0).length;
   const line = (one) => el("li", {}, `${one.name} `, el("span", { class: "small" }, D.sets[one.set].name + " "),
-    el("b", { class: one.value > 0 ? "v-better" : "v-worse" }, shown(one.value, F.metric, true)), " ",
+    el("b", { class: one.value > 0 ? "v-better" : one.value < 0 ? "v-worse" : "v-alike" }, shown(one.value, F.metric, true)), " ",
     pictureOf(one) >= 0 ? el("a", { class: "linkish", href: "#viewer", onclick: (event) => { event.preventDefault(); showInViewer(one); } }, "see") : null);
   const sorted = [...found].sort((x, y) => y.value - x.value);
-  const half = Math.min(5, Math.ceil(sorted.length / 2));
+  const half = Math.min(5, Math.max(1, Math.floor(sorted.length / 2)));
   body.replaceChildren(
     el("p", {}, el("b", {}, a.name), ` against ${b.name}: ${shown(mean, F.metric, true, true)} on average over ${found.length} image${found.length === 1 ? "" : "s"} (mean over seeds); ahead on ${wins} of them.`),
     el("div", { class: "two" }, strip(found, a, b),
       el("div", { class: "lists" },
-        el("div", {}, el("h3", {}, "Largest gains"), el("ol", {}, sorted.slice(0, half).map(line))),
-        el("div", {}, el("h3", {}, "Smallest gains or largest losses"), el("ol", {}, sorted.slice(-half).reverse().map(line))))));
+        el("div", {}, el("h3", {}, `Best for ${a.name}`), el("ol", {}, sorted.slice(0, half).map(line))),
+        el("div", {}, el("h3", {}, `Best for ${b.name}`), el("ol", {}, sorted.slice(-half).reverse().map(line))))));
 }
 
 function strip(found, a, b) {
@@ -100,8 +103,8 @@ function imageTable() {
   const columns = [
     { title: "image", text: true, sort: (one) => one.name, cell: (one) => one.name },
     { title: "set", text: true, sort: (one) => D.sets[one.set].name, cell: (one) => D.sets[one.set].name },
-    { title: "A \u2212 B", sort: (one) => { const [a, b] = [F.a, F.b].map((row) => value(one, D.rows[row])); return finite(a) && finite(b) ? sign * (a - b) : null; },
-      cell: (one) => { const [a, b] = [F.a, F.b].map((row) => value(one, D.rows[row])); return finite(a) && finite(b) ? shown(sign * (a - b), F.metric, true) : "\u2013"; } },
+    ...(rows.length < 2 ? [] : [{ title: "A \u2212 B", sort: (one) => { const [a, b] = [F.a, F.b].map((row) => value(one, D.rows[row])); return finite(a) && finite(b) ? sign * (a - b) : null; },
+      cell: (one) => { const [a, b] = [F.a, F.b].map((row) => value(one, D.rows[row])); return finite(a) && finite(b) ? shown(sign * (a - b), F.metric, true) : "\u2013"; } }]),
     ...rows.map((row) => ({ title: clip(row.name, 24), sort: (one) => value(one, row), cell: (one) => shown(value(one, row), F.metric) })),
   ];
   at("image-table").replaceChildren(table(columns, list, { caption: "Scores of every image", tall: true }));
@@ -115,12 +118,12 @@ function startDifferences() {
     const again = (key) => (value) => { F[key] = +value; draw(); };
     at("difference-controls").replaceChildren(
       ...(D.groups.length > 1 ? [chooser("group", numbered(D.groups.map(groupName)), F.group, (value) => { F.group = +value; [F.a, F.b] = defaultPair(F.group); controls(); draw(); }, "difference-group")] : []),
-      chooser("row A", rows, F.a, again("a"), "difference-a"),
-      chooser("against row B", rows, F.b, again("b"), "difference-b"),
+      ...(rows.length < 2 ? [] : [chooser("row A", rows, F.a, again("a"), "difference-a"), chooser("against row B", rows, F.b, again("b"), "difference-b")]),
       chooser("metric", metricOptions(), F.metric, again("metric"), "difference-metric"),
       chooser("images", [{ value: -1, text: "all sets" }, ...numbered(D.sets.map((set) => set.name))], F.set, again("set"), "difference-set"));
   };
   controls();
   draw();
+  at("image-scores").open = D.groups[F.group].rows.length < 2;
   at("image-scores").addEventListener("toggle", () => { if (at("image-scores").open) imageTable(); });
 }

@@ -289,17 +289,19 @@ function startViewer() {
       el("div", { class: "maps" }, ["error of the left layer", "error of the right layer", "which layer is nearer to ground truth", "difference between the layers"].map((label, index) =>
         el("div", { class: "map" }, el("div", { class: "frame" }, canvas(label)), el("p", { id: `map-name-${index}` }))))),
     el("p", { class: "soft", id: "viewer-about" }),
-    el("p", { class: "key" }, "Drag to move, wheel or buttons to zoom, drag the white line to compare. Pixels are enlarged as squares. Maps show differences in Y, black for none; their factor stands beside them. Scores under the names are those of the picture as shown, of the first seed. The first picture shown is the one on which the two rows differ most."));
-  const [best, base] = defaultPair(0);
+    el("p", { class: "key" }, "Drag to move, wheel or buttons to zoom, drag the white line to compare. Pixels are enlarged as squares. Maps show differences in Y, black for none; their factor stands beside them. Scores under the names are those of the picture as shown, of the first seed. The page opens with the picture on which the two rows differ most."));
+  const [best, base] = D.views.length && D.metrics.length ? defaultPair(0) : [0, 0];
   const gap = (picture) => {
     const set = D.sets.findIndex((one) => one.name === picture.dataset), image = set < 0 ? -1 : D.sets[set].images.indexOf(picture.image);
-    const [a, b] = [best, base].map((row) => (image < 0 ? null : D.rows[row].images[set][0][image]));
+    const [a, b] = [best, base].map((row) => (image < 0 || !D.metrics.length ? null : D.rows[row].images[set][0][image]));
     return finite(a) && finite(b) ? Math.abs(a - b) : -1;
   };
   V.picture = D.pictures.reduce((most, picture, index) => (gap(picture) > gap(D.pictures[most]) ? index : most), 0);
   const picture = D.pictures[V.picture];
   V.left = Math.max(0, layerOfRow(picture, base));
   V.right = layerOfRow(picture, best) >= 0 ? layerOfRow(picture, best) : picture.layers.length - 1;
+  // A row alone is seen beside bicubic, which stands second where no row is it.
+  if (V.left === V.right) V.left = Math.min(1, picture.layers.length - 1);
   viewerControls();
   loadPair(true);
   let width = window.innerWidth;
