@@ -55,9 +55,12 @@ class Shots:
         }
         self.answers: dict[tuple[str, str], dict[str, Image]] = {}
 
-    def keeper(self, dataset: str, network: str) -> Save:
-        """A `save` for `evaluate` that keeps the chosen images of `network` on `dataset`."""
-        wanted, kept = self.chosen.get(dataset, {}), self.answers.setdefault((dataset, network), {})
+    def keeper(self, dataset: str, network: str) -> Save | None:
+        """A `save` for `evaluate` that keeps the chosen images of `network` on `dataset`; None where none is chosen."""
+        wanted = self.chosen.get(dataset)
+        if not wanted:
+            return None
+        kept = self.answers.setdefault((dataset, network), {})
 
         def save(name: str, image: Image) -> None:
             if name in wanted:

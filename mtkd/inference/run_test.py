@@ -125,7 +125,8 @@ def _measure(
     folder: Path,
     shots: Shots | None,
 ) -> Evaluation:
-    saves = [shots.keeper(name, options.name)] if shots is not None else []
+    keep = None if shots is None else shots.keeper(name, options.name)
+    saves = [] if keep is None else [keep]
     if options.val.save_img:
         saves.append(save_to(folder / "visualization" / name, options.val.suffix or options.name))
     return evaluate(
