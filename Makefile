@@ -6,6 +6,8 @@ MINUTES ?= 60
 SEED ?= 0
 ONLY ?=
 SOAK_ARGS ?=
+SHARED ?=
+JOBS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -14,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick soak lint format gpu-bundle clean
+.PHONY: help demo test quick soak lint format tables gpu-bundle clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +42,12 @@ lint: $(INSTALLED) ## ruff (rules and layout) and pyright
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the images, answers and weights, JOBS=2
+	@test -n "$(SHARED)" || { echo "make tables SHARED=FOLDER: benchmarks/grid_data.py says what FOLDER holds" >&2; exit 1; }
+	$(VENV)/bin/python benchmarks/grid_data.py $(SHARED) .cache/grid/data
+	for grid in cpu_x4 cpu_x4_few; do $(VENV)/bin/mtkd bench benchmarks/$$grid.yml --out .cache/grid/$$grid --jobs $(JOBS) \
+	  --keep benchmarks/results/$$grid || exit 1; done
 
 gpu-bundle: $(INSTALLED) ## fill .gpu/ with what benchmarks/gpu.py needs on a GPU machine without an index
 	$(VENV)/bin/python benchmarks/gpu_bundle.py $(BUNDLE_ARGS)

@@ -242,9 +242,9 @@ class Lease:
             patience=cells.STOPPING,
         )
         keep()
-        for name, why in board.failed.items():
-            log = control.log_path(state, plan[name])
-            self.failed(name, why, log.read_text(errors="replace") if log.exists() else "")
+        for failure, why in board.failed.items():
+            log = control.log_path(state, plan[failure])
+            self.failed(failure, why, log.read_text(errors="replace") if log.exists() else "")
         if missing := cells.waiting(plan):
             names = ", ".join(job.name for job in missing[:3])
             self.failed("train", f"{len(missing)} jobs are not finished: {names}{' ...' if missing[3:] else ''}")
@@ -300,8 +300,9 @@ class Lease:
             record = json.loads((self.out / "train.json").read_text())
             lines.append(f"train: {record['cells'] - record['cells left']} of {record['cells']} cells")
             for row in (*record["finished"], *record["unfinished"]):
-                name, *others = row.items()
-                lines.append(f"  {name[1]}: " + ", ".join(f"{key} {_digits(value)}" for key, value in others if value != ""))
+                (_, name), *others = row.items()
+                values = ", ".join(f"{key} {_digits(value)}" for key, value in others if value != "")
+                lines.append(f"  {name}: {values}")
         lines += [f"failed: {name}: {error[:160]}" for name, error in self.errors.items()]
         lines.append(f"{time.time() - self.began:.0f} s in all")
         return "\n".join(lines) + "\n"

@@ -8,7 +8,8 @@ SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100
 - `train/`: centre crops of at most 256x256 of the training images, b_NAME and g_NAME, those that the answers are for;
 - `test/SET/gt` and `test/SET/lq`: links to the images, and MATLAB's bicubic of them, so that no run makes it again;
 - `answers/NETWORK/{train,Set5,Set14}`: links, and CRAFT's answers, which are made here (8 minutes on one core);
-- `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread.
+- `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread, and
+  `bsds.txt` of those of BSDS500.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def lay_out(shared: Path, out: Path) -> None:
     for number in PHOTOS:
         text = "\n".join(names[:: len(names) // number][:number]) + "\n"
         (out / f"photos_{number}.txt").write_text(text, encoding="utf-8")
+    bsds = sorted(path.name for path in (out / "train").glob("b_*.png"))
+    (out / "bsds.txt").write_text("\n".join(bsds) + "\n", encoding="utf-8")
     answer(shared / "weights/CRAFT_x4.pth", out)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +84,7 @@ def build_teachers(options: Options, *, stored: bool = False, imitated: bool = F
             order.
     """
     networks, fused = _needed(options, stored=stored, imitated=imitated)
-    members: dict[str, nn.Module] = {}
-    for name, teacher in options.teachers.items():
-        if name not in networks and name not in fused:
-            continue
-        if isinstance(teacher, AnswersOptions):
-            members[name] = KeptAnswers(name, teacher.images, options.scale)
-            continue
-        members[name] = build_network(network_of(teacher), options.scale)
-        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
+    members = _members(options, [*networks, *fused])
     result = {name: members[name] for name in networks}
     if not fused:
         return result
@@ -100,6 +92,33 @@ def build_teachers(options: Options, *, stored: bool = False, imitated: bool = F
     if name in result:
         raise MtkdError(f"The teacher {name!r} has the name of the fused image of all. Give it another.")
     return {**result, name: one}
+
+
+def build_ensemble(options: Options) -> tuple[dict[str, nn.Module], FusedTeacher | None]:
+    """Every declared teacher, loaded, whatever the method reads of it, and the image that `fusion` makes; None where
+    that makes none of two or more.
+
+    Raises:
+        MtkdError: as `build_teachers`.
+    """
+    members = _members(options, options.teachers)
+    if options.fusion is None or len(members) < 2:
+        return members, None
+    _, names = _needed(options, stored=False, imitated=False)
+    return members, _fused(options, Ensemble({name: members[name] for name in names}))[1] if names else None
+
+
+def _members(options: Options, names: Collection[str]) -> dict[str, nn.Module]:
+    members: dict[str, nn.Module] = {}
+    for name, teacher in options.teachers.items():
+        if name not in names:
+            continue
+        if isinstance(teacher, AnswersOptions):
+            members[name] = KeptAnswers(name, teacher.images, options.scale)
+            continue
+        members[name] = build_network(network_of(teacher), options.scale)
+        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
+    return members
 
 
 def _needed(options: Options, *, stored: bool, imitated: bool) -> tuple[list[str], list[str]]:

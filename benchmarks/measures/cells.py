@@ -21,7 +21,7 @@ from mtkd.bench.scores import read_scores, scores_path
 from mtkd.config import yaml_loader
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image, write_image
-from mtkd.data.resize import bicubic_lq
+from mtkd.data.resize import bicubic_lq, imresize
 from mtkd.report.statistics import summary
 
 PART_BYTES, PARTS = 15 * 2**20, 3
@@ -38,8 +38,8 @@ def prepare(file: Path, out: Path, *, data: Path | None, iterations: int | None 
     Args:
         data: its images, instead of those that it names.
         iterations: of every run.
-        small: one seed of its first student with one block, four iterations, on the CPU, with images made in OUT/data
-            where no `data` is given.
+        small: three rows, one seed and its first student with one block, four iterations, on the CPU, with images made
+            in OUT/data where no `data` is given.
 
     Raises:
         MtkdError: it is no grid, or option files of it are wrong.
@@ -86,6 +86,10 @@ def _shrink(grid: dict[str, Any]) -> None:
     protocol |= {"num_gpu": 0, "precision": "fp32", "logger": {"print_freq": 2, "save_checkpoint_freq": 2}}
     protocol["datasets"]["train"] |= {"gt_size": 32, "batch_size_per_gpu": 2}
     protocol["datasets"]["val"] = {**protocol["datasets"]["val"], "dataroot_gt": "{data}/val"}
+    # As many rows as make every kind of job: answers, a live teacher, their mean, the fusion network, its images.
+    rows = list(grid["rows"])
+    grid["rows"] = {name: grid["rows"][name] for name in dict.fromkeys([*rows[:1], *rows[-2:]])}
+    grid["baselines"] = [name for name in grid.get("baselines", []) if name in grid["rows"]]
     grid["seeds"] = grid["seeds"][:1]
     name, network = next(iter(grid["students"].items()))
     grid["students"] = {name: {**network, "num_feat": 4, "num_block": 1}}
@@ -101,8 +105,11 @@ def _toy_data(data: Path, teachers: list[str]) -> None:
     root = Path(__file__).resolve().parents[2]
     photos = [read_image(path)[:96, :96] for path in list_images(root / "datasets/demo/test")[:3]]
     for number, photo in enumerate(photos):
-        for folder in ("train", "val", *(f"answers/{name}/{kind}" for name in teachers for kind in ("train", "Set5"))):
+        for folder in ("train", "val"):
             write_image(data / folder / f"{number}.png", photo)
+        for name in teachers:
+            for folder in ("train", "Set5"):
+                write_image(data / "answers" / name / folder / f"{number}.png", imresize(imresize(photo, 0.5), 2))
         for name in ("Set5", "Set14", "B100"):
             write_image(data / "test" / name / "gt" / f"{number}.png", photo)
             write_image(data / "test" / name / "lq" / f"{number}.png", bicubic_lq(photo, 4))

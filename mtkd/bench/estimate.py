@@ -61,13 +61,13 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
     kinds: dict[tuple[str, str, int], list[Job]] = {}
     for job in left:
         if job.cell is not None:
-            kinds.setdefault((job.cell.row or job.name, job.cell.student, job.scale), []).append(job)
+            kinds.setdefault((job.cell.row or job.name, job.cell.subject, job.scale), []).append(job)
     costs = _timed(plan, {key: found[0] for key, found in kinds.items()})
     seconds, nbytes = 0.0, 0
     groups: dict[tuple[str, str, int, int], list[Job]] = {}
     for job in needed:
         if job.cell is not None:
-            key = (job.cell.row or job.name, job.cell.student, job.scale, job.cell.iterations)
+            key = (job.cell.row or job.name, job.cell.subject, job.scale, job.cell.iterations)
             groups.setdefault(key, []).append(job)
     for (row, student, scale, iterations), found in groups.items():
         missing = [job for job in found if job in left]

@@ -19,9 +19,9 @@ from mtkd.report.content import Curve, Published, Report, Row
 Images = dict[str, tuple[str, ...]]
 
 
-def group_name(student: str, scale: int, iterations: int) -> str:
-    """What readers call the rows of one student, scale and length."""
-    return f"{student}, x{scale}, {iterations:,d} iterations"
+def group_name(title: str, scale: int, iterations: int) -> str:
+    """What readers call the rows of one subject, by its title, scale and length."""
+    return f"{title}, x{scale}, {iterations:,d} iterations"
 
 
 def gather(
@@ -51,16 +51,20 @@ def gather(
     rows = [*_measured_only(plan, read, images, metrics, scale)]
     missing: list[str] = []
     for iterations in grid.iterations:
-        for student in grid.students:
+        for name, subject in grid.subjects().items():
+            absent: dict[str, str] = {}
             for row in grid.rows:
-                found = [job for job in plan.cells if _key(job) == (row, student, scale, iterations)]
+                found = [job for job in plan.cells if _key(job) == (row, name, scale, iterations)]
                 there = [job for job in found if job.name in read]
-                group = group_name(student, scale, iterations)
+                group = group_name(subject.title, scale, iterations)
                 if len(there) < len(found):
-                    title = grid.title_of("rows", row)
-                    missing.append(f"{title} ({group}): {len(found) - len(there)} of {len(found)} seeds")
+                    absent[row] = f"{grid.title_of('rows', row)} ({len(there)} of {len(found)} seeds)"
                 if there:
                     rows.append(_row(plan, there, read, images, metrics, group, costs or {}))
+            if absent:
+                group = group_name(subject.title, scale, iterations)
+                nothing = not any(row.group == group for row in rows)
+                missing.append(f"{group}: {'no cell is finished' if nothing else ', '.join(absent.values())}")
     measured = directions(grid.test.metrics)
     return Report(
         title=grid.title or grid.name,
@@ -90,7 +94,7 @@ def directions(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _key(job: Job) -> tuple[str, str, int, int]:
     assert job.cell is not None
-    return job.cell.row, job.cell.student, job.cell.scale, job.cell.iterations
+    return job.cell.row, job.cell.subject, job.cell.scale, job.cell.iterations
 
 
 def _note_images(images: Images, content: Mapping[str, Any], name: str) -> None:
@@ -148,7 +152,7 @@ def _row(
     given, own = plan.grid.rows[first.row], [read[job.name]["rows"][job.name] for job in found]
     teachers = sum(_seconds(plan, need) for need in _below(plan, found[0]))
     curves = [curve for job in found if (curve := _curve(plan, job, teachers)) is not None]
-    cost = costs.get(first.student, {})
+    cost = costs.get(plan.grid.subjects()[first.subject].student, {})
     return Row(
         name=plan.grid.title_of("rows", first.row),
         group=group,
@@ -162,7 +166,7 @@ def _row(
         training_seconds=float(np.mean([curve.seconds[-1] - teachers for curve in curves])) if curves else None,
         teacher_seconds=teachers,
         note=str(given.get("note", "")),
-        protocol=f"{first.row}, {first.student}, {first.iterations}",
+        protocol=f"{first.row}, {first.subject}, {first.iterations}",
     )
 
 
@@ -229,7 +233,7 @@ def _files(plan: Plan, scale: int) -> Iterator[tuple[str, str]]:
             seen.add(_key(job))
             assert job.cell is not None
             text = yaml_loader.dump(job.cell.options).replace(str(plan.out), "OUT")
-            yield f"{job.cell.row}, {job.cell.student}, {job.cell.iterations}", text
+            yield f"{job.cell.row}, {job.cell.subject}, {job.cell.iterations}", text
 
 
 def _facts(read: Mapping[str, Mapping[str, Any]], command: str) -> dict[str, str]:

@@ -16,7 +16,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd.bench.grid import Cell, Grid, cells, runs, target_path
+from mtkd.bench.cells import Cell, cells, runs, target_path
+from mtkd.bench.grid import Grid
 from mtkd.bench.scores import read_scores
 from mtkd.config import OptionError, Options, Problem, make_options
 from mtkd.contracts import MtkdError
@@ -163,12 +164,14 @@ def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> J
         given = {key: value for key, value in job.cell.options.items() if key not in ("name", "path", "logger")}
         path = {**job.cell.options.get("path", {})}
         given["path"] = {key: value for key, value in path.items() if not key.endswith("_root")}
-    digest = _digest({**given, "needs": below}, out)
-    return Job(**{**job.__dict__, "digest": digest, "measured": _digest({"of": digest, **test}, out)})
+    digest = _digest({**given, "needs": below}, grid, out)
+    return Job(**{**job.__dict__, "digest": digest, "measured": _digest({"of": digest, **test}, grid, out)})
 
 
-def _digest(tree: Any, out: Path) -> str:
+def _digest(tree: Any, grid: Grid, out: Path) -> str:
+    """Of all values, wherever the grid's data and results lie."""
     text = json.dumps(tree, sort_keys=True, default=str).replace(str(out), "{out}")
+    text = text.replace(grid.data, "{data}") if grid.data else text
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -77,7 +77,7 @@ def table(board: Board) -> Any:
         (scale, student, iterations)
         for scale in grid.scales
         for iterations in grid.iterations
-        for student in grid.students
+        for student in grid.subjects()
     ]
     overview.add_column("row", no_wrap=True)
     for scale, student, iterations in columns:
@@ -105,7 +105,7 @@ def table(board: Board) -> Any:
 def _is(job: Job, row: str, student: str, scale: int, iterations: int) -> bool:
     cell = job.cell
     assert cell is not None
-    return (cell.row, cell.student, cell.scale, cell.iterations) == (row, student, scale, iterations)
+    return (cell.row, cell.subject, cell.scale, cell.iterations) == (row, student, scale, iterations)
 
 
 def _mark(board: Board, job: Job, blocked: dict[str, str]) -> str:

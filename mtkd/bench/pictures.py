@@ -69,7 +69,7 @@ def _most_different(report: Report, most: int) -> list[tuple[str, str]]:
             own = [row.scores[dataset][metric].mean(0) for row in report.rows if row.group == group]
             if len(own) > 1:
                 spread = np.fmax(spread, np.ptp(np.stack(own), axis=0))
-        ranked[dataset] = [names[i] for i in np.argsort(-spread, kind="stable")]
+        ranked[dataset] = [str(names[i]) for i in np.argsort(-spread, kind="stable").tolist()]
     turns = [(dataset, names[turn]) for turn in range(most) for dataset, names in ranked.items() if turn < len(names)]
     return turns[:most]
 
@@ -78,11 +78,11 @@ def _students(plan: Plan, report: Report) -> Sequence[tuple[str, str, nn.Module]
     """(group, row, network) of every row of each student's longest training that is there."""
     groups = {row.group for row in report.rows if row.group}
     found = []
-    for student in plan.grid.students:
-        lengths = [n for n in plan.grid.iterations if group_name(student, report.scale, n) in groups]
+    for student, subject in plan.grid.subjects().items():
+        lengths = [n for n in plan.grid.iterations if group_name(subject.title, report.scale, n) in groups]
         if not lengths:
             continue
-        group = group_name(student, report.scale, max(lengths))
+        group = group_name(subject.title, report.scale, max(lengths))
         rows = {row.name: row.seeds[0] for row in report.rows if row.group == group}
         for name in plan.grid.rows:
             title = plan.grid.title_of("rows", name)
@@ -105,6 +105,8 @@ def _measured_only(plan: Plan, scale: int, key: str, images: Any) -> Mapping[str
         nets[MEAN] = FusedTeacher(Ensemble(bare), MeanFusion(len(bare)))
     for run in (plan[need] for need in jobs[0].needs):
         assert run.cell is not None
+        if not (plan.out / "runs" / run.name / "models/net_g_latest.pth").exists():
+            continue
         members = {name: bare[name] for name in run.cell.options["teachers"] if name in bare}
         if len(members) < len(run.cell.options["teachers"]):
             continue

@@ -55,6 +55,25 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
     return folders
 
 
+def keep(plan: Plan, folder: Path, *, log: Log = print) -> None:
+    """Copy to `folder` what a report is made of, and the tables: scores, costs, learning curves; no weights, no images.
+
+    `mtkd bench GRID --out FOLDER --report_only` makes the tables of it again, on any machine.
+    """
+    patterns = ("scores/*.json", "jobs/*.json", "costs_x*.json", "runs/*/metrics.jsonl", "report*/tables.*")
+    names = {job.file_name for job in plan.jobs}
+    copied = 0
+    for pattern in patterns:
+        for path in sorted(plan.out.glob(pattern)):
+            place = path.relative_to(plan.out)
+            # Runs that were set aside stay where they are.
+            if place.parts[0] in ("scores", "jobs", "runs") and not {path.stem, path.parent.name} & names:
+                continue
+            write_bytes(folder / place, path.read_bytes())
+            copied += 1
+    log(f"{copied} files kept in {folder}. `mtkd bench GRID --out {folder} --report_only` makes the report of them.")
+
+
 def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
     """Student -> latency and memory, measured once and kept, when all cells are there and the machine is free."""
     path = plan.out / f"costs_x{scale}.json"
@@ -66,9 +85,10 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
         return found
     for job in cells:
         assert job.cell is not None
-        if job.cell.student not in found:
+        student = plan.grid.subjects()[job.cell.subject].student
+        if student not in found:
             options = jobs.options_of(job)
             net = build.build_network(options.network_g, options.scale)
-            found[job.cell.student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
+            found[student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
             write_bytes(path, (dumps(found, indent=1) + "\n").encode())
     return found

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtkd import build
-from mtkd.bench.grid import Grid, cells
+from mtkd.bench.cells import cells
+from mtkd.bench.grid import Grid
 from mtkd.config import Options, make_options
 from mtkd.contracts import MtkdError
 from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mtkd.bench import jobs
-from mtkd.bench.grid import target_path
+from mtkd.bench.cells import target_path
 from mtkd.bench.jobs import Job, Plan, Record
 from mtkd.bench.scores import measure_run, plain_options
 from mtkd.bench.teachers import measure_teachers

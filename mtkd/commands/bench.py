@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,12 @@ again; what the file says otherwise than before is made anew, and the old is ren
     )
     bench.add_argument("--dry_run", action="store_true", help="show cells, needs, hours and disk; train nothing")
     bench.add_argument("--report_only", action="store_true", help="make the report of what is there; train nothing")
+    bench.add_argument(
+        "--keep",
+        type=given.path,
+        metavar="DIR",
+        help="copy what the report is made of there, for a repository: no weights",
+    )
     bench.add_argument("--no_report", action="store_true", help="train and measure only")
     bench.add_argument("--job", help=argparse.SUPPRESS)
     bench.set_defaults(run=run)
@@ -113,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             failed = launchers.wait(shares, plan, wanted)
         else:
             slots = control.Slots(args.jobs, control.cuda_devices())
-            with live.Live() as show:
+            with live.Live(partial(print, flush=True)) as show:
                 board = control.run(
                     plan,
                     wanted,
@@ -127,6 +134,10 @@ def run(args: argparse.Namespace) -> int:
         from mtkd.bench.report import write_report
 
         write_report(plan, command=arguments.command_line())
+    if args.keep:
+        from mtkd.bench.report import keep
+
+        keep(plan, args.keep)
     return int(failed)
 
 
@@ -152,5 +163,7 @@ def _wanted(plan: Plan, args: Any) -> list[Job]:
                 f"as {plan.cells[0].name}."
             )
     if args.shard:
-        return shard(cells, args.shard)
+        share = shard(cells, args.shard)
+        # What no cell needs is the first share's.
+        return [*share, *(job for job in plan.jobs if job.kind == "teachers" and args.shard.startswith("1/"))]
     return [*cells, *(job for job in plan.jobs if job.kind == "teachers" and not args.only)]

@@ -20,15 +20,17 @@ def add(subparsers: arguments.SubParsers) -> None:
         """mtkd test experiments/MTKD_edsr_m_x4                   # a run: its network, its metrics, on Set5, Set14, ...
   mtkd test experiments/MTKD_edsr_m_x4 --with bicubic,teachers --data photos/
   mtkd test experiments/A experiments/B net.pth zoo:edsr_m_x4     # side by side in one table
-  mtkd test -opt options/benchmark.yml --scale 4         # what an option file says
+  mtkd test -opt options/benchmark.yml --scale 4         # what an option file says: its network, and its teachers
+  mtkd test -opt ensemble.yml --cost                     # with latency and peak memory on this machine
 
 In a run folder net_g_latest.pth is measured, else its newest checkpoint, with the average (EMA) where there is one; the
 table says which. A weights file must say which network it holds: mtkd's do, and `mtkd zoo convert --to safetensors`
-makes one of others. Metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
-Without --data the sets are those of options/benchmark.yml that are here: of your file, else of the one that comes with
-mtkd. Results go to results/NAME, NAME being the network's or comparison_xSCALE; older results are never
-overwritten. results/NAME/report.html shows the networks side by side, image by image, each compared with the first
-one named.""",
+makes one of others. Their metrics are those of the run's validation, else PSNR and SSIM on Y with crop_border = scale.
+Without --data their sets are those of options/benchmark.yml that are here: of your file, else of the one that comes
+with mtkd. An option file gives networks, metrics and sets itself. Its teachers, their mean and the fused image have
+rows too, which `--without teachers` leaves out; it may have teachers alone. Results go to results/NAME, NAME being the
+network's or comparison_xSCALE; older results are never overwritten. Its report.html shows the networks side by side,
+image by image, those that are named compared with the first of them.""",
     )
     test.add_argument(
         "networks", nargs="*", metavar="NETWORK", help="a run folder, a weights file, or zoo:NAME; all of one scale"
@@ -51,6 +53,18 @@ one named.""",
         default="",
         metavar="ROWS",
         help="more rows, with a comma between: bicubic, and teachers (those of the runs, their mean, the fused image)",
+    )
+    test.add_argument(
+        "--without",
+        dest="left_out",
+        choices=("teachers",),
+        metavar="ROWS",
+        help="teachers: measure network_g of an option file alone; teachers cost time",
+    )
+    test.add_argument(
+        "--cost",
+        action="store_true",
+        help="also latency (median of 3 to 100 runs) and peak memory for one image of 1280x720 on this device",
     )
     arguments.tiles(test, "run in tiles of N lq pixels, which may change numbers (default: whole)")
     test.add_argument(
@@ -79,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         raise MtkdError(
             f"--with {unknown[0]}: unknown rows. Use {' or '.join(_ROWS)}, or both: `--with {','.join(_ROWS)}`."
         )
+    if args.left_out in beside:
+        raise MtkdError(f"--with {args.left_out} and --without {args.left_out} contradict each other. Leave out one.")
     if args.opt is None:
         if not args.networks:
             raise MtkdError(
@@ -94,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             data=args.data,
             bicubic="bicubic" in beside,
             teachers="teachers" in beside,
+            cost=args.cost,
             tile_size=args.tile,
             tile_pad=args.tile_pad,
             device=args.device,
@@ -101,10 +118,9 @@ def run(args: argparse.Namespace) -> int:
             page=not args.no_page,
         )
         return 0
-    if args.networks or args.data or beside:
+    if args.networks or args.data:
         raise MtkdError(
-            "-opt FILE gives the network and the images already. Leave out the networks, --data and --with, or leave "
-            "out -opt."
+            "-opt FILE gives the network and the images already. Leave out the networks and --data, or leave out -opt."
         )
     options = load_options(args.opt, force=args.force_yml, kind="test")
     from mtkd.inference.run_test import in_tiles, run_test
@@ -112,6 +128,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tile is not None:
         options = in_tiles(options, args.tile, args.tile_pad)
-    device = named_device(args.device) if args.device else None
-    run_test(options, device=device, command=arguments.command_line(), page=not args.no_page)
+    run_test(
+        options,
+        bicubic="bicubic" in beside,
+        teachers=args.left_out != "teachers",
+        cost=args.cost,
+        device=named_device(args.device) if args.device else None,
+        command=arguments.command_line(),
+        page=not args.no_page,
+    )
     return 0

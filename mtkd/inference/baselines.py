@@ -27,6 +27,11 @@ class Bicubic(nn.Module):
         return imresize(lq, self.scale)
 
 
+def bicubic_row(scale: int) -> Subject:
+    """Bicubic enlargement as a network of a table."""
+    return Subject("bicubic", Bicubic(scale), None, None, 0, None)
+
+
 class Memoized(nn.Module):
     """A network that computes each image once: a table needs each teacher alone, in the mean and in the fused image.
 
@@ -65,15 +70,18 @@ class Teachers:
         self.members, self.run = members, run
         room = available_memory() // 4 // len(members)
         self._memoized = {name: Memoized(net, room=room) for name, net in members.items()}
-        self._fusions: dict[str, tuple[nn.Module, str]] = {}
+        self._fusions: dict[str, tuple[FusedTeacher, str]] = {}
 
-    def behind(self, fusion: nn.Module) -> FusedTeacher:
-        """The image that `fusion` makes of the teachers'."""
-        return FusedTeacher(Ensemble(self._memoized), fusion).eval()
+    def behind(self, fused: FusedTeacher) -> FusedTeacher:
+        """`fused`, on the answers that the teachers of its names have given."""
+        return FusedTeacher(Ensemble({name: self._memoized[name] for name in fused.names}), fused.fusion).eval()
 
-    def add_fusion(self, fusion: nn.Module, run: str) -> None:
-        """A fusion network with its weights, once for all runs that declare it."""
-        self._fusions.setdefault(str(fusion.origin), (fusion, run))
+    def add_fusion(self, fused: FusedTeacher, run: str) -> None:
+        """A fusion with its weights, once for all runs that declare it; the mean of all teachers is there anyway."""
+        if not isinstance(fused.fusion, MeanFusion):
+            self._fusions.setdefault(str(fused.fusion.origin), (fused, run))
+        elif fused.names != tuple(self.members):
+            self._fusions.setdefault(f"mean of {', '.join(fused.names)}", (fused, run))
 
     def rows(self, *, several: bool) -> Iterator[Subject]:
         """Each teacher, their mean and their fused images; `several`: there are other teachers in the table."""
@@ -81,21 +89,20 @@ class Teachers:
         alone = len(self.members) == 1 and not self._fusions
         for name, net in self.members.items():
             subject = describe(f"teacher {name}{of}", net.eval(), weights=_source(net))
-            yield subject if alone else replace(subject, net=self._memoized[name])
+            yield subject if alone else replace(subject, net=self._memoized[name], bare=net)
         if len(self.members) > 1:
-            mean = MeanFusion(len(self.members))
-            # Count the cost of the bare networks, not of the memoized ones.
-            subject = describe(f"mean of the teachers{of}", FusedTeacher(Ensemble(self.members), mean))
-            yield replace(subject, net=self.behind(mean))
-        for fusion, run in self._fusions.values():
+            yield self._row(f"mean of the teachers{of}", MeanFusion(len(self.members)), tuple(self.members))
+        for key, (fused, run) in self._fusions.items():
             of = f" of {run}" if several or len(self._fusions) > 1 else ""
-            subject = describe(
-                f"fused teachers ({type(fusion).__name__}){of}",
-                FusedTeacher(Ensemble(self.members), fusion).eval(),
-                weights=_source(fusion),
-                origin=_origin(fusion),
-            )
-            yield replace(subject, net=self.behind(fusion))
+            mean = isinstance(fused.fusion, MeanFusion)
+            name = key if mean else f"fused teachers ({type(fused.fusion).__name__})"
+            yield self._row(f"{name}{of}", fused.fusion, fused.names)
+
+    def _row(self, name: str, fusion: nn.Module, names: tuple[str, ...]) -> Subject:
+        # The cost is that of the bare networks, which answer every time.
+        bare = FusedTeacher(Ensemble({member: self.members[member] for member in names}), fusion).eval()
+        subject = describe(name, bare, weights=_source(fusion), origin=_origin(fusion))
+        return replace(subject, net=self.behind(bare), bare=bare)
 
 
 def _source(net: nn.Module) -> str | None:

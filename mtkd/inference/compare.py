@@ -6,36 +6,27 @@ of a table have one scale, and are measured on the same images by the same metri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mtkd import build
-from mtkd.config import resolved_yaml
+from mtkd.config import TileOptions, ValOptions, resolved_yaml
 from mtkd.contracts import MtkdError
-from mtkd.data.foreign import ForeignImages
-from mtkd.data.kept import learn_sets
-from mtkd.data.paired import PairedImages
 from mtkd.inference import results
-from mtkd.inference.baselines import Bicubic, Memoized
-from mtkd.inference.evaluate import Evaluation, MetricFunction, build_metrics, evaluate
-from mtkd.inference.image_sets import ImageSets, benchmark_sets, folder_sets
+from mtkd.inference.baselines import bicubic_row
+from mtkd.inference.evaluate import Evaluation
+from mtkd.inference.image_sets import benchmark_sets, folder_sets
+from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
 from mtkd.inference.named import Target, check_once, find_target, networks_of, unique
-from mtkd.inference.preflight import try_network
 from mtkd.inference.report import PAGE, Shots, report_of, write_beside
-from mtkd.inference.results import Subject
-from mtkd.inference.tiling import check_tiles, tiled
+from mtkd.inference.tiling import check_tiles
 from mtkd.runtime import given
-from mtkd.runtime.device import move, named_device, set_backends, usual_device
-from mtkd.runtime.progress import Log, tracked
+from mtkd.runtime.device import named_device, set_backends, usual_device
+from mtkd.runtime.progress import Log
 
 Metrics = Mapping[str, Mapping[str, Any]]
-Tiles = tuple[int, int]
-"""lq pixels of a tile, and of context around it."""
 
 
 def compare(
@@ -44,6 +35,7 @@ def compare(
     data: Sequence[Path] = (),
     bicubic: bool = False,
     teachers: bool = False,
+    cost: bool = False,
     tile_size: int | None = None,
     tile_pad: int = 32,
     device: str | torch.device | None = None,
@@ -64,6 +56,7 @@ def compare(
             here.
         bicubic: measure MATLAB's bicubic enlargement too.
         teachers: measure the teachers that the runs declare too, the mean of several and their fused image.
+        cost: measure latency and peak memory of each network too.
         tile_size: run in tiles of so many lq pixels.
         tile_pad: lq pixels of context around each tile.
         page: write `report.html` too, with a few pictures.
@@ -72,8 +65,7 @@ def compare(
         MtkdError: something named is missing or cannot be measured, scales or metrics differ, or there are no images;
             nothing is measured then. Or an image cannot be measured; the means before it are logged.
     """
-    if tile_size is not None:
-        check_tiles(tile_size, tile_pad)
+    val = ValOptions() if tile_size is None else ValOptions(tile=tile_options(tile_size, tile_pad))
     where = named_device(device) if device else usual_device()
     found = [find_target(target) for target in check_once(targets)]
     scale = _common_scale(found)
@@ -83,40 +75,27 @@ def compare(
             "`teachers:`."
         )
     images = folder_sets(data, scale) if data else benchmark_sets(scale, log)
-    protocol = _common_metrics(found, scale)
-    metrics = build_metrics(protocol)
+    setting = Setting(scale=scale, metrics=_common_metrics(found, scale), device=where, val=val)
+    metrics = prepared_metrics(setting, images)
     set_backends(sizes_vary=True)
 
-    baselines = [Subject("bicubic", Bicubic(scale), None, None, 0, None)] if bicubic else []
+    baselines = [bicubic_row(scale)] if bicubic else []
     subjects = unique([*baselines, *networks_of(found, teachers=teachers)])
-    for subject in subjects:
-        move(subject.net, where, torch.channels_last)
-        try_network(subject.net, subject.name, scale=scale)
-        learn_sets(subject.net, {(dataset,): image_set for dataset, image_set in images.items()}, flat=True)
-
-    tiles = None if tile_size is None else (tile_size, tile_pad)
+    place(subjects, setting, {(dataset,): image_set for dataset, image_set in images.items()})
     name = _folder_name(found, scale)
     shots = Shots(images) if page else None
     with results.results_folder(results_root / name) as folder:
-        rows = _measure(subjects, images, metrics, scale, tiles, where, log, shots)
+        rows = measure(subjects, images, metrics, setting, keepers=[shots.keeper] if shots else [], log=log)
+    if cost:
+        subjects = with_costs(subjects, setting, log=log)
     results.print_table(subjects, rows, scale=scale)
-    log(f"Metrics: {_describe(protocol)}; fp32, {_describe_tiles(tiles)}.")
-    facts = {
-        "name": name,
-        "scale": scale,
-        "networks": [subject.facts() for subject in subjects],
-        "metrics": build.plain(dict(protocol)),
-        "sets": {dataset: _places(image_set) for dataset, image_set in images.items()},
-        "precision": "fp32",
-        "tile": None if tiles is None else {"tile_size": tile_size, "tile_pad": tile_pad},
-        "device": str(where),
-        "command": command,
-    }
-    results.write(folder, rows, facts)
+    way = f"fp32, {_describe_tiles(val.tile)}"
+    log(f"Metrics: {_describe(setting.metrics)}; {way}.")
+    results.write(folder, rows, {"name": name, **setting.facts(subjects, images), "command": command})
     if shots is not None:
         asked = [subject.name for subject in subjects[-len(found) :]]
-        about = {"metrics": _describe(protocol), "run": f"fp32, {_describe_tiles(tiles)}", "command": command}
-        written = {subject.name: target for subject, target in zip(subjects[-len(found) :], found, strict=True)}
+        about = {"metrics": _describe(setting.metrics), "run": way, "command": command}
+        written = dict(zip(asked, found, strict=True))
         write_beside(
             folder / PAGE,
             lambda: report_of(
@@ -124,7 +103,7 @@ def compare(
                 subjects,
                 title=f"{asked[0]} x{scale}" if len(asked) == 1 else f"{len(asked)} networks side by side, x{scale}",
                 scale=scale,
-                metrics=protocol,
+                metrics=setting.metrics,
                 asked=asked,
                 pictures=shots.pictures(scale, asked),
                 files={key: resolved_yaml(one.options) for key, one in written.items() if one.options is not None},
@@ -135,34 +114,14 @@ def compare(
     return rows
 
 
-def _measure(
-    subjects: Sequence[Subject],
-    images: ImageSets,
-    metrics: Mapping[str, MetricFunction],
-    scale: int,
-    tiles: Tiles | None,
-    device: torch.device,
-    log: Log,
-    shots: Shots | None,
-) -> list[tuple[str, Evaluation]]:
-    """(network's name, its result) of every network on every set; `log` gets each mean when there are several."""
-    rows: list[tuple[str, Evaluation]] = []
-    for dataset, image_set in images.items():
-        for subject in subjects:
-            predict: Callable[[Tensor], Tensor] = subject.net
-            if tiles is not None:
-                predict = partial(tiled, predict, scale=scale, tile_size=tiles[0], tile_pad=tiles[1])
-            watch = partial(tracked, about=f"{dataset}, {subject.name}")
-            save = None if shots is None else shots.keeper(dataset, subject.name)
-            result = evaluate(predict, image_set, metrics, dataset=dataset, device=device, save=save, progress=watch)
-            rows.append((subject.name, result))
-            if len(subjects) * len(images) > 1:
-                means = ", ".join(f"{metric} {mean:.4f}" for metric, mean in result.means().items())
-                log(f"{dataset}, {subject.name}: {means}")
-        for module in (module for subject in subjects for module in subject.net.modules()):
-            if isinstance(module, Memoized):
-                module.forget()
-    return rows
+def tile_options(tile_size: int, tile_pad: int) -> TileOptions:
+    """`val.tile` of these sizes.
+
+    Raises:
+        MtkdError: the sizes are not valid.
+    """
+    check_tiles(tile_size, tile_pad)
+    return TileOptions(tile_size=tile_size, tile_pad=tile_pad)
 
 
 def _common_scale(found: Sequence[Target]) -> int:
@@ -204,8 +163,8 @@ def _describe(metrics: Metrics) -> str:
     return ", ".join(described)
 
 
-def _describe_tiles(tiles: Tiles | None) -> str:
-    return "whole images" if tiles is None else f"tiles of {tiles[0]} lq pixels with {tiles[1]} around them"
+def _describe_tiles(tile: TileOptions | None) -> str:
+    return "whole images" if tile is None else f"tiles of {tile.tile_size} lq pixels with {tile.tile_pad} around them"
 
 
 def _folder_name(found: Sequence[Target], scale: int) -> str:
@@ -215,10 +174,3 @@ def _folder_name(found: Sequence[Target], scale: int) -> str:
     except MtkdError:
         return f"test_x{scale}"
     return name
-
-
-def _places(images: PairedImages | ForeignImages) -> dict[str, Any]:
-    if not isinstance(images, PairedImages):
-        return {"images": len(images)}
-    lq = "MATLAB's bicubic" if images.dataroot_lq is None else str(images.dataroot_lq)
-    return {"images": len(images), "gt": str(images.dataroot_gt), "lq": lq}

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
-from mtkd.data.kept import answering_anything
+from mtkd.data.kept import answering_anything, kept_inside
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
 from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
@@ -26,7 +26,7 @@ from mtkd.runtime.pixels import to_pixels, to_tensor
 from mtkd.runtime.progress import Log
 
 if TYPE_CHECKING:
-    from mtkd.config import Options
+    from mtkd.config import ValOptions
 
 Predict = Callable[[Tensor], Tensor]
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
@@ -84,12 +84,12 @@ def _from_outside(what: str, metric: MetricFunction, sr: Tensor, gt: Tensor) -> 
         return metric(sr, gt)
 
 
-def val_predict(net: nn.Module, options: Options) -> Predict:
+def val_predict(net: nn.Module, val: ValOptions, scale: int) -> Predict:
     """`net` run as `val` sets it: in tiles, as an x8 self-ensemble, or plainly."""
     predict: Predict = net
-    if (tile := options.val.tile) is not None:
-        predict = partial(tiled, net, scale=options.scale, tile_size=tile.tile_size, tile_pad=tile.tile_pad)
-    return partial(self_ensemble, predict) if options.val.self_ensemble else predict
+    if (tile := val.tile) is not None:
+        predict = partial(tiled, net, scale=scale, tile_size=tile.tile_size, tile_pad=tile.tile_pad)
+    return partial(self_ensemble, predict) if val.self_ensemble else predict
 
 
 def compile_for_images(
@@ -113,6 +113,9 @@ def compile_for_images(
     part = net if part is None else part
     if part._compiled_call_impl is not None:
         return True
+
+    for teacher in kept_inside(part):
+        teacher.stay_uncompiled()
 
     def trial() -> None:
         with torch.no_grad(), autocast(), answering_anything(net):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from mtkd import build, catalog, zoo
-from mtkd.archs.ensemble import FusedTeacher, MeanFusion
+from mtkd.archs.ensemble import FusedTeacher
 from mtkd.config import Options, PathOptions, load_options
 from mtkd.contracts import MtkdError
 from mtkd.inference.baselines import Teachers
@@ -105,40 +105,56 @@ def _file(spec: str, path: Path) -> Target:
     return Target(spec, short, scale, net=net)
 
 
-def networks_of(found: Sequence[Target], *, teachers: bool) -> list[Subject]:
-    """The networks of `found`, after the teachers of those that are runs."""
+def networks_of(found: Sequence[Target], *, teachers: bool, advice: str = "") -> list[Subject]:
+    """The networks of `found`, after the teachers of those that are runs; of a test without weights only its teachers.
+
+    Raises:
+        MtkdError: weights are missing or do not fit; `advice` follows what is said of a teacher's.
+    """
     names = [target.name for target in found]
+    groups: dict[str, Teachers] = {}
     subjects = []
     for target in found:
-        if target.options is not None:
-            net, weights = build.output_network(target.options), target.options.path.pretrain_network_g
-        else:
-            net, weights = target.net or zoo.build(target.spec), target.spec
         name = target.name if names.count(target.name) == 1 else target.spec
-        subject = describe(name, net, weights=weights)
-        iteration = subject.origin.iteration if subject.origin else None
-        if target.total_iter is not None and iteration is not None and iteration < target.total_iter:
-            subject = replace(subject, note=f"its run is not finished, which has {target.total_iter:,d} iterations")
-        subjects.append(subject)
-    if not teachers:
-        return subjects
-    groups: dict[str, Teachers] = {}
-    for number, (target, subject) in enumerate(zip(found, subjects, strict=True)):
-        if target.options is None or not target.options.teachers:
-            continue
-        key = json.dumps([(name, one.model_dump()) for name, one in target.options.teachers.items()], default=str)
-        own = subject.net if isinstance(subject.net, FusedTeacher) else None
-        loaded = {"own": own} if own else build.build_teachers(target.options, imitated=True)
-        fused = next(net for net in loaded.values())
-        if key not in groups:
-            members = fused.ensemble.members if isinstance(fused, FusedTeacher) else loaded
-            groups[key] = Teachers(dict(members.items()), subject.name)
-        if own is not None:
-            subjects[number] = replace(subject, net=groups[key].behind(own.fusion))
-        elif isinstance(fused, FusedTeacher) and not isinstance(fused.fusion, MeanFusion):
-            groups[key].add_fusion(fused.fusion, subject.name)
+        subject = _own(target, name)
+        if teachers and target.options is not None and target.options.teachers:
+            try:
+                subject = _among_teachers(subject, target.options, name, groups)
+            except MtkdError as error:
+                raise MtkdError(f"{error}{advice}") from error
+        subjects += [subject] if subject is not None else []
     several = len(groups) > 1
     return [*(row for group in groups.values() for row in group.rows(several=several)), *subjects]
+
+
+def _own(target: Target, name: str) -> Subject | None:
+    """The network of `target`; None where its options name no weights of one."""
+    if target.options is None:
+        net, weights = target.net or zoo.build(target.spec), target.spec
+    elif target.options.path.pretrain_network_g is None:
+        return None
+    else:
+        net, weights = build.output_network(target.options), target.options.path.pretrain_network_g
+    subject = describe(name, net, weights=weights)
+    iteration = subject.origin.iteration if subject.origin else None
+    if target.total_iter is not None and iteration is not None and iteration < target.total_iter:
+        return replace(subject, note=f"its run is not finished, which has {target.total_iter:,d} iterations")
+    return subject
+
+
+def _among_teachers(
+    subject: Subject | None, options: Options, name: str, groups: dict[str, Teachers]
+) -> Subject | None:
+    """`subject`, on what its teachers have answered where it fuses them; `groups` gets the teachers of `options`."""
+    key = json.dumps([(teacher, one.model_dump()) for teacher, one in options.teachers.items()], default=str)
+    if subject is not None and isinstance(own := subject.net, FusedTeacher):
+        group = groups.setdefault(key, Teachers(dict(own.ensemble.members.items()), name))
+        return replace(subject, net=group.behind(own), bare=own)
+    members, fused = build.build_ensemble(options)
+    group = groups.setdefault(key, Teachers(members, name))
+    if fused is not None:
+        group.add_fusion(fused, name)
+    return subject
 
 
 def unique(subjects: Sequence[Subject]) -> list[Subject]:

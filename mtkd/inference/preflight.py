@@ -21,7 +21,7 @@ from mtkd.contracts import MtkdError, Task
 from mtkd.data.foreign import ForeignImages
 from mtkd.data.kept import answering_anything
 from mtkd.data.paired import PairedImages
-from mtkd.inference.evaluate import build_metrics
+from mtkd.inference.evaluate import MetricFunction, build_metrics
 from mtkd.methods.base import Method
 from mtkd.runtime.background import prefetch
 from mtkd.runtime.modes import evaluating
@@ -61,11 +61,11 @@ def try_networks(options: Options) -> list[Problem]:
         if section.network is not None:
             network = section.network
             tried((*key, "network"), lambda: build.build_network(network, scale))  # noqa: B023  called at once
-    student = tried(("network_g",), lambda: _student(options))
+    student = None if options.network_g.is_none else tried(("network_g",), lambda: _student(options))
     if problems:
         return problems
     cls = catalog.get("method", options.model_type)
-    if cls.predictor is Method.predictor:
+    if student is not None and cls.predictor is Method.predictor:
         tried(("network_g",), lambda: try_output(options, student, options.network_g.type))
     stored = options.is_train and options.target_store is not None
     names = list(options.teachers)
@@ -76,7 +76,7 @@ def try_networks(options: Options) -> list[Problem]:
     teachers = tried(("teachers",), lambda: build.build_teachers(options, stored=stored)) if taught else {}
     for name, teacher in (teachers or {}).items():
         tried(("teachers", name), lambda: try_output(options, teacher, f"The teacher {name}"))  # noqa: B023
-    if problems or not _fetched(inside):
+    if problems or student is None or not _fetched(inside):
         return problems
     # num_samples only sizes what a method keeps of the images (CRD's queue). Counting them would mean opening them.
     task = Task(options.scale, num_samples=1, total_steps=options.train.total_iter if options.train else 1)
@@ -156,7 +156,7 @@ def try_metrics(
     options: Options, sets: ImageSets | None = None, *, device: torch.device | str = "cpu"
 ) -> list[Problem]:
     """A problem for each metric of `val.metrics` that cannot be built, lacks its weights, or cannot measure the
-    smallest images of the sets; metrics have a smallest size (SSIM 11, LPIPS 31, NIQE 96 pixels).
+    smallest images of the sets.
 
     Without any validation or test set metrics are not used, and not tried.
 
@@ -164,11 +164,8 @@ def try_metrics(
         sets: as in `try_images`, whose problems are not repeated here.
     """
     problems: list[Problem] = []
-    smallest = [
-        (key, name, gt)
-        for key, images in (_opened(options, []) if sets is None else sets).items()
-        for name, gt in _smallest(images, device)
-    ]
+    opened = _opened(options, []) if sets is None else sets
+    smallest = smallest_images({f"datasets.{key}": images for key, images in opened.items()}, device)
     for metric, given in options.val.metrics.items() if smallest else ():
         key = ("val", "metrics", metric)
         try:
@@ -176,18 +173,30 @@ def try_metrics(
         except Exception as error:  # noqa: BLE001  a metric from outside may raise anything
             problems.append(options.problem(key, _reason(error)))
             continue
-        for section, name, gt in smallest:
-            try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    value = function((gt + 0.1 * torch.rand_like(gt)).clamp(0, 1), gt)
-                value.reshape(())
-            except Exception as error:  # noqa: BLE001
-                height, width = gt.shape[-2:]
-                where = f"on datasets.{section}, image {name} ({height}x{width}, height x width): "
-                reason = _reason(error).removeprefix(f"val.metrics.{metric}: ")
-                problems.append(options.problem(key, where + reason))
-                break
+        if (why := refusal(function, smallest)) is not None:
+            problems.append(options.problem(key, why.replace(f"val.metrics.{metric}: ", "")))
     return problems
+
+
+def smallest_images(sets: ImageSets, device: torch.device | str) -> list[tuple[str, str, Tensor]]:
+    """(set, image, gt) of the lowest and of the narrowest image of each set, `_TRIED_SIDE` pixels of it at most each
+    way; what cannot be decoded is left out.
+    """
+    return [(key, name, gt) for key, images in sets.items() for name, gt in _smallest(images, device)]
+
+
+def refusal(metric: MetricFunction, images: list[tuple[str, str, Tensor]]) -> str | None:
+    """Why `metric` cannot measure one of `images`; None where it can. Metrics have a smallest size (SSIM 11, LPIPS 31,
+    NIQE 96, MS-SSIM 161 pixels).
+    """
+    for dataset, name, gt in images:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                metric((gt + 0.1 * torch.rand_like(gt)).clamp(0, 1), gt).reshape(())
+        except Exception as error:  # noqa: BLE001  a metric from outside may raise anything
+            height, width = gt.shape[-2:]
+            return f"on {dataset}, image {name} ({height}x{width}, height x width): {_reason(error)}"
+    return None
 
 
 def raise_if_any(problems: list[Problem]) -> None:
@@ -235,9 +244,6 @@ def _opened(options: Options, problems: list[Problem]) -> ImageSets:
 
 
 def _smallest(images: PairedImages | ForeignImages, device: torch.device | str) -> list[tuple[str, Tensor]]:
-    """(name, gt) of the lowest and of the narrowest image of a set, `_TRIED_SIDE` pixels of it at most each way; what
-    cannot be decoded is left out.
-    """
     if isinstance(images, PairedImages):
         order, sizes = range(len(images)), images.sizes
         chosen = {min(order, key=lambda i: sizes[i][side]) for side in (0, 1)} if sizes else set()

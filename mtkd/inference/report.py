@@ -55,12 +55,9 @@ class Shots:
         }
         self.answers: dict[tuple[str, str], dict[str, Image]] = {}
 
-    def keeper(self, dataset: str, network: str) -> Save | None:
-        """A `save` for `evaluate` that keeps the chosen images of `network` on `dataset`; None where none is chosen."""
-        wanted = self.chosen.get(dataset)
-        if not wanted:
-            return None
-        kept = self.answers.setdefault((dataset, network), {})
+    def keeper(self, dataset: str, network: str) -> Save:
+        """A `save` for `evaluate` that keeps the chosen images of `network` on `dataset`."""
+        wanted, kept = self.chosen.get(dataset, {}), self.answers.setdefault((dataset, network), {})
 
         def save(name: str, image: Image) -> None:
             if name in wanted:
@@ -154,6 +151,8 @@ def report_of(
                 scores=scores.get(subject.name, {}),
                 parameters=subject.parameters or None,
                 gmacs=subject.gmacs,
+                latency=subject.cost.latency if subject.cost else None,
+                memory=subject.cost.memory if subject.cost else None,
                 note=subject.note,
             )
             for subject in subjects

@@ -19,6 +19,7 @@ from mtkd.data.images import try_writing, write_bytes
 from mtkd.data.kept import kept_inside
 from mtkd.inference.evaluate import Evaluation
 from mtkd.metrics.complexity import complexity
+from mtkd.metrics.latency import RunningCost
 from mtkd.runtime import strict_json
 from mtkd.runtime.environment import environment
 
@@ -35,6 +36,8 @@ class Subject:
         parameters: their number.
         gmacs: multiply-adds to 1280x720 in 10^9, None where they cannot be counted.
         note: a remark for readers of its numbers.
+        bare: the network that computes every answer, where `net` remembers some.
+        cost: what it costs on this machine, where that is measured.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Subject:
     parameters: int
     gmacs: float | None
     note: str = ""
+    bare: nn.Module | None = None
+    cost: RunningCost | None = None
 
     def facts(self) -> dict[str, Any]:
         """The facts stored with the numbers."""
@@ -55,7 +60,7 @@ class Subject:
             "parameters": self.parameters,
             "gmacs_1280x720": self.gmacs,
         }
-        return facts | ({"note": self.note} if self.note else {})
+        return facts | ({"note": self.note} if self.note else {}) | ({"cost": self.cost.facts()} if self.cost else {})
 
 
 def describe(
@@ -102,6 +107,9 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
         table.add_column("network", no_wrap=True)
         table.add_column("parameters", justify="right", no_wrap=True)
         table.add_column("GMACs", justify="right", no_wrap=True)
+        costs = any(subject.cost is not None for subject in subjects)
+        for heading in ("latency", "memory") if costs else ():
+            table.add_column(heading, justify="right", no_wrap=True)
         sets = {row.dataset: len(row.images) for _, row in rows}
         for dataset, images in sets.items():
             heading = f"{dataset} ({images})\n{' / '.join(metrics)}"
@@ -113,6 +121,7 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
                 Text(subject.name),
                 f"{subject.parameters:,d}" if subject.parameters else "-",
                 "-" if subject.gmacs is None else f"{subject.gmacs:.1f}",
+                *(_spent(subject) if costs else ()),
                 *(" / ".join(f"{mean[metric]:.4f}" for metric in metrics) for mean in means),
             )
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -123,6 +132,23 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
         if subject.origin is not None:
             name, note = "" if one else f" of {subject.name}", f"; {subject.note}" if subject.note else ""
             console.print(Text(f"Weights{name}: {subject.origin}{note}"), soft_wrap=True)
+    measured = [subject for subject in subjects if subject.cost is not None]
+    if measured and (cost := measured[0].cost) is not None:
+        height, width = (scale * side for side in cost.lq)
+        latency, memory = (f"{text}, " for text in _spent(measured[0])) if one else ("", "")
+        text = (
+            f"Latency: {latency}median of one image of {width}x{height}, on {cost.device}, {cost.threads} CPU threads. "
+            f"Memory: {memory}{cost.memory_is}."
+        )
+        console.print(Text(text), soft_wrap=True)
+
+
+def _spent(subject: Subject) -> tuple[str, str]:
+    """Latency and memory for the table; "-" for what was not measured."""
+    if (cost := subject.cost) is None:
+        return "-", "-"
+    latency = f"{cost.latency:,.0f}" if cost.latency >= 100 else f"{cost.latency:.3g}"
+    return f"{latency} ms", "-" if cost.memory is None else f"{cost.memory:,.0f} MiB"
 
 
 def write(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:

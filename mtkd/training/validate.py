@@ -32,7 +32,7 @@ def validate(run: Run, done: int) -> None:
         save = partial(_save_visualization, run, name, done) if options.val.save_img else None
         with torch.compiler.set_stance(stance):
             result = evaluate_sharded(
-                val_predict(net, options),
+                val_predict(net, options.val, options.scale),
                 images,
                 run.metrics,
                 dataset=name,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mtkd.bench.grid import cells, fill, load_grid, runs
+from mtkd.bench.cells import cells, runs
+from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Plan, plan
+from mtkd.bench.texts import fill
 from mtkd.config import OptionError, make_options
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy
@@ -83,6 +86,12 @@ def test_jobs_come_after_what_they_need(tmp_path: Path) -> None:
     assert {job.kind for job in made.jobs} == {"target", "run", "cell", "teachers"}
 
 
+def test_a_teacher_is_a_target_by_its_name(tmp_path: Path) -> None:
+    row = {"model_type": "OutputKD", "target_store": "target:kept", "train": {"target_opt": {"type": "L1Loss"}}}
+    made = planned(toy(tmp_path, rows={"scratch": {**row, "title": "kept alone"}}))
+    assert made["scratch_small_x2_4_s1"].needs == ("target:kept_x2",)
+
+
 def test_a_row_can_begin_where_another_ended(tmp_path: Path) -> None:
     l1 = {"pixel_opt": {"type": "L1Loss"}}
     path = toy(
@@ -131,6 +140,9 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
     grid = load_grid(toy(tmp_path))
     here, there = plan(grid, tmp_path / "here"), plan(grid, tmp_path / "there")
     assert [job.digest for job in here.jobs] == [job.digest for job in there.jobs]
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    moved = plan(load_grid(tmp_path / "toy.yml", data=tmp_path / "elsewhere"), tmp_path / "here")
+    assert [job.measured for job in here.jobs] == [job.measured for job in moved.jobs]
 
 
 @pytest.mark.parametrize(

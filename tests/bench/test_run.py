@@ -96,6 +96,18 @@ def test_rows_share_their_start_and_their_batches(made: tuple[Path, Path]) -> No
     assert losses["scratch"] == losses["fused"]
 
 
+def test_kept_results_make_the_same_tables(made: tuple[Path, Path], tmp_path: Path) -> None:
+    path, out = made
+    kept = tmp_path / "kept"
+    assert bench(path, out, "--report_only", "--keep", str(kept)).returncode == 0
+    assert not list(kept.rglob("*.pth"))
+    (kept / "report/tables.md").unlink()
+    done = bench(path, kept, "--report_only")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (kept / "report/tables.md").read_text() == (out / "report/tables.md").read_text()
+    assert "The page has no pictures" in done.stdout
+
+
 def test_a_second_call_makes_nothing(made: tuple[Path, Path]) -> None:
     path, out = made
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/models/*")}

@@ -22,8 +22,7 @@ from mtkd.config import EvalSetOptions, Options, make_options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from mtkd.data.paired import PairedImages
-from mtkd.inference import results
-from mtkd.inference import run_test as module
+from mtkd.inference import measure, results
 from mtkd.inference.evaluate import Evaluation, build_metrics, compile_for_images, evaluate
 from mtkd.inference.results import write_results
 from mtkd.inference.run_test import run_test
@@ -143,7 +142,7 @@ def test_validation_test_and_upscale_run_the_same_network_of_a_file(
             "val": {"metrics": METRICS},
         }
         options = make_options(given)
-        (result,) = run_test(options)
+        ((_, result),) = run_test(options)
         newest = max((tmp_path / "results").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
         lines = (newest / "metrics.csv").read_text().splitlines()
         facts = json.loads((newest / "metrics.json").read_text())
@@ -299,7 +298,7 @@ def test_testing_runs_the_network_in_channels_last_and_compiled(
     options = plain_test(tmp_path)
     options = options.model_copy(update={"val": options.val.model_copy(update={"compile": True})})
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    (row,) = run_test(options)
+    ((_, row),) = run_test(options)
     assert not torch.backends.cudnn.benchmark, "each size of image would be tried with all algorithms"
     (net,) = compiled
     assert net.conv_after_body.weight.is_contiguous(memory_format=torch.channels_last)
@@ -338,7 +337,7 @@ def test_a_results_folder_that_takes_no_file_is_found_before_anything_is_measure
     options = plain_test(tmp_path)
     path = options.path.model_copy(update={"results_root": str(tmp_path / root)})
     options = options.model_copy(update={"path": path})
-    monkeypatch.setattr(module, "evaluate", None)
+    monkeypatch.setattr(measure, "evaluate", None)
     if root == "full":
 
         def refuse(file: Path, data: bytes) -> None:
@@ -382,10 +381,22 @@ def test_multiply_adds_that_cannot_be_counted_cost_no_numbers(
 
 def test_a_test_that_fails_leaves_no_empty_folder(tmp_path: Path) -> None:
     options = plain_test(tmp_path)
-    write_image(tmp_path / "gt/small.png", photo("coffee", (12, 12)))
-    with pytest.raises(MtkdError, match="p/small: SSIM needs"):
+    broken = tmp_path / "gt/rocket.png"
+    broken.write_bytes(broken.read_bytes()[:-500])
+    with pytest.raises(MtkdError, match="rocket.png"):
         run_test(options)
     assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_a_metric_that_refuses_an_image_is_found_before_any_network_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = plain_test(tmp_path)
+    write_image(tmp_path / "gt/small.png", photo("coffee", (12, 12)))
+    monkeypatch.setattr(EDSR, "forward", None)
+    with pytest.raises(MtkdError, match="Metric ssim, on p, image small .*: SSIM needs"):
+        run_test(options)
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.cuda

@@ -1,0 +1,150 @@
+"""The training runs of a grid, each with its option file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtkd.bench.grid import OF_A_ROW, Grid
+from mtkd.bench.texts import LINK, fill
+from mtkd.config import layers
+from mtkd.contracts import MtkdError
+from mtkd.runtime import shipped
+from mtkd.runtime.given import path as given_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run of the grid.
+
+    Attributes:
+        name: of its folder.
+        row, subject, scale, iterations, seed: what it is; row and subject are "" for a shared run.
+        options: its option file, complete but for the links in `needs`.
+        needs: links it depends on, such as "target:mean".
+    """
+
+    name: str
+    row: str = ""
+    subject: str = ""
+    scale: int
+    iterations: int
+    seed: int
+    options: dict[str, Any]
+    needs: tuple[str, ...]
+
+
+def cells(grid: Grid, out: Path) -> list[Cell]:
+    """Every cell; all rows of a student with one seed beside each other, so that an unfinished grid has whole tables of
+    fewer seeds. Runs lie in `out`/runs.
+
+    Raises:
+        MtkdError: a base is missing.
+    """
+    found = []
+    subjects = grid.subjects()
+    every = itertools.product(grid.scales, grid.iterations, subjects.items(), grid.seeds, grid.rows)
+    for scale, iterations, (name_of_subject, subject), seed, row in every:
+        given = grid.rows[row]
+        if subject.student not in given.get("students", grid.students) or iterations not in subject.iterations:
+            continue
+        if iterations not in given.get("iterations", grid.iterations):
+            continue
+        own = {key: value for key, value in given.items() if key not in OF_A_ROW}
+        name = f"{row}_{name_of_subject}_x{scale}_{iterations}_s{seed}"
+        place = {"scale": scale, "iterations": iterations, "seed": seed}
+        options = _options(grid, out, own, setting=subject.options, network=subject.network, name=name, **place)
+        options, needs = _linked(options, out, scale=scale, suffix=name.removeprefix(row))
+        found.append(Cell(name=name, row=row, subject=name_of_subject, options=options, needs=tuple(needs), **place))
+    return found
+
+
+def runs(grid: Grid, out: Path) -> list[Cell]:
+    """The training runs that cells share, one of each for every scale."""
+    found = []
+    for scale in grid.scales:
+        for run, given in grid.runs.items():
+            own = {key: value for key, value in given.items() if key not in OF_A_ROW}
+            iterations, name = given.get("iterations", max(grid.iterations)), f"{run}_x{scale}"
+            place = {"scale": scale, "iterations": iterations, "seed": given.get("manual_seed", grid.seeds[0])}
+            options = _options(grid, out, own, network=None, name=name, **place)
+            options, needs = _linked(options, out, scale=scale, suffix="")
+            found.append(Cell(name=name, options=options, needs=tuple(needs), **place))
+    return found
+
+
+def _options(
+    grid: Grid,
+    out: Path,
+    own: Mapping[str, Any],
+    *,
+    setting: Mapping[str, Any] | None = None,
+    network: Any,
+    name: str,
+    scale: int,
+    iterations: int,
+    seed: int,
+) -> dict[str, Any]:
+    above = {key: value for key, value in own.items() if key != layers.BASE}
+    options = _based(own)
+    for part in (_protocol(grid), dict(setting or {}), above):
+        options = layers.merged(options, part)
+    if isinstance(members := options.get("teachers"), list):
+        options["teachers"] = {member: grid.teachers[member] for member in members}
+    if network is not None:
+        options["network_g"] = network
+    options |= {"name": name, "scale": scale, "manual_seed": seed}
+    options["path"] = {**options.get("path", {}), "experiments_root": str(out / "runs")}
+    return fill(options, {"iterations": iterations, "scale": scale, "seed": seed})
+
+
+def _protocol(grid: Grid) -> dict[str, Any]:
+    above = {key: value for key, value in grid.protocol.items() if key != layers.BASE}
+    return layers.merged(_based(grid.protocol), above)
+
+
+def _based(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The option file that `base` names, complete; {} where it names none."""
+    named = given.get(layers.BASE)
+    if named is None:
+        return {}
+    if not isinstance(named, str):
+        raise MtkdError(f"base must be an option file or recipe:NAME, found {named!r}.")
+    recipe = named.startswith(shipped.RECIPE)
+    path = shipped.recipe(named.removeprefix(shipped.RECIPE)) if recipe else given_path(named)
+    data = layers.load(path).data
+    if not isinstance(data, dict):
+        raise MtkdError(f"{path} is no option file: it has no `key: value` lines.")
+    return data
+
+
+def _linked(tree: Any, out: Path, *, scale: int, suffix: str) -> tuple[Any, list[str]]:
+    """`tree` with paths in place of links, and what it links to: "target:NAME_xSCALE" or the name of a run."""
+    needs: list[str] = []
+
+    def linked(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: linked(value) for key, value in item.items()}
+        if isinstance(item, list):
+            return [linked(value) for value in item]
+        found = LINK.fullmatch(item) if isinstance(item, str) else None
+        if found is None:
+            return item
+        if found[1] == "target":
+            need, path = f"target:{found[2]}_x{scale}", target_path(out, found[2], scale)
+        else:
+            run = f"{found[2]}_x{scale}" if found[1] == "run" else f"{found[2]}{suffix}"
+            need, path = run, out / "runs" / run / "models/net_g_latest.pth"
+        if need not in needs:
+            needs.append(need)
+        return str(path)
+
+    return linked(tree), needs
+
+
+def target_path(out: Path, name: str, scale: int) -> Path:
+    """Where the store `name` lies."""
+    return out / "targets" / f"{name}_x{scale}.safetensors"
