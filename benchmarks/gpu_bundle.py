@@ -4,7 +4,7 @@
     bash .gpu/run.sh --minutes 8 --out OUT   # there; arguments are those of gpu.py
 
 In it: wheels for the Python of that machine, of the versions in constraints.txt; training crops, answers, teacher and
-test images of `benchmarks/gpu_grid.yml`, from `../shared` or $MTKD_SHARED when it is there; the commit; and `run.sh`.
+test images of `benchmarks/gpu_x4.yml`, from `../shared` or $MTKD_SHARED when it is there; the commit; and `run.sh`.
 The sum of what will travel, the repository's own files included, is printed, and more than 60 MiB is an error.
 
 The wheels are tried here first: `--python` makes an environment that holds what the machine lists, and nothing else
@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ TORCH = ("torch", "torchvision")
 THERE = (
     "numpy opencv-python-headless einops filelock rich safetensors scikit-image scipy matplotlib pillow pyyaml pytest "
     "pytest-timeout pytest-xdist tqdm requests packaging typing-extensions hypothesis lightning-utilities tensorboard "
-    "psutil"
+    "psutil jinja2"
 ).split()
 """Packages, beside torch and torchvision, that the machine has."""
 MISSING = (
@@ -43,19 +44,21 @@ MISSING = (
 ).split()
 """Packages that it lacks, with what they need and it lacks too."""
 IMPORTS = (
-    "basicsr, pytorch_wavelets, pywt, lpips, pydantic, lightning_fabric, pooch, lmdb, spandrel, torch_dct, "
-    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.run_test, speed, measures.cells, "
-    "measures.stage2, "
-    "measures.training, measures.attention, measures.inference, measures.wavelet, measures.scaling, measures.graphs"
+    "basicsr, pytorch_wavelets, pywt, lpips, pydantic, lightning_fabric, pooch, lmdb, spandrel, torch_dct, jinja2, "
+    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.run_test, mtkd.bench.report, speed, "
+    "measures.cells, measures.stage2, measures.training, measures.attention, measures.inference, measures.wavelet, "
+    "measures.scaling, measures.graphs"
 )
 """What must import there."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-SIDE = 256
+SCALE, SIDE = 4, 256
 """Longest side of a training crop: `answers` are of these crops."""
-EACH, CROP = 100, 128
+EACH, CROP = 60, 128
 """Training images of BSDS500 and of General100 each, with their answers what there is room for; none is smaller than
 the grid's gt_size.
 """
+ANSWERS = {"hitsr": "hitsr_x4", "vapsr": "vapsr_x4"}
+"""Teacher of the grid -> folder of its answers."""
 RUN = """\
 #!/usr/bin/env bash
 # Install the wheels beside this file into a folder of their own, then run benchmarks/gpu.py with the given arguments.
@@ -145,25 +148,42 @@ def wheels(folder: Path) -> None:
 
 
 def data(shared: Path, folder: Path) -> None:
-    """Training crops and answers, the teacher, and test images, as `benchmarks/gpu_grid.yml` names them."""
-    answers = shared / "answers/hitsr_x4/train"
+    """Training crops and their answers, the teacher, and test images, as `benchmarks/gpu_x4.yml` names them."""
+    # Here and not above: --help needs no torch.
+    from mtkd.data.resize import bicubic_lq
+
+    answers = shared / "answers"
     shutil.rmtree(folder, ignore_errors=True)
-    for source in chosen(answers):
-        copy(source, folder / "answers" / source.name)
-        target = folder / "train" / source.name
+    for source in chosen(answers / ANSWERS["hitsr"] / "train"):
         kind, name = source.stem.split("_", 1)
         origin = {"b": f"BSDS500_train/{name}.jpg", "g": f"General100/{name}.webp"}[kind]
         with Image.open(shared / "data/train" / origin) as image:
-            width, height = (min(SIDE, side // 4 * 4) for side in image.size)
+            width, height = (min(SIDE, side // SCALE * SCALE) for side in image.size)
             left, top = (image.width - width) // 2, (image.height - height) // 2
-            target.parent.mkdir(parents=True, exist_ok=True)
-            crop = image.convert("RGB").crop((left, top, left + width, top + height))
-            crop.save(target, lossless=True)
-    copy(shared / "weights/CRAFT_x4.pth", folder / "teacher.pth")
-    for name, origin in (("Set5", "Set5/HR"), ("Set14", "Set14/HR"), ("B100", "B100")):
-        source = shared / "data/test" / origin
-        for file in sorted(path for path in source.rglob("*") if path.is_file()):
-            copy(file, folder / "test" / name / file.name)
+            save(image.convert("RGB").crop((left, top, left + width, top + height)), folder / "train" / source.name)
+        for teacher, answered in ANSWERS.items():
+            copy(answers / answered / "train" / source.name, folder / "answers" / teacher / "train" / source.name)
+    for teacher, answered in ANSWERS.items():
+        for source in sorted((answers / answered / "Set5").iterdir()):
+            copy(source, folder / "answers" / teacher / "Set5" / source.name)
+    copy(shared / "weights/CRAFT_x4.pth", folder / "CRAFT_x4.pth")
+    for name in ("Set5", "Set14", "B100"):
+        for source in sorted((shared / "data/test" / name / "HR").iterdir()):
+            place = folder / "test" / name
+            with Image.open(source) as image:
+                gt = image.convert("RGB")
+            if source.suffix == ".png":
+                save(gt, place / "gt" / f"{source.stem}.webp")  # a quarter smaller
+            else:
+                copy(source, place / "gt" / source.name)
+            # So that no run makes them again.
+            save(Image.fromarray(bicubic_lq(np.array(gt), SCALE)), place / "lq" / f"{source.stem}.webp")
+
+
+def save(image: Image.Image, target: Path) -> None:
+    """Write an image without loss into a folder that need not be there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.save(target, lossless=True, method=6)
 
 
 def chosen(answers: Path) -> Iterator[Path]:
@@ -199,19 +219,26 @@ def weigh() -> None:
 
 
 def try_data() -> None:
-    """Check the option file of every cell of the grid against the images."""
-    from measures import cells
-
+    """Check a cell of every row and the fusion network of the grid against the images."""
+    from mtkd.bench.grid import load_grid
+    from mtkd.bench.jobs import plan
     from mtkd.config import make_options
     from mtkd.training.check import check_data
 
-    with tempfile.TemporaryDirectory() as state:
-        for cell in cells.cells(ROOT / "benchmarks/gpu_grid.yml", BUNDLE / "data", Path(state)):
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as out:
+        grid = load_grid(ROOT / "benchmarks/gpu_x4.yml")
+        for job in plan(grid, Path(out)).jobs:
+            if job.cell is None or job.cell.seed != grid.seeds[0]:
+                continue
             # The stores are made there, and so is the GPU.
-            options = make_options({**cells.without_teachers(cell), "num_gpu": 0})
-            if problems := check_data(options):
-                raise SystemExit(f"{cell.name}: " + "; ".join(map(str, problems)))
-    print("images: fit every cell of the grid")
+            given = {**job.cell.options, "num_gpu": 0}
+            if given.pop("target_store", None):
+                kept = {key: value for key, value in given["train"].items() if not key.endswith("_opt")}
+                given |= {"model_type": "SRModel", "train": {**kept, "pixel_opt": {"type": "L1Loss"}}}
+            if problems := check_data(make_options(given)):
+                raise SystemExit(f"{job.name}: " + "; ".join(map(str, problems)))
+    print("images: fit every row of the grid")
 
 
 def try_imports(python: str) -> None:

@@ -69,7 +69,7 @@ def _most_different(report: Report, most: int) -> list[tuple[str, str]]:
             own = [row.scores[dataset][metric].mean(0) for row in report.rows if row.group == group]
             if len(own) > 1:
                 spread = np.fmax(spread, np.ptp(np.stack(own), axis=0))
-        ranked[dataset] = [names[i] for i in np.argsort(-spread, kind="stable")]
+        ranked[dataset] = [str(names[i]) for i in np.argsort(-spread, kind="stable").tolist()]
     turns = [(dataset, names[turn]) for turn in range(most) for dataset, names in ranked.items() if turn < len(names)]
     return turns[:most]
 

@@ -220,8 +220,8 @@ def test_fusion_validates_and_is_tested_on_kept_answers_as_on_live_teachers(
         "val": {"metrics": METRICS},
     }  # fmt: skip
     plain["path"]["param_key_g"] = "params_ema"
-    (of_kept,) = run_test(make_options({**plain, "teachers": kept}))
-    (of_live,) = run_test(make_options({**plain, "teachers": make_teachers(tmp_path / "again")}))
+    of_kept = dict(run_test(make_options({**plain, "teachers": kept})))[plain["name"]]
+    of_live = dict(run_test(make_options({**plain, "teachers": make_teachers(tmp_path / "again")})))[plain["name"]]
     of_kept, of_live = of_kept.means()["psnr"], of_live.means()["psnr"]
     assert of_kept == pytest.approx(of_live, abs=0.05) and of_kept != of_live
     assert of_kept == pytest.approx(validated["metrics"]["psnr"], abs=1e-6)
