@@ -26,6 +26,7 @@ PACKAGE = ROOT / "mtkd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NOT_AT_MODULE_LEVEL = {
     "torchvision", "lpips", "cv2", "basicsr", "wandb", "matplotlib", "pytorch_wavelets", "spandrel", "skimage",
+    "DISTS_pytorch", "pytorch_msssim",
 }  # fmt: skip
 DISTRIBUTIONS = {
     "cv2": "opencv-python",

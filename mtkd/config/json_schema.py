@@ -13,6 +13,7 @@ from mtkd.config.basicsr_keys import LOADER_KEYS
 from mtkd.config.json_parts import ignored_keys, named, nullable, section_schema, text
 from mtkd.config.schema import (
     SCHEDULERS,
+    AnswersOptions,
     CurriculumOptions,
     EvalSetOptions,
     Head,
@@ -80,15 +81,15 @@ def option_file() -> dict[str, Any]:
     fusion = {key: value for key, value in teacher.items() if key != "description"}
     answers = {
         "type": ["string", "object"],
-        "description": "instead of a network: its answers, a folder of images named as those they answer, or a store; "
-        "a folder of such folders or stores called `train` and as the evaluation sets; or a mapping of them",
+        "description": AnswersOptions.model_fields["images"].description,
         "additionalProperties": text("folder or store of answers to the data set of this key or `name`"),
     }
     weights = text("weights: a file or `zoo:NAME`; required where `images` is not given")
     teacher = {
         **{key: value for key, value in teacher.items() if key != "required"},
         "properties": {**teacher["properties"], "pretrain": weights, "images": answers},
-        "minProperties": 1,
+        "if": {"required": ["images"]},
+        "else": {"required": ["pretrain"]},
     }
     top = section_schema(Head, about="an option file of mtkd: one training run, or one test")
     top["required"].remove("scale")

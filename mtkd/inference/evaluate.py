@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
-from mtkd.data.kept import answering_anything
+from mtkd.data.kept import answering_anything, kept_inside
 from mtkd.data.paired import PairedImages
 from mtkd.inference.tiling import self_ensemble, tiled
 from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
@@ -113,6 +113,9 @@ def compile_for_images(
     part = net if part is None else part
     if part._compiled_call_impl is not None:
         return True
+
+    for teacher in kept_inside(part):
+        teacher.stay_uncompiled()
 
     def trial() -> None:
         with torch.no_grad(), autocast(), answering_anything(net):

@@ -43,7 +43,7 @@ def band_energies(error: NDArray[np.float64], wavelet: str = WAVELET, levels: in
 
     if any(side % 2**levels for side in error.shape):
         raise ValueError(f"sides must be multiples of {2**levels}, got {error.shape}")
-    if not pywt.Wavelet(wavelet).orthogonal:
+    if not pywt.Wavelet(wavelet).orthogonal:  # pyright: ignore[reportAttributeAccessIssue]  a C extension
         raise ValueError(f"{wavelet} is not orthogonal: the energies of its bands do not sum to the error's")
     approximation = np.asarray(error, np.float64)
     details: list[float] = []

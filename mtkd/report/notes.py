@@ -19,6 +19,8 @@ def notes(report: Report, group: str, found: Sequence[Comparison]) -> list[str]:
         found: `comparisons(report)`.
     """
     said = [_seeds(report, group)]
+    if sum(row.group == group for row in report.rows) > 1:
+        said[0] += " Bold is the best and underlined the second of the group's own rows."
     metric = next(iter(report.metrics))
     claims = [one for one in found if (one.group, one.dataset) == (group, POOLED)]
     if claims:
@@ -43,7 +45,7 @@ def _seeds(report: Report, group: str) -> str:
     text = f"Mean ± standard deviation over {several}"
     if any(not is_trained(row) for row in rows_of(report, group)):
         text += "; one number where nothing was trained"
-    return f"{text}. Bold is the best and underlined the second of the rows that are compared."
+    return f"{text}."
 
 
 def _claims(report: Report, claims: Sequence[Comparison], shown: Sequence[Comparison]) -> list[str]:

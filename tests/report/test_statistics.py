@@ -16,7 +16,7 @@ from mtkd.report.content import Report, Row
 from mtkd.report.estimate import Estimate, estimates
 from mtkd.report.resampling import bootstrap
 from mtkd.report.simultaneous import MinP
-from mtkd.report.statistics import comparisons, detectable, like_the_best, summary, verdict
+from mtkd.report.statistics import Comparison, comparisons, detectable, like_the_best, summary, verdict
 
 SIZES = {"Set5": 5, "Set14": 14, "Kodak24": 24}
 
@@ -209,6 +209,7 @@ def test_the_bootstrap_of_seeds_and_images_draws_both_by_themselves_and_sets_apa
 # What is promised of intervals, where the truth is known.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "images", "seed_sd"), [(2, 20, 0.03), (2, 60, 0.02), (7, 20, 0.01), (7, 60, 0.02), (7, 200, 0.03)]
 )
@@ -227,6 +228,7 @@ def test_intervals_of_three_seeds_cover_the_truth_and_a_percentile_bootstrap_doe
     assert percentile < 0.93 and over_images < percentile
 
 
+@pytest.mark.slow
 def test_a_restless_row_is_not_hidden_by_calm_ones() -> None:
     """Its seeds scatter twice as much: the shared variance alone would cover 87 % of the time."""
     random = np.random.default_rng(10)
@@ -234,6 +236,7 @@ def test_a_restless_row_is_not_hidden_by_calm_ones() -> None:
     assert np.mean(hits) >= 0.90
 
 
+@pytest.mark.slow
 def test_corrected_intervals_hold_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simultaneous, "DRAWS", 2**11)
     monkeypatch.setattr("mtkd.report.statistics.bootstrap", lambda gains, *_, **__: [(math.nan, math.nan)] * len(gains))
@@ -268,8 +271,13 @@ def many() -> Report:
     return Report(title="", scale=4, rows=rows, images=images, metrics=metrics, pooled=pooled, baselines=baselines)
 
 
-def test_interval_p_value_and_verdict_are_one_statement(many: Report) -> None:
-    found = comparisons(many)
+@pytest.fixture(scope="module")
+def found_in_many(many: Report) -> list[Comparison]:
+    return comparisons(many)
+
+
+def test_interval_p_value_and_verdict_are_one_statement(found_in_many: list[Comparison]) -> None:
+    found = found_in_many
     verdicts = {one.verdict for one in found}
     assert {"better", "cannot be told apart"} <= verdicts
     for one in found:
@@ -279,8 +287,10 @@ def test_interval_p_value_and_verdict_are_one_statement(many: Report) -> None:
         assert one.interval[0] <= one.alone[0] <= one.gain <= one.alone[1] <= one.interval[1]
 
 
-def test_families_are_the_pooled_comparisons_and_those_of_single_sets(many: Report) -> None:
-    found = comparisons(many)
+def test_families_are_the_pooled_comparisons_and_those_of_single_sets(
+    many: Report, found_in_many: list[Comparison]
+) -> None:
+    found = found_in_many
     pooled = [one for one in found if one.dataset == POOLED]
     # Seven rows against a, and six against c: a against c would be c against a once more.
     assert len(pooled) == 2 * 13 and {one.family for one in pooled} == {26}
@@ -291,14 +301,14 @@ def test_families_are_the_pooled_comparisons_and_those_of_single_sets(many: Repo
     assert {one.dataset for one in told} == {POOLED, "Set14", "Kodak24"}
 
 
-def test_of_a_metric_whose_lower_values_are_better_gains_are_turned(many: Report) -> None:
-    one = next(one for one in comparisons(many) if (one.row, one.metric) == ("h", "lpips"))
+def test_of_a_metric_whose_lower_values_are_better_gains_are_turned(found_in_many: list[Comparison]) -> None:
+    one = next(one for one in found_in_many if (one.row, one.metric) == ("h", "lpips"))
     assert one.mean < one.baseline_mean and one.gain == pytest.approx(one.baseline_mean - one.mean)
     assert one.verdict == "better" and one.wins > one.images / 2
 
 
-def test_the_same_report_gives_the_same_numbers(many: Report) -> None:
-    assert comparisons(many) == comparisons(many)
+def test_the_same_report_gives_the_same_numbers(many: Report, found_in_many: list[Comparison]) -> None:
+    assert comparisons(many) == found_in_many
 
 
 def test_an_image_without_a_value_is_left_out_of_every_row(many: Report) -> None:

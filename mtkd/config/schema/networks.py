@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import model_serializer
+from pydantic import Field, model_serializer
 
 from mtkd.config.schema.fields import Section, UserPath
 
@@ -43,13 +43,13 @@ class TeacherOptions(Section):
 
 
 class AnswersOptions(Section):
-    """A teacher that is its answers, which are images.
+    """A teacher that is its answers, which are images; see docs/methods.md."""
 
-    `images` is a folder of images named as those they answer, or a store; a folder that holds one of these for each
-    data set (`train`, and the key or `name` of each evaluation set); or a mapping data set -> folder or store.
-    """
-
-    images: UserPath | dict[str, UserPath]
+    images: UserPath | dict[str, UserPath] = Field(
+        description="instead of a network: its answers, a folder of images named as those they answer, or a store; a "
+        "folder of such folders or stores called `train` and as the evaluation sets (key or `name`); or a mapping of "
+        "them"
+    )
 
 
 class FusionOptions(Section):
