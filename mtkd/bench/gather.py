@@ -52,15 +52,19 @@ def gather(
     missing: list[str] = []
     for iterations in grid.iterations:
         for name, subject in grid.subjects().items():
+            absent: dict[str, str] = {}
             for row in grid.rows:
                 found = [job for job in plan.cells if _key(job) == (row, name, scale, iterations)]
                 there = [job for job in found if job.name in read]
                 group = group_name(subject.title, scale, iterations)
                 if len(there) < len(found):
-                    title = grid.title_of("rows", row)
-                    missing.append(f"{title} ({group}): {len(found) - len(there)} of {len(found)} seeds")
+                    absent[row] = f"{grid.title_of('rows', row)} ({len(there)} of {len(found)} seeds)"
                 if there:
                     rows.append(_row(plan, there, read, images, metrics, group, costs or {}))
+            if absent:
+                group = group_name(subject.title, scale, iterations)
+                nothing = not any(row.group == group for row in rows)
+                missing.append(f"{group}: {'no cell is finished' if nothing else ', '.join(absent.values())}")
     measured = directions(grid.test.metrics)
     return Report(
         title=grid.title or grid.name,

@@ -177,7 +177,11 @@ def _problems(grid: Grid) -> Iterator[tuple[KeyPath, str]]:
                 yield ("targets", name, "from"), f"{member} is neither a teacher nor a target."
     for section in ("rows", "runs", "settings"):
         for name, given in getattr(grid, section).items():
-            known = {"target": grid.targets, "run": grid.runs, "row": grid.rows if section != "runs" else {}}
+            known = {
+                "target": {**grid.teachers, **grid.targets},
+                "run": grid.runs,
+                "row": grid.rows if section != "runs" else {},
+            }
             for kind, link in links(given):
                 if link not in known[kind]:
                     yield (section, name), f"names {kind}:{link}, which there is not."

@@ -55,7 +55,7 @@ def submit(
                 )
                 for number in range(1, count + 1)
             ]
-    except (RuntimeError, TypeError, ValueError, NameError, OSError, submitit.core.utils.UncompletedJobError) as error:
+    except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
         raise MtkdError(f"submitit cannot use {launcher} so: {str(error).strip() or type(error).__name__}") from error
 
 

@@ -69,7 +69,7 @@ def _most_different(report: Report, most: int) -> list[tuple[str, str]]:
             own = [row.scores[dataset][metric].mean(0) for row in report.rows if row.group == group]
             if len(own) > 1:
                 spread = np.fmax(spread, np.ptp(np.stack(own), axis=0))
-        ranked[dataset] = [names[i] for i in np.argsort(-spread, kind="stable")]
+        ranked[dataset] = [str(names[i]) for i in np.argsort(-spread, kind="stable").tolist()]
     turns = [(dataset, names[turn]) for turn in range(most) for dataset, names in ranked.items() if turn < len(names)]
     return turns[:most]
 
@@ -105,6 +105,8 @@ def _measured_only(plan: Plan, scale: int, key: str, images: Any) -> Mapping[str
         nets[MEAN] = FusedTeacher(Ensemble(bare), MeanFusion(len(bare)))
     for run in (plan[need] for need in jobs[0].needs):
         assert run.cell is not None
+        if not (plan.out / "runs" / run.name / "models/net_g_latest.pth").exists():
+            continue
         members = {name: bare[name] for name in run.cell.options["teachers"] if name in bare}
         if len(members) < len(run.cell.options["teachers"]):
             continue

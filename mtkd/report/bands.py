@@ -86,7 +86,8 @@ class Bands:
 
 
 def bands_of(report: Report) -> dict[str, Bands]:
-    """Group -> errors of its rows, and of those of every group, by band; groups without pictures are left out.
+    """Group -> errors of its rows, and of those of every group, by band; groups whose own rows no picture shows are
+    left out.
 
     The reference of a group is its first baseline where the pictures show it, else the bicubic enlargement.
     """
@@ -110,7 +111,8 @@ def _table(report: Report, group: str, energies: Sequence[Mapping[Key, NDArray[n
         both = [(picture[key], picture[own]) for picture in used if own in picture]
         if both and own != key:
             gains[own] = np.mean([_decibels(*pair) for pair in both], axis=0).tolist()
-    if not gains:
+    # What belongs to every group tells nothing of a group whose own rows no picture shows.
+    if not any(own == group for own, _ in gains):
         return None
     shares = np.mean([picture[key] / picture[key].sum() for picture in used], axis=0).tolist()
     return Bands(key[1], shares, gains, len(used))

@@ -144,7 +144,7 @@ def _pictures(run: Run) -> list[Picture]:
     """A few validation images, upscaled again by the network that was validated."""
     options, fabric = run.options, run.fabric
     student = run.ema.net if run.ema is not None else run.method.student
-    predict = val_predict(run.method.predictor(student).eval(), options)
+    predict = val_predict(run.method.predictor(student).eval(), options.val, options.scale)
     shots = Shots(run.val_sets, PICTURES)
     found = []
     # A network compiled for training patches would be compiled again for every size of image.

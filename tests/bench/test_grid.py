@@ -86,6 +86,12 @@ def test_jobs_come_after_what_they_need(tmp_path: Path) -> None:
     assert {job.kind for job in made.jobs} == {"target", "run", "cell", "teachers"}
 
 
+def test_a_teacher_is_a_target_by_its_name(tmp_path: Path) -> None:
+    row = {"model_type": "OutputKD", "target_store": "target:kept", "train": {"target_opt": {"type": "L1Loss"}}}
+    made = planned(toy(tmp_path, rows={"scratch": {**row, "title": "kept alone"}}))
+    assert made["scratch_small_x2_4_s1"].needs == ("target:kept_x2",)
+
+
 def test_a_row_can_begin_where_another_ended(tmp_path: Path) -> None:
     l1 = {"pixel_opt": {"type": "L1Loss"}}
     path = toy(

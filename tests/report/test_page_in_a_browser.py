@@ -296,6 +296,12 @@ def test_charts_answer_to_their_controls(page: Page) -> None:
     changed = page.locator("#curve-body .chart").first
     assert "seconds" in changed.inner_text() or "seconds" in changed.locator("svg").first.text_content()  # pyright: ignore[reportOperatorIssue]
     assert changed.locator("path.curve").first.get_attribute("d") != shape
+    page.get_by_role("button", name="gains over the baseline").click()
+    gains = page.locator("#curve-body .chart").first
+    assert "gain over scratch in PSNR" in gains.inner_text()
+    # The baseline lies on its own zero.
+    heights = {point.split(" ")[1] for point in gains.locator("path.curve").first.get_attribute("d")[1:].split("L")}  # pyright: ignore[reportOptionalSubscript]
+    assert heights == {f"{float(gains.locator('line.zero').get_attribute('y1')):.1f}"}  # pyright: ignore[reportArgumentType]
 
 
 def test_foreign_names_do_nothing(browser: Browser, report: Report, tmp_path: Path) -> None:

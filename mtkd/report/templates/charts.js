@@ -116,7 +116,7 @@ function placed(cx, cy, wide, taken, box) {
   return { x: cx + 10, y: cy, right: true };
 }
 
-const L = { what: 0, axis: "iterations", hidden: new Set() };
+const L = { what: 0, axis: "iterations", gain: false, hidden: new Set() };
 function startCurves() {
   const whats = [];
   for (const row of D.rows) for (const curve of row.curves) if (!whats.some((w) => w.dataset === curve.dataset && w.metric === curve.metric)) whats.push({ dataset: curve.dataset, metric: curve.metric });
@@ -128,8 +128,25 @@ function startCurves() {
     ...(seconds ? [choice("horizontal axis", [
       { value: "iterations", text: "over iterations" }, { value: "training", text: "over seconds of training" },
       ...(D.rows.some((row) => row.targets) ? [{ value: "seconds", text: "with the teachers' seconds" }] : []),
-    ], L.axis, (value) => { L.axis = value; draw(); })] : []));
+    ], L.axis, (value) => { L.axis = value; draw(); })] : []),
+    ...(D.groups.some((one) => one.baselines.length && D.rows[one.baselines[0]].curves.length) ? [choice("vertical axis", [
+      { value: false, text: "scores" }, { value: true, text: "gains over the baseline" }], L.gain, (value) => { L.gain = value; draw(); })] : []));
   draw();
+}
+
+/** Is the metric of a curve one of which less is better? Losses are. */
+const lowerIsBetter = (curve) => !curve.dataset || D.metrics.some((m) => m.name === curve.metric && !m.higher);
+
+/** Gains over the baseline's curves, seed by seed, at the iterations that both have. */
+function gainCurves(curves, bases) {
+  return curves.map((curve) => {
+    const base = bases.find((one) => one.seed === curve.seed), sign = lowerIsBetter(curve) ? -1 : 1;
+    if (!base) return null;
+    const places = curve.iterations.map((step, i) => [i, base.iterations.indexOf(step)])
+      .filter(([i, j]) => j >= 0 && finite(curve.values[i]) && finite(base.values[j]));
+    const values = places.map(([i, j]) => sign * (curve.values[i] - base.values[j]));
+    return { ...curve, iterations: places.map(([i]) => curve.iterations[i]), seconds: places.map(([i]) => curve.seconds[i]), values };
+  }).filter((curve) => curve && curve.values.length);
 }
 
 /** Mean over seeds at the iterations that all of them have, with the lowest and highest seed. */
@@ -149,7 +166,10 @@ function curveChart(one, what, again) {
   const narrow = window.innerWidth < 820;
   const box = { width: narrow ? 400 : 640, height: narrow ? 300 : 380, left: 52, right: 14, top: 12, bottom: 42 };
   const base = one.baselines.length ? D.rows[one.baselines[0]] : null;
-  const all = one.rows.map((row) => D.rows[row]).map((row) => ({ row, curves: row.curves.filter((c) => c.dataset === what.dataset && c.metric === what.metric) })).filter((line) => line.curves.length);
+  const shows = (curve) => curve.dataset === what.dataset && curve.metric === what.metric;
+  const bases = base ? base.curves.filter(shows) : [], gains = L.gain && bases.length > 0;
+  const all = one.rows.map((row) => D.rows[row]).map((row) => ({ row, curves: row.curves.filter(shows) }))
+    .map((line) => (gains ? { ...line, curves: gainCurves(line.curves, bases) } : line)).filter((line) => line.curves.length);
   let next = 0;
   const lines = all.map((line) => {
     const style = line.row === base ? { colour: "var(--ink)", dash: "", width: 2.6 } : { colour: COLOURS[next % COLOURS.length], dash: DASHES[Math.floor(next / COLOURS.length) % DASHES.length], width: 2 };
@@ -160,18 +180,17 @@ function curveChart(one, what, again) {
   const key = (line) => one.name + "\u0000" + line.row.name;
   const seen = lines.filter((line) => !L.hidden.has(key(line)));
   const points = (seen.length ? seen : lines).flatMap((line) => line.points);
-  const loss = !what.dataset && points.every((p) => p.low > 0);
-  // The first validations are far below: what can be told apart is near the end.
-  const sorted = points.map((p) => p.y).sort((p, q) => p - q);
-  const lower = D.metrics.some((m) => m.name === what.metric && !m.higher);
-  const clipAt = loss || sorted.length < 20 ? null : lower ? sorted[Math.floor(sorted.length * .9)] : sorted[Math.floor(sorted.length * .1)];
-  let [low, high] = [Math.min(...points.map((p) => p.low)), Math.max(...points.map((p) => p.high))];
-  if (clipAt !== null) { if (lower) high = Math.max(clipAt, low + 1e-9); else low = Math.min(clipAt, high - 1e-9); }
+  const loss = !what.dataset && !gains && points.every((p) => p.low > 0);
+  // The beginning is far off: what can be told apart is in the last three quarters.
+  const most = Math.max(...points.map((p) => p.x)), late = points.filter((p) => p.x >= most / 4);
+  const low = Math.min(...late.map((p) => p.low)), high = Math.max(...late.map((p) => p.high));
+  const cut = points.some((p) => p.low < low || p.high > high);
   const air = (high - low) * .04 || 1e-6;
   const range = loss ? [low / 1.05, high * 1.05] : [low - air, high + air];
-  const words = `${metricLabel(what.metric)}${what.dataset ? " on " + what.dataset : ""}, ${groupName(one)}`;
-  const { node, x, y } = axes(box, [0, Math.max(...points.map((p) => p.x))], range,
+  const words = `${gains ? `gain over ${base.name} in ` : ""}${metricLabel(what.metric)}${what.dataset ? " on " + what.dataset : ""}, ${groupName(one)}`;
+  const { node, x, y } = axes(box, [0, most], range,
     { xName: { iterations: "iterations", training: "seconds of training", seconds: "seconds of training and of the teachers before it" }[L.axis], logY: loss, words });
+  if (gains) node.append(svg("line", { class: "zero", x1: box.left, x2: box.width - box.right, y1: y(0), y2: y(0) }));
   const id = `clip-${D.groups.indexOf(one)}`;
   node.append(svg("clipPath", { id }, svg("rect", { x: box.left, y: box.top, width: box.width - box.left - box.right, height: box.height - box.top - box.bottom })));
   const inside = node.appendChild(svg("g", { "clip-path": `url(#${id})` }));
@@ -188,5 +207,5 @@ function curveChart(one, what, again) {
     onclick: () => { if (!L.hidden.delete(key(line))) L.hidden.add(key(line)); again(); },
   }, svg("svg", { width: 26, height: 10, viewBox: "0 0 26 10", "aria-hidden": "true" }, svg("path", { d: "M1 5H25", style: `stroke:${line.colour}`, "stroke-width": line.width + .5, "stroke-dasharray": line.dash || null })), line.row.name)));
   return el("div", { class: "chart" }, el("h3", {}, words), node, legend,
-    el("p", { class: "key" }, "Line: mean over seeds. Band: lowest to highest seed." + (clipAt !== null ? " The axis begins where nine tenths of the points are." : "")));
+    el("p", { class: "key" }, "Line: mean over seeds. Band: lowest to highest seed." + (gains ? " Gains are those at the same iteration, seed by seed." : "") + (cut ? " The vertical axis is that of the last three quarters." : "")));
 }
