@@ -11,7 +11,7 @@ from mtkd.contracts import MtkdError
 from mtkd.runtime import given
 
 if TYPE_CHECKING:
-    from mtkd.inference.measured import Measured
+    from mtkd.inference.read_results import Measured
     from mtkd.report.content import Report, Row
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MtkdError: not two sides are given, they cannot be read, or sets, images or metrics differ.
     """
-    from mtkd.inference.measured import check_alike, read_measured
+    from mtkd.inference.read_results import check_alike, read_measured
     from mtkd.report import console, longform
     from mtkd.report.statistics import comparisons
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from mtkd.cli import main
 from mtkd.inference.evaluate import Evaluation
-from mtkd.inference.measured import read_measured
+from mtkd.inference.read_results import read_measured
 from mtkd.inference.results import write_results
 from mtkd.training.loop import train
 from tests.runs import make_images, run_options
