@@ -77,6 +77,7 @@ def command(out: Path, job: Job) -> list[str]:
 def _shrink(grid: dict[str, Any]) -> None:
     grid["name"] += "_rehearsed"
     protocol = grid["protocol"]
+    protocol.pop("compile", None)  # it would take longer than all the rest
     protocol |= {"num_gpu": 0, "precision": "fp32", "logger": {"print_freq": 2, "save_checkpoint_freq": 2}}
     protocol["datasets"]["train"] |= {"gt_size": 32, "batch_size_per_gpu": 2}
     protocol["datasets"]["val"] = {**protocol["datasets"]["val"], "dataroot_gt": "{data}/val"}
