@@ -86,7 +86,7 @@ setup(
         "rich",
         "matplotlib",
         "safetensors",
-        "scipy",
+        "scipy>=1.15",  # qmc.Sobol(rng=...)
         "jinja2",
     ],
     extras_require={
