@@ -332,27 +332,25 @@ def keep(results: Path) -> None:
 
 
 def keep_grid(results: Path, folder: Path) -> None:
-    """Put scores, records and curves of the grid in `results` into `folder`/NAME, and make its tables of all that is
+    """Put what the report of the grid in `results` is made of into `folder`/NAME, and make the report of all that is
     there.
     """
     import shutil
 
     from measures import cells
 
-    from mtkd.bench.report import write_report
+    from mtkd.bench import report
     from mtkd.contracts import MtkdError
 
-    with tempfile.TemporaryDirectory() as name:
-        state = Path(name)
-        cells.unpack(results, state)
-        came = cells.planned(state)
-        there = folder / came.grid.name
-        for file in cells.small_files(came):
-            place = there / file.relative_to(state)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+    with tempfile.TemporaryDirectory() as state:
+        cells.unpack(results, Path(state))
+        plan = cells.planned(Path(state))
+        there = folder / plan.grid.name
+        report.keep(plan, there)
+        # With the length that was trained.
+        shutil.copyfile(Path(state) / cells.GRID, there / cells.GRID)
     try:
-        write_report(cells.planned(there), command=json.loads((results / "train.json").read_text())["command"])
+        report.write_report(cells.planned(there), command=json.loads((results / "train.json").read_text())["command"])
     except MtkdError as error:
         raise SystemExit(str(error)) from error
 

@@ -123,7 +123,7 @@ def test_the_example_passes_the_conformance_suite(kind: str, follow: Callable[[s
     if kind == "metric":
         # The fixtures of that suite; the border is the suite's own.
         given["metric"] = partial(catalog.get("metric", name), crop_border=test_metric_conformance.BORDER)
-        photos = [photo(of, test_metric_conformance.SIZE) for of in ("astronaut", "coffee", "chelsea")]
+        photos = [photo(of, test_metric_conformance.Entry(0.0).size) for of in ("astronaut", "coffee", "chelsea")]
         given["gt"] = torch.stack([torch.from_numpy(one) for one in photos]).permute(0, 3, 1, 2).float() / 255
     tests = list(calls(suite, given, slow=False))
     assert len(tests) >= 10

@@ -28,7 +28,8 @@ PART_BYTES, PARTS = 15 * 2**20, 3
 """A state is packed into at most so many files of at most so many bytes."""
 STOPPING = 20.0
 """Seconds in which a run that is asked to stop saves and ends."""
-_GRID = "grid.yml"
+GRID = "grid.yml"
+"""Name of the grid in a state."""
 _TEACHER = {"type": "EDSR", "num_feat": 4, "num_block": 1, "upscale": 4}
 
 
@@ -52,32 +53,25 @@ def prepare(file: Path, out: Path, *, data: Path | None, iterations: int | None 
     if data is not None:
         grid["data"] = str(data)
     elif small:
-        # Named by no path: the folder is another one in every call.
-        grid["data"] = ""
+        grid["data"] = str(out / "data")
         _toy_data(out / "data", list(grid.get("teachers", {})))
     if iterations is not None:
         grid["iterations"] = [iterations]
         for run in grid.get("runs", {}).values():
             run["iterations"] = iterations
     out.mkdir(parents=True, exist_ok=True)
-    (out / _GRID).write_text(yaml_loader.dump(grid), encoding="utf-8")
+    (out / GRID).write_text(yaml_loader.dump(grid), encoding="utf-8")
     return planned(out)
 
 
 def planned(out: Path) -> Plan:
     """The plan of OUT/grid.yml."""
-    return jobs.plan(load_grid(out / _GRID, data=_own_data(out)), out)
+    return jobs.plan(load_grid(out / GRID), out)
 
 
 def command(out: Path, job: Job) -> list[str]:
     """The command line that makes `job` of OUT/grid.yml."""
-    data = _own_data(out)
-    given = [] if data is None else ["--data", str(data)]
-    return python_command(["bench", str(out / _GRID), "--out", str(out), *given, "--job", job.name])
-
-
-def _own_data(out: Path) -> Path | None:
-    return None if yaml_loader.load(out / _GRID).data.get("data") else out / "data"
+    return python_command(["bench", str(out / GRID), "--out", str(out), "--job", job.name])
 
 
 def _shrink(grid: dict[str, Any]) -> None:
@@ -183,9 +177,9 @@ def last_iteration(plan: Plan, job: Job) -> int:
     return max((int(line["step"]) for line in _lines(plan, job)), default=0)
 
 
-def small_files(plan: Plan, *, without: Sequence[Job] = ()) -> Iterator[Path]:
+def _small_files(plan: Plan, *, without: Sequence[Job] = ()) -> Iterator[Path]:
     """What a report is made of: the grid, scores, records of jobs, curves; a few hundred KiB in all."""
-    yield plan.out / _GRID
+    yield plan.out / GRID
     yield from sorted(plan.out.glob("costs_x*.json"))
     for job in plan.jobs:
         paths = jobs.record_path(plan.out, job), scores_path(plan.out, job), _folder(plan, job) / "metrics.jsonl"
@@ -202,7 +196,7 @@ def pack(plan: Plan, out: Path) -> list[str]:
     begun = [job for job in plan.jobs if job.cell is not None and _folder(plan, job).exists() and job not in shared]
     ended = [job for job in begun if read_scores(plan.out, job) is not None]
     going = sorted((job for job in begun if job not in ended), key=lambda job: -last_iteration(plan, job))
-    room = PARTS * PART_BYTES - 2 * tarfile.RECORDSIZE - sum(map(_packed, small_files(plan)))
+    room = PARTS * PART_BYTES - 2 * tarfile.RECORDSIZE - sum(map(_packed, _small_files(plan)))
     large: list[Path] = []
     left: list[Job] = []
     for job in [*shared, *going, *ended]:
@@ -215,7 +209,7 @@ def pack(plan: Plan, out: Path) -> list[str]:
             left.append(job)
     archive = out / "state.tar"
     with tarfile.open(archive, "w") as tar:
-        for path in dict.fromkeys([*small_files(plan, without=left), *large]):
+        for path in dict.fromkeys([*_small_files(plan, without=left), *large]):
             tar.add(path, path.relative_to(plan.out))
     with archive.open("rb") as whole:
         for number in range(PARTS):

@@ -170,8 +170,10 @@ def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> J
 
 def _digest(tree: Any, grid: Grid, out: Path) -> str:
     """Of all values, wherever the grid's data and results lie."""
-    text = json.dumps(tree, sort_keys=True, default=str).replace(str(out), "{out}")
-    text = text.replace(grid.data, "{data}") if grid.data else text
+    text = json.dumps(tree, sort_keys=True, default=str)
+    # The longer one first, because one may lie in the other.
+    for place, word in sorted([(str(out), "{out}"), (grid.data, "{data}")], key=lambda pair: -len(pair[0])):
+        text = text.replace(place, word) if place else text
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -96,8 +96,16 @@ def runs_among(files: Sequence[Path]) -> list[Path]:
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, as the file of `load` lies over its base."""
-    return _merged(below, above, (), set())
+    """`above` over `below`, as the file of `load` lies over its base; a `~` that takes nothing away is gone too."""
+    return _without_nothing(_merged(below, above, (), set()), ())
+
+
+def _without_nothing(data: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+    return {
+        key: _without_nothing(value, (*path, key)) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if value is not None or _means_something(path, key)
+    }
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any], path: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:

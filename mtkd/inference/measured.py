@@ -46,8 +46,8 @@ class Measured:
         """
         told = self.protocol.get(metric, {})
         if told.get("better") in ("higher", "lower"):
-            return told["better"]
-        kind = told.get("type", f"calculate_{metric}")
+            return told["better"]  # else the metric itself tells
+        kind = str(told.get("type", f"calculate_{metric}"))
         direction = getattr(catalog.get("metric", kind), "better", None) if kind in catalog.METRICS else None
         if direction is None:
             raise MtkdError(

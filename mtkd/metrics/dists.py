@@ -31,7 +31,7 @@ def dists(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
     weights are torchvision's; they are read from disk and never downloaded.
 
     Images keep their size; the authors' script can reduce their shorter side to 256 pixels first. Means and covariances
-    are summed in float64, so that equal images have 0; the package's float32 leaves up to 1e-6.
+    are summed in float64, so that equal images have 0; the package's float32 leaves 1e-7 of either sign.
 
     Args:
         sr: (N, 3, H, W) floating point RGB in [0, 1], any device; a single image (3, H, W) and grey ones too.

@@ -62,7 +62,8 @@ def _check_answers(options: Options, reported: set[str]) -> list[Problem]:
     with suppress(MtkdError):  # reported already
         if options.is_train and not options.target_store:
             sets["train"] = build.training_files(options)
-    if cls.predictor is not Method.predictor:
+    # `mtkd test` measures the teachers of a file too.
+    if cls.predictor is not Method.predictor or not options.is_train:
         for key, given in options.datasets.evaluation.items():
             with suppress(MtkdError):
                 sets[key] = build.build_image_set(given, options.scale, phase=key.split("_")[0])
@@ -75,7 +76,7 @@ def _check_answers(options: Options, reported: set[str]) -> list[Problem]:
                 if key == "train":
                     build.training_answers(options, teacher, images)
                 else:
-                    alone = len(sets) == 1
+                    alone = len(sets) == 1 and not options.is_train
                     answers_to(teacher.images, build.names_of_set(options, key), images, flat=alone)
             except MtkdError as error:
                 problems.append(options.problem(place, f"{key}: {error}"))

@@ -244,6 +244,42 @@ def test_what_a_failed_job_blocks_is_told(tmp_path: Path) -> None:
     assert board.finished() and board.next() is None
 
 
+def test_at_the_end_of_its_time_what_runs_is_asked_to_save(tmp_path: Path) -> None:
+    """Neither done nor failed, in the order that was asked for, and nothing more is begun."""
+    plan = planned(toy(tmp_path), tmp_path / "out")
+    wanted = [job for job in reversed(plan.cells) if job.cell and job.cell.row == "scratch"]
+    script = (
+        "import signal, sys, pathlib\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).write_text('saved'), sys.exit(143)))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "signal.pause()\n"
+    )
+    files = {job.name: tmp_path / job.name for job in wanted}
+    end = [time.time() + 600]
+
+    def show(board: Board) -> None:
+        if any(file.exists() for file in files.values()):
+            end[0] = 0.0
+
+    class Until(float):
+        """A time that comes when the first process is there, however busy the machine is."""
+
+        def __gt__(self, now: float) -> bool:
+            return end[0] > now
+
+    board = control.run(
+        plan,
+        wanted,
+        Slots(1),
+        command=lambda job: [sys.executable, "-c", script, str(files[job.name])],
+        show=show,
+        until=Until(0),
+    )
+    assert [job.name for job in board.wanted] == [job.name for job in wanted]
+    assert files[wanted[0].name].read_text() == "saved" and not files[wanted[1].name].exists()
+    assert not board.running and not board.failed and not board.done
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_impossible_shares_are_refused(text: str) -> None:
     with pytest.raises(MtkdError, match="k/n"):

@@ -307,16 +307,45 @@ def only_child():
     return child.pid
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"residence": "device"}, {"residence": "ram"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}],
+)
+def test_answers_are_cut_as_gt_and_change_nothing_else(stores, changes) -> None:
+    kept = {"gt": stores["target"], "same": stores["gt"]}
+    ours = sampler(stores, target=None, answers=kept, **changes)
+    without = sampler(stores, target=None)
+    for k, batch in enumerate(ours.batches(0, 6)):
+        want = without.batch(k)
+        assert batch.target is None and want.answers is None and list(batch.answers) == ["gt", "same"]
+        for name in ("lq", "gt", "index"):
+            assert torch.equal(getattr(batch, name), getattr(want, name))
+        assert torch.equal(batch.answers["same"], batch.gt)
+        assert np.array_equal(to_uint8(batch.answers["gt"][0]), 255 - to_uint8(batch.gt[0]))
+
+
+def test_answers_of_other_images_are_refused(tmp_path, stores) -> None:
+    names = stores["gt"].names
+    small = store.write(tmp_path / "small", names, [image[:-2] for image in stores["gt"]])
+    with pytest.raises(MtkdError, match="answers of x image i0 is 10x12"):
+        sampler(stores, answers={"x": small})
+    renamed = store.write(tmp_path / "renamed", [f"other{name}" for name in names], list(stores["gt"]))
+    with pytest.raises(MtkdError, match="answers of x store .* holds other images"):
+        sampler(stores, answers={"x": renamed})
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     "changes",
     [{"residence": "device"}, {"residence": "ram"}, {"residence": "disk"}, {"residence": "disk", "workers": 2}],
 )
 def test_cuda_batches_equal_cpu_batches(stores, changes) -> None:
-    on_gpu = sampler(stores, device="cuda", **changes)
-    on_cpu = sampler(stores)
+    kept = {"answers": {"x": stores["target"]}}
+    on_gpu = sampler(stores, device="cuda", **kept, **changes)
+    on_cpu = sampler(stores, **kept)
     for k, batch in enumerate(on_gpu.batches(0, 6)):
         want = on_cpu.batch(k)
         assert batch.gt.device.type == batch.index.device.type == "cuda"
         for name in ("lq", "gt", "target", "index"):
             torch.testing.assert_close(getattr(batch, name).cpu(), getattr(want, name), atol=1e-7, rtol=0)
+        torch.testing.assert_close(batch.answers["x"].cpu(), want.answers["x"], atol=1e-7, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from mtkd import build, zoo
+from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.build import open_training_images
 from mtkd.cli import main
 from mtkd.config import AnswersOptions, NetworkOptions, OptionError, make_options, resolved_yaml
@@ -22,7 +24,7 @@ from mtkd.data.kept import KeptAnswers, learn_sets
 from mtkd.data.paired import PairedImages
 from mtkd.data.store import ImageStore, write
 from mtkd.inference.compare import compare
-from mtkd.inference.evaluate import evaluate
+from mtkd.inference.evaluate import compile_for_images, evaluate
 from mtkd.inference.run_test import run_test
 from mtkd.metrics.psnr import psnr
 from mtkd.runtime.pixels import to_image, to_tensor
@@ -220,9 +222,11 @@ def test_fusion_validates_and_is_tested_on_kept_answers_as_on_live_teachers(
         "val": {"metrics": METRICS},
     }  # fmt: skip
     plain["path"]["param_key_g"] = "params_ema"
-    (of_kept,) = run_test(make_options({**plain, "teachers": kept}))
-    (of_live,) = run_test(make_options({**plain, "teachers": make_teachers(tmp_path / "again")}))
-    of_kept, of_live = of_kept.means()["psnr"], of_live.means()["psnr"]
+    rows_of_kept = dict(run_test(make_options({**plain, "teachers": kept})))
+    rows_of_live = dict(run_test(make_options({**plain, "teachers": make_teachers(tmp_path / "again")})))
+    assert list(rows_of_kept) == ["teacher edsr", "teacher rcan", "mean of the teachers", "tested"]
+    assert list(rows_of_live) == list(rows_of_kept)
+    of_kept, of_live = rows_of_kept["tested"].means()["psnr"], rows_of_live["tested"].means()["psnr"]
     assert of_kept == pytest.approx(of_live, abs=0.05) and of_kept != of_live
     assert of_kept == pytest.approx(validated["metrics"]["psnr"], abs=1e-6)
 
@@ -441,6 +445,30 @@ def test_kept_answers_are_found_by_pixels_and_crops_are_refused(
         with pytest.raises(MtkdError, match=f"'edsr' is kept answers, .* answers the whole images of {VAL[1]}, not"):
             teacher(lq)
     assert sum(parameter.numel() for parameter in teacher.parameters()) == 0 and not teacher.state_dict()
+
+
+def test_kept_answers_stay_out_of_compiled_networks(
+    tmp_path: Path, images: Path, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced for real; the backend that only runs the traced graph needs no C compiler."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda net, *_, mode=None, **more: compiled(net, backend="eager", **more)
+    )
+    teachers = {name: KeptAnswers(name, section["images"], 2) for name, section in kept.items()}
+    net = FusedTeacher(Ensemble(teachers), MeanFusion(2)).eval()
+    pairs = PairedImages(dataroot_gt=tmp_path / "val", scale=2)
+    learn_sets(net, {VAL: pairs})
+    with torch.no_grad():
+        expected = [net(to_tensor(pair.lq)) for pair in pairs]
+        said: list[str] = []
+        assert compile_for_images(net, "cpu", nullcontext, said.append) and "compiled in" in said[-1]
+        for pair, image in zip(pairs, expected, strict=True):
+            assert torch.equal(net(to_tensor(pair.lq)), image)
+    options = run_options(
+        tmp_path, images=images, model_type="OutputKD", teachers=kept, fusion="mean", compile=True
+    )  # fmt: skip
+    assert train(options).is_file()
 
 
 def test_real_answers_score_what_was_measured_of_their_networks() -> None:

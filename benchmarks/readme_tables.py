@@ -1,0 +1,85 @@
+"""Write the tables of README from the kept results of the grids: python benchmarks/readme_tables.py
+
+Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds README to this.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mtkd.bench.gather import gather
+from mtkd.bench.grid import load_grid
+from mtkd.bench.jobs import plan
+from mtkd.report.arrange import POOLED, groups, rows_of
+from mtkd.report.comparison import Comparison, detectable
+from mtkd.report.content import Report
+from mtkd.report.numbers import signed
+from mtkd.report.statistics import comparisons, summary
+
+ROOT = Path(__file__).resolve().parents[1]
+GRIDS = ("cpu_x4", "cpu_x4_few", "demo_x2")
+METRIC = "psnr"
+PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(name: str) -> str:
+    """Every group of the grid `name` that has a number: PSNR on the pooled sets, gains over the first two baselines."""
+    grid = load_grid(ROOT / f"benchmarks/{name}.yml")
+    report = gather(plan(grid, ROOT / "benchmarks/results" / name, check=False), grid.scales[0])
+    found = comparisons(report)
+    parts = []
+    for group in groups(report):
+        rows = [row for row in rows_of(report, group) if row.group == group]
+        if len(rows) < 2:
+            continue
+        own = [one for one in found if (one.group, one.dataset, one.metric) == (group, POOLED, METRIC)]
+        first, *others = [name for name in report.baselines if any(row.name == name for row in rows)]
+        second = others[-1] if others else None
+        columns = [group, "PSNR-Y (dB)", f"over {first}", *([f"over {second}"] if second else [])]
+        lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+        for row in rows:
+            whole = summary(report, row, POOLED, METRIC)
+            assert whole is not None
+            cells = [row.name, f"{whole.mean:.3f} ± {whole.sd:.3f}" if whole.seeds > 1 else f"{whole.mean:.3f} †"]
+            cells += [_gain(own, row.name, base) for base in (first, second) if base]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines) + "\n\n" + _note(report, own, len(rows)))
+    return "\n".join(parts)
+
+
+def _gain(found: list[Comparison], row: str, base: str) -> str:
+    for one in found:
+        if (one.row, one.baseline) == (row, base):
+            gain, (low, high) = one.gain, one.interval
+        elif (one.row, one.baseline) == (base, row):
+            gain, (low, high) = -one.gain, (-one.interval[1], -one.interval[0])
+        else:
+            continue
+        text = f"{signed(gain, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
+        return f"**{text}**" if low > 0 or high < 0 else text
+    return ""
+
+
+def _note(report: Report, found: list[Comparison], rows: int) -> str:
+    seeds, images = max(one.seeds for one in found), max(one.images for one in found)
+    return (
+        f"{seeds} seeds, {images} images of {', '.join(report.pooled)}; intervals of 95 % over seeds and images for "
+        f"all {found[0].family} comparisons together, bold where zero is outside. A gain of "
+        f"{detectable(found):.2f} dB would have been seen in each with a chance of 80 %.\n"
+    )
+
+
+def written(text: str) -> str:
+    """`text` of README with its tables made again."""
+    return PLACE.sub(lambda place: place[1] + table(place[2]) + place[3], text)
+
+
+def main() -> None:
+    """Renew README."""
+    path = ROOT / "README.md"
+    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
