@@ -55,6 +55,7 @@ def file(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_page(browser: Browser, file: Path, width: int = 1440, scheme: str = "light") -> tuple[Page, list[str]]:
     """The page once its first picture is drawn, and what went wrong: errors, and requests but that of the file."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+    page.set_default_timeout(120_000)  # on a machine that does other things too
     wrong: list[str] = []
     # The tests read the canvas more often than the page does.
     page.on("console", lambda said: None if "willReadFrequently" in said.text else wrong.append(said.text))
