@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mtkd.bench.texts import fill, links
 from mtkd.config import OptionError, Problem, yaml_loader
@@ -40,7 +40,13 @@ from mtkd.config.schema.fields import Count, FileName, Int, Section
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
-class Target(Section):
+class Part(BaseModel):
+    """A mapping of a grid file, as strict as those of option files."""
+
+    model_config = Section.model_config
+
+
+class Target(Part):
     """A store of images to imitate: of teachers and other targets together, or of what a run's network makes.
 
     Attributes:
@@ -56,7 +62,7 @@ class Target(Section):
     run: str | None = None
 
 
-class Test(Section):
+class Test(Part):
     """What every trained network is measured on: `datasets` and `metrics` as in a test file.
 
     `teacher_sets` are the names of the sets that teachers are measured on too, all where none is named.
@@ -89,7 +95,7 @@ class Subject(NamedTuple):
     iterations: list[int]
 
 
-class Grid(Section):
+class Grid(Part):
     """A grid file, checked for its shape; `cells` and `runs` make option files of it."""
 
     name: FileName

@@ -85,7 +85,9 @@ def add(subparsers: Any) -> None:
     _root(check, "--in")
     check.add_argument("--lq", type=given.path, metavar="FOLDER", help="folder of lq images")
     check.add_argument("--scale", type=arguments.scale, nargs="+", metavar="N")
-    check.add_argument("--filename_tmpl", default="{}", help="lq name without suffix, such as '{}x4' (with --lq)")
+    check.add_argument(
+        "--filename_tmpl", dest="template", default="{}", help="lq name without suffix, such as '{}x4' (with --lq)"
+    )
     check.add_argument("--meta_info_file", type=given.path, help="file that chooses the images (with --lq)")
     check.add_argument(
         "--gt_size", type=arguments.pixels, help="training crop that every gt must be able to give (with --lq)"
@@ -103,7 +105,9 @@ def add(subparsers: Any) -> None:
     lr.add_argument("folder", type=given.path, help="HR images")
     lr.add_argument("out", type=given.path, help="receives X2/, X3/, ...")
     lr.add_argument("--scale", type=arguments.scale, nargs="+", required=True, metavar="N")
-    lr.add_argument("--filename_tmpl", default="{}x{scale}", help="lq name without suffix (default: %(default)s)")
+    lr.add_argument(
+        "--filename_tmpl", dest="template", default="{}x{scale}", help="lq name without suffix (default: %(default)s)"
+    )
     _workers(lr)
     lr.set_defaults(run=_lr)
 
@@ -139,7 +143,9 @@ def add(subparsers: Any) -> None:
         "mtkd data manifest datasets/Set5/HR --cut 2 3 4 > Set5.csv",
     )
     manifest.add_argument("folder", type=given.path)
-    manifest.add_argument("--filename_tmpl", default="{}", help="name in the manifest, such as 'kodim{}'")
+    manifest.add_argument(
+        "--filename_tmpl", dest="template", default="{}", help="name in the manifest, such as 'kodim{}'"
+    )
     manifest.add_argument(
         "--cut", type=arguments.scale, nargs="+", default=(), metavar="N", help="add images cut to multiples of N"
     )
@@ -225,7 +231,7 @@ def _check(args: argparse.Namespace) -> int:
     from mtkd.data.laid import verify
 
     given_too = [flag for flag in ("meta_info_file", "gt_size") if getattr(args, flag) is not None]
-    if given_too or args.filename_tmpl != "{}":
+    if given_too or args.template != "{}":
         raise MtkdError(
             f"--{(given_too or ['filename_tmpl'])[0]} is for pairs of any folder: give --lq and --scale too."
         )
@@ -246,7 +252,7 @@ def _check_pairs(args: argparse.Namespace) -> int:
         dataroot_gt=given.path(args.gt[0]),
         dataroot_lq=args.lq,
         scale=args.scale[0],
-        filename_tmpl=args.filename_tmpl,
+        filename_tmpl=args.template,
         meta_info_file=args.meta_info_file,
         min_gt_size=args.gt_size,
     )
@@ -257,7 +263,7 @@ def _check_pairs(args: argparse.Namespace) -> int:
 def _lr(args: argparse.Namespace) -> int:
     from mtkd.data.preparing import make_lr
 
-    print(make_lr(args.folder, args.out, args.scale, args.filename_tmpl, args.workers))
+    print(make_lr(args.folder, args.out, args.scale, args.template, args.workers))
     return 0
 
 
@@ -278,5 +284,5 @@ def _sub(args: argparse.Namespace) -> int:
 def _manifest(args: argparse.Namespace) -> int:
     from mtkd.data.manifests import make
 
-    print(make(args.folder, filename_tmpl=args.filename_tmpl, cuts=args.cut, workers=args.workers), end="")
+    print(make(args.folder, filename_tmpl=args.template, cuts=args.cut, workers=args.workers), end="")
     return 0
