@@ -201,3 +201,35 @@ def test_runs_of_two_scales_are_two(tmp_path: Path) -> None:
         rows={"scratch": {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}},
     )
     assert [run.name for run in runs(load_grid(path), tmp_path)] == ["plain_x2", "plain_x3"]
+
+
+def test_settings_make_a_table_each(tmp_path: Path) -> None:
+    few = {"title": "two photographs", "iterations": [4], "train": {"optim_g": {"lr": 1e-4}}}
+    made = planned(toy(tmp_path, iterations=[4, 8], settings={"all": {}, "few": few}))
+    names = {job.name for job in made.cells}
+    assert {"scratch_small_all_x2_8_s1", "scratch_small_few_x2_4_s1"} <= names
+    assert "scratch_small_few_x2_8_s1" not in names
+    cell = made["scratch_small_few_x2_4_s1"].cell
+    assert cell is not None and cell.options["train"]["optim_g"] == {"type": "Adam", "lr": 1e-4}
+    assert made.grid.subjects()["small_few"].title == "small, two photographs"
+
+
+def test_the_grid_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs/bench.md").read_text(encoding="utf-8").split("```yaml")[1].split("```")[0]
+    path = tmp_path / "grid.yml"
+    path.write_text(text)
+    monkeypatch.chdir(root)
+    grid = load_grid(path)
+    assert len(plan(grid, tmp_path / "out").cells) == 4 * 2 * 3 * 3
+
+
+@pytest.mark.parametrize("name", ["cpu_x4", "cpu_x4_few", "demo_x2", "gpu_x4"])
+def test_the_committed_grids_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    assert planned_in(root / f"benchmarks/{name}.yml", root / "nowhere").cells
+
+
+def planned_in(path: Path, out: Path) -> Plan:
+    return plan(load_grid(path), out)
