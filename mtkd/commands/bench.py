@@ -143,11 +143,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(plan: Plan, name: str) -> int:
     from mtkd.bench import control, work
+    from mtkd.training.loop import Stopped
 
     try:
         work.execute(plan, plan[name])
     except work.HeldElsewhere:
         return control.HELD
+    except Stopped as stopped:
+        assert isinstance(stopped.code, int)  # typed as anything that sys.exit takes
+        return stopped.code
     return 0
 
 
