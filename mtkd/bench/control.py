@@ -114,7 +114,7 @@ def run(
         patience: seconds in which they save; after them they are killed, and go on from their last checkpoint.
 
     Raises:
-        KeyboardInterrupt, SystemExit: a signal ended it; running jobs were asked to save and end, and were waited for.
+        KeyboardInterrupt, Ended: a signal ended it; running jobs were asked to save and end, and were waited for.
     """
     order = {job.name: number for number, job in enumerate(wanted) if job.kind == "cell"}
     board = Board(plan, sorted(plan.needed_by(wanted), key=lambda job: order.get(job.name, -1)))
@@ -195,6 +195,10 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None
             process.wait()
 
 
+class Ended(SystemExit):
+    """A signal ended the grid; `code` is 128 + its number, as in shells. What ran has saved."""
+
+
 class _terminating:
     """Within the block SIGTERM ends as Ctrl-C does: running jobs are asked to save."""
 
@@ -209,7 +213,7 @@ class _terminating:
 
     @staticmethod
     def _raise(signum: int, _: object) -> None:
-        raise SystemExit(128 + signum)
+        raise Ended(128 + signum)
 
 
 def shard(cells: Sequence[Job], text: str) -> list[Job]:

@@ -72,7 +72,8 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
     for (row, student, scale, iterations), found in groups.items():
         missing = [job for job in found if job in left]
         head = (
-            f"  {row} {student} x{scale} {iterations:,d} iterations: {len(found) - len(missing)} of {len(found)} done"
+            f"  {f'{row} {student}'.strip()} x{scale}, {iterations:,d} iterations: "
+            f"{len(found) - len(missing)} of {len(found)} done"
         )
         if missing:
             cost, sure = costs[row, student, scale]

@@ -115,8 +115,9 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
     done: dict[str, Job] = {}
     for job in ordered:
         done[job.name] = _with_digests(job, grid, out, done)
-    used = {need for job in done.values() for need in job.needs} | {j.name for j in done.values() if j.kind != "target"}
-    return Plan(grid, out, tuple(job for job in done.values() if job.name in _with_needs(used, done)))
+    # A store that no cell imitates is not made.
+    used = _with_needs({job.name for job in done.values() if job.kind != "target"}, done)
+    return Plan(grid, out, tuple(job for job in done.values() if job.name in used))
 
 
 def _with_needs(names: set[str], jobs: Mapping[str, Job]) -> set[str]:

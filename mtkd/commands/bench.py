@@ -120,14 +120,18 @@ def run(args: argparse.Namespace) -> int:
             failed = launchers.wait(shares, plan, wanted)
         else:
             slots = control.Slots(args.jobs, control.cuda_devices())
-            with live.Live(partial(print, flush=True)) as show:
-                board = control.run(
-                    plan,
-                    wanted,
-                    slots,
-                    command=lambda job: control.python_command(["bench", *here, "--job", job.name]),
-                    show=show,
-                )
+            try:
+                with live.Live(partial(print, flush=True)) as show:
+                    board = control.run(
+                        plan,
+                        wanted,
+                        slots,
+                        command=lambda job: control.python_command(["bench", *here, "--job", job.name]),
+                        show=show,
+                    )
+            except control.Ended as ended:
+                assert isinstance(ended.code, int)  # typed as anything that sys.exit takes
+                return ended.code
             print(live.summary(board))
             failed = bool(board.failed)
     if not args.no_report:

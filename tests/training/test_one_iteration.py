@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mtkd.inference.evaluate import Evaluation
 from mtkd.runtime.device import set_backends
 from mtkd.training import log as log_module
 from mtkd.training import loop as train_module
@@ -115,7 +116,7 @@ def run_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: s
         "val": {"name": "v", **folder},
     }
     metrics = {"score": {"type": "calculate_psnr", "crop_border": 2, "better": better}}
-    results = [SimpleNamespace(means=lambda value=value: {"score": value}) for value in values]
+    results = [Evaluation("v", ("one",), {"score": (value,)}) for value in values]
     monkeypatch.setattr("mtkd.training.validate.evaluate_sharded", lambda *_, **__: results.pop(0))
     return prepare(run_options(tmp_path, images=images, datasets=sets, val={"val_freq": 1, "metrics": metrics}))
 
