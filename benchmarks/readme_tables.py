@@ -18,7 +18,6 @@ from mtkd.report.numbers import signed
 from mtkd.report.statistics import comparisons, summary
 
 ROOT = Path(__file__).resolve().parents[1]
-GRIDS = ("cpu_x4", "cpu_x4_few", "demo_x2")
 METRIC = "psnr"
 PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
