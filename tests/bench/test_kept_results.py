@@ -18,6 +18,7 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
 
 
+@pytest.mark.slow
 def test_readme_shows_the_kept_results() -> None:
     import readme_tables
 
