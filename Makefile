@@ -48,6 +48,9 @@ tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the 
 	$(VENV)/bin/python benchmarks/grid_data.py $(SHARED) .cache/grid/data
 	for grid in cpu_x4 cpu_x4_few; do $(VENV)/bin/mtkd bench benchmarks/$$grid.yml --out .cache/grid/$$grid --jobs $(JOBS) \
 	  --keep benchmarks/results/$$grid || exit 1; done
+	$(VENV)/bin/mtkd bench benchmarks/demo_x2.yml --out .cache/grid/demo_x2 --jobs $(JOBS) --keep benchmarks/results/demo_x2 \
+	  --data "$$($(VENV)/bin/python -c 'from mtkd.demo import photographs; print(photographs())')"
+	$(VENV)/bin/python benchmarks/readme_tables.py
 
 gpu-bundle: $(INSTALLED) ## fill .gpu/ with what benchmarks/gpu.py needs on a GPU machine without an index
 	$(VENV)/bin/python benchmarks/gpu_bundle.py $(BUNDLE_ARGS)
