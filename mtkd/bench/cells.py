@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mtkd.config import layers
 from mtkd.contracts import MtkdError
 from mtkd.runtime import shipped
 from mtkd.runtime.given import path as given_path
+from mtkd.runtime.run_folder import LATEST, RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,13 @@ class Cell:
     needs: tuple[str, ...]
 
 
-def cells(grid: Grid, out: Path) -> list[Cell]:
-    """Every cell; all rows of a student with one seed beside each other, so that an unfinished grid has whole tables of
-    fewer seeds. Runs lie in `out`/runs.
+def cells(grid: Grid, out: Path) -> Iterator[Cell]:
+    """Every cell, made when it is asked for; all rows of a student with one seed beside each other, so that an
+    unfinished grid has whole tables of fewer seeds. Runs lie in `out`/runs.
 
     Raises:
         MtkdError: a base is missing.
     """
-    found = []
     subjects = grid.subjects()
     every = itertools.product(grid.scales, grid.iterations, subjects.items(), grid.seeds, grid.rows)
     for scale, iterations, (name_of_subject, subject), seed, row in every:
@@ -58,8 +58,7 @@ def cells(grid: Grid, out: Path) -> list[Cell]:
         place = {"scale": scale, "iterations": iterations, "seed": seed}
         options = _options(grid, out, own, setting=subject.options, network=subject.network, name=name, **place)
         options, needs = _linked(options, out, scale=scale, suffix=name.removeprefix(row))
-        found.append(Cell(name=name, row=row, subject=name_of_subject, options=options, needs=tuple(needs), **place))
-    return found
+        yield Cell(name=name, row=row, subject=name_of_subject, options=options, needs=tuple(needs), **place)
 
 
 def runs(grid: Grid, out: Path) -> list[Cell]:
@@ -137,12 +136,17 @@ def _linked(tree: Any, out: Path, *, scale: int, suffix: str) -> tuple[Any, list
             need, path = f"target:{found[2]}_x{scale}", target_path(out, found[2], scale)
         else:
             run = f"{found[2]}_x{scale}" if found[1] == "run" else f"{found[2]}{suffix}"
-            need, path = run, out / "runs" / run / "models/net_g_latest.pth"
+            need, path = run, weights_path(out, run)
         if need not in needs:
             needs.append(need)
         return str(path)
 
     return linked(tree), needs
+
+
+def weights_path(out: Path, run: str) -> Path:
+    """Where the last weights of the run or cell `run` lie."""
+    return RunFolder(out / "runs" / run).model(LATEST)
 
 
 def target_path(out: Path, name: str, scale: int) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtkd.bench import jobs
 from mtkd.bench.jobs import Job, Plan
-from mtkd.bench.scores import plain_options, test_options
+from mtkd.bench.scores import supervised, test_options
 from mtkd.build import build_image_set
 from mtkd.config import Options, make_options
 from mtkd.contracts import MtkdError
@@ -103,15 +103,8 @@ def _done(plan: Plan, job: Job) -> bool:
 def _training_bytes(plan: Plan, scale: int) -> int:
     from mtkd.build import training_files
 
-    files = training_files(_supervised(plan, scale))
+    files = training_files(make_options(supervised(plan.grid, scale)))
     return sum(height * width * 3 for height, width in files.sizes)
-
-
-def _supervised(plan: Plan, scale: int) -> Options:
-    plain = plain_options(plan.grid, scale)
-    return make_options(
-        {**plain, "model_type": "SRModel", "train": {**plain["train"], "pixel_opt": {"type": "L1Loss"}}}
-    )
 
 
 def _timed(plan: Plan, kinds: dict[Any, Job]) -> dict[Any, tuple[Cost, bool]]:
@@ -124,10 +117,8 @@ def _timed(plan: Plan, kinds: dict[Any, Job]) -> dict[Any, tuple[Cost, bool]]:
                 found[key] = _cost(plan, _stand_in(plan, job, Path(name)), budget), True
             except MtkdError:
                 assert job.cell is not None
-                plain = plain_options(plan.grid, job.scale)
-                loss = {"pixel_opt": {"type": "L1Loss"}}
-                plain |= {"network_g": job.cell.options["network_g"], "model_type": "SRModel"}
-                plain |= {"train": {**plain["train"], **loss}, "path": {"experiments_root": name}}
+                plain = supervised(plan.grid, job.scale)
+                plain |= {"network_g": job.cell.options["network_g"], "path": {"experiments_root": name}}
                 found[key] = _cost(plan, make_options(plain), budget), False
     return found
 
@@ -141,8 +132,9 @@ def _stand_in(plan: Plan, job: Job, folder: Path) -> Options:
     if store is not None and not Path(store).exists():
         options["target_store"] = str(folder / f"gt_x{job.scale}.safetensors")
         with contextlib.redirect_stdout(io.StringIO()):
-            gt = plain_options(plan.grid, job.scale)["datasets"]["train"]["dataroot_gt"]
-            combine(_supervised(plan, job.scale), Path(options["target_store"]), [gt])
+            plain = supervised(plan.grid, job.scale)
+            gt = plain["datasets"]["train"]["dataroot_gt"]
+            combine(make_options(plain), Path(options["target_store"]), [gt])
     return make_options(options, file=job.name)
 
 

@@ -16,7 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd.bench.cells import Cell, cells, runs, target_path
+from mtkd.bench.cells import Cell, cells, runs, target_path, weights_path
 from mtkd.bench.grid import Grid
 from mtkd.bench.scores import read_scores
 from mtkd.config import OptionError, Options, Problem, make_options
@@ -89,7 +89,7 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
         OptionError: option files of cells are wrong; every problem is named, once for cells that share it.
         MtkdError: targets and runs need each other in a circle.
     """
-    shared, own = runs(grid, out), cells(grid, out)
+    shared, own = runs(grid, out), list(cells(grid, out))
     if check:
         _check([*shared, *own])
     made = [*_targets(grid), *(Job(name=c.name, kind="run", scale=c.scale, needs=c.needs, cell=c) for c in shared)]
@@ -224,7 +224,7 @@ def is_done(out: Path, job: Job) -> bool:
         return target_path(out, job.target, job.scale).exists()
     if job.kind == "teachers":
         return read_scores(out, job) is not None
-    if not (out / "runs" / job.name / "models/net_g_latest.pth").exists():
+    if not weights_path(out, job.name).exists():
         return False
     return job.kind == "run" or read_scores(out, job) is not None
 

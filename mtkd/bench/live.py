@@ -24,7 +24,6 @@ class Live:
     def __init__(self, log: Callable[[str], None] = print) -> None:
         self.log = log
         self._said = self._drawn = 0.0
-        self._began = time.monotonic()
         self._live: Any = None
 
     def __enter__(self) -> Live:
@@ -48,11 +47,6 @@ class Live:
         elif self._live is None and now - self._said > _EVERY:
             self._said = now
             self.log(line(board))
-
-    @property
-    def passed(self) -> str:
-        """Time since it began."""
-        return clock(time.monotonic() - self._began)
 
 
 def line(board: Board) -> str:

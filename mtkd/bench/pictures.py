@@ -12,6 +12,7 @@ from torch import nn
 
 from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.bench.cells import weights_path
 from mtkd.bench.gather import group_name
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import test_options
@@ -105,7 +106,7 @@ def _measured_only(plan: Plan, scale: int, key: str, images: Any) -> Mapping[str
         nets[MEAN] = FusedTeacher(Ensemble(bare), MeanFusion(len(bare)))
     for run in (plan[need] for need in jobs[0].needs):
         assert run.cell is not None
-        if not (plan.out / "runs" / run.name / "models/net_g_latest.pth").exists():
+        if not weights_path(plan.out, run.name).exists():
             continue
         members = {name: bare[name] for name in run.cell.options["teachers"] if name in bare}
         if len(members) < len(run.cell.options["teachers"]):

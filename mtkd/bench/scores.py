@@ -36,6 +36,12 @@ def plain_options(grid: Grid, scale: int) -> dict[str, Any]:
     return {**options, "name": "targets", "train": train}
 
 
+def supervised(grid: Grid, scale: int) -> dict[str, Any]:
+    """`plain_options` trained on the ground truth."""
+    plain = plain_options(grid, scale)
+    return {**plain, "model_type": "SRModel", "train": {**plain["train"], "pixel_opt": {"type": "L1Loss"}}}
+
+
 def test_options(
     grid: Grid, scale: int, *, sets: Sequence[str] = (), teachers: Mapping[str, Any] | None = None
 ) -> Options:
@@ -44,17 +50,15 @@ def test_options(
 
     It is a training file, because a test file needs a student's weights.
     """
-    plain = plain_options(grid, scale)
+    plain = supervised(grid, scale)
     chosen = {f"val_{key}": grid.test.datasets[key] for key in sets or grid.test.datasets}
     plain["datasets"] = {"train": plain["datasets"]["train"], **chosen}
     plain["val"] = {"val_freq": 1, "metrics": grid.test.metrics}
-    method: dict[str, Any] = {"model_type": "SRModel"}
     if teachers:
         # The method beside which several teachers stand, each as it is.
         network = {"type": "DCTSwin", "embed_dim": 12, "depths": [1], "num_heads": [1]}
-        method = {"model_type": "MTKDFusion", "network_g": network, "teachers": {**teachers}}
-    train = {**plain["train"], "pixel_opt": {"type": "L1Loss"}}
-    return make_options({**plain, **method, "train": train}, file=f"{grid.name}: test")
+        plain |= {"model_type": "MTKDFusion", "network_g": network, "teachers": {**teachers}}
+    return make_options(plain, file=f"{grid.name}: test")
 
 
 def measure_run(plan: Plan, job: Job) -> None:

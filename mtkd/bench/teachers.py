@@ -10,6 +10,7 @@ from torch import nn
 
 from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.bench.cells import weights_path
 from mtkd.bench.scores import test_options, write_scores
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError
@@ -93,7 +94,7 @@ def fusion_of(plan: Plan, run: Job) -> nn.Module:
     assert run.cell is not None
     options = make_options(run.cell.options, file=run.name)
     net = build.build_network(options.network_g, options.scale)
-    build.load_weights(net, str(plan.out / "runs" / run.name / "models/net_g_latest.pth"))
+    build.load_weights(net, str(weights_path(plan.out, run.name)))
     return net
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mtkd.bench import jobs
-from mtkd.bench.cells import target_path
+from mtkd.bench.cells import target_path, weights_path
 from mtkd.bench.jobs import Job, Plan, Record
-from mtkd.bench.scores import measure_run, plain_options
+from mtkd.bench.scores import measure_run, plain_options, supervised
 from mtkd.bench.teachers import measure_teachers
 from mtkd.config import make_options, resolved_yaml
 from mtkd.contracts import MtkdError
@@ -81,8 +81,7 @@ def _make_target(plan: Plan, job: Job, log: Log) -> None:
     plain = plain_options(grid, job.scale)
     section = grid.targets.get(job.target)
     if section is not None and section.run is None:
-        loss = {"pixel_opt": {"type": "L1Loss"}}
-        options = make_options({**plain, "model_type": "SRModel", "train": {**plain["train"], **loss}})
+        options = make_options(supervised(grid, job.scale))
         sources: list[str | Path] = [target_path(plan.out, member, job.scale) for member in section.members]
         gt = section.gt
         if not sources:
@@ -99,7 +98,7 @@ def _make_target(plan: Plan, job: Job, log: Log) -> None:
         fusion = jobs.options_of(run)
         one["teachers"] = _teachers_of(run)
         network = fusion.network_g.model_dump()
-        one["fusion"] = {"network": network, "pretrain": str(plan.out / "runs" / run.name / "models/net_g_latest.pth")}
+        one["fusion"] = {"network": network, "pretrain": str(weights_path(plan.out, run.name))}
     teach(make_options(one, file=job.name), path, progress=log)
 
 
@@ -112,5 +111,5 @@ def _train(plan: Plan, job: Job) -> None:
     options = jobs.options_of(job)
     text = resolved_yaml(options)
     assert job.cell is not None
-    if not (plan.out / "runs" / job.name / "models/net_g_latest.pth").exists():
+    if not weights_path(plan.out, job.name).exists():
         train(options, auto_resume=True, option_text=text, command=f"mtkd bench, {plan.grid.name}")

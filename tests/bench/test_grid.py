@@ -43,7 +43,7 @@ def test_parts_of_a_run_are_numbers(text: Any, filled: Any) -> None:
 
 def test_cells_are_all_combinations(tmp_path: Path) -> None:
     path = toy(tmp_path, iterations=[4, 8], seeds=[1, 2, 3])
-    found = cells(load_grid(path), tmp_path / "out")
+    found = list(cells(load_grid(path), tmp_path / "out"))
     assert len(found) == len({cell.name for cell in found}) == 2 * 2 * 3
     cell = next(cell for cell in found if cell.name == "fused_small_x2_8_s3")
     options = make_options(cell.options)
