@@ -99,11 +99,24 @@ setup(
             "ruff",
             "pyright[nodejs]",
             "DISTS-pytorch",
+            "huggingface_hub",
+            "mkdocs-material",
+            "mkdocstrings[python]",
+            "ncnn",
+            "onnx",
+            "onnxconverter-common",
+            "onnxruntime",
+            "onnxscript",
             "playwright",  # clicks through the report page, with the system's Chromium
+            "pnnx",
             "scikit-image",
             "submitit",
             "torch-dct",
         ],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the pages of docs/ as a site
+        "hub": ["huggingface_hub"],  # `mtkd.load("hf:...")`, `mtkd push`
+        "ncnn": ["ncnn", "pnnx"],  # `mtkd export --format ncnn`
+        "onnx": ["onnx", "onnxconverter-common", "onnxruntime", "onnxscript"],  # `mtkd export`, `--weights x.onnx`
         "spandrel": ["spandrel>=0.4"],
         "wandb": ["wandb"],
         "metrics": ["pytorch-msssim", "DISTS-pytorch"],  # MS-SSIM and DISTS
