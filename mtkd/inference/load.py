@@ -75,9 +75,7 @@ def _network(spec: str) -> nn.Module:
             f"There are no weights {spec}.{hint} Name a file, the folder of a run, zoo:NAME (`mtkd zoo list`) or "
             "hf:USER/NAME."
         )
-
-
-(spec) if path.is_dir() else _file(path)
+    return _run(spec) if path.is_dir() else _file(path)
 
 
 def _run(spec: str) -> nn.Module:
