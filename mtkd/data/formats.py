@@ -71,8 +71,8 @@ def needs_pillow(header: Header) -> bool:
 
 
 def decode_with_pillow(encoded: bytes, path: str | os.PathLike[str], *, alpha: bool) -> tuple[NDArray[Any], bool]:
-    """The upright (H, W, 3) RGB array of the bytes of a file, (H, W, 4) with `alpha`, uint8, or uint16 where a grey file
-    is so deep; and whether a CMYK profile was applied, so that the colours are sRGB.
+    """The upright (H, W, 3) RGB array of the bytes of a file, (H, W, 4) with `alpha`; uint8, or uint16 where a grey
+    file is so deep. And whether a CMYK profile was applied, so that the colours are sRGB.
 
     Raises:
         MtkdError: the bytes are damaged or truncated.

@@ -87,13 +87,15 @@ def plan(
         raise MtkdError(f"The quality of an image is a whole number from 1 to 100, found {quality}.")
     out = os.fspath(destination)
     found = list(_found([os.fspath(source) for source in sources], _absolute(out), recursive, log))
-    alone = len(sources) == 1 and len(found) == 1 and found[0][1].parent == Path() and not _is_many(sources[0])
+    alone = len(sources) == 1 and not _is_many(sources[0])
     if out == STREAM:
-        if len(found) > 1 or not alone:
+        if not alone:
             raise MtkdError("Standard output takes one image. Name one image, or a folder as OUT.")
         jobs = [_streamed(found[0][0], format, stdin)]
     else:
         jobs = _named(found, out, format, alone, stdin, one_source=sources[0] if len(sources) == 1 else None)
+        if format == "same" and (read := {job.source.suffix for job in jobs} - {job.out.suffix for job in jobs}):
+            log(f"Written as PNG, because they are only read: {', '.join(sorted(read))}.")
         _check_distinct(jobs)
     if quality is not None and jobs and not any(job.out.suffix.lower() in _LOSSY for job in jobs):
         raise MtkdError(f"--quality belongs to JPEG and WebP, and {jobs[0].out.suffix} is written: add --format jpg.")
@@ -140,7 +142,9 @@ def _named(
     jobs = []
     for source, name in found:
         data = _bytes_of(source, stdin)
-        jobs.append(Job(_shown(source), destination / name.with_name(f"{name.stem}{_suffix(format, name, data)}"), data))
+        jobs.append(
+            Job(_shown(source), destination / name.with_name(f"{name.stem}{_suffix(format, name, data)}"), data)
+        )
     return jobs
 
 
@@ -196,17 +200,17 @@ def _of_pattern(pattern: Path, out: Path, recursive: bool, log: Log) -> Iterator
     parts = pattern.parts
     fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
-    count = 0
-    known = set()
+    images: dict[Path, None] = {}
     for path in matched:
-        inside = _of_folder(path, out, recursive, log) if path.is_dir() and "**" not in parts else [path]
-        for image in inside:
-            if image.suffix.lower() in PHOTO_SUFFIXES and image.is_file() and image not in known:
-                known.add(image)
-                count += 1
-                yield image, image.relative_to(root)
-    if not count:
+        if out in _absolute(path).parents and out != _absolute(root):
+            continue
+        if path.is_dir() and "**" not in parts:
+            images.update(dict.fromkeys(_of_folder(path, out, recursive, log)))
+        elif path.suffix.lower() in PHOTO_SUFFIXES and path.is_file():
+            images[path] = None
+    if not images:
         raise MtkdError(f"{pattern} matches no image ({' '.join(PHOTO_SUFFIXES)}).")
+    yield from ((image, image.relative_to(root)) for image in images)
 
 
 def _is_many(source: str | os.PathLike[str]) -> bool:
@@ -220,8 +224,8 @@ def _suffix(format: str | None, source: Path, data: bytes | None) -> str:
         return ".png"
     if format != "same":
         return f".{format}"
-    suffix = source.suffix.lower() if data is None else _sniffed(data)
-    return source.suffix if data is None and suffix in IMAGE_SUFFIXES else suffix if suffix in IMAGE_SUFFIXES else ".png"
+    suffix = source.suffix if data is None else _sniffed(data)
+    return suffix if suffix.lower() in IMAGE_SUFFIXES else ".png"
 
 
 def _kind(suffix: str) -> str:

@@ -21,16 +21,22 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds."""
+    """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds.
 
-    def __init__(self, about: str, log: Log, *, bar: bool = True) -> None:
-        self.about, self.log = about, log
-        self._began, self._said = time.perf_counter(), 0.0
+    Args:
+        bar: draw the bar on a terminal.
+        short: the job may be short: no line before 30 seconds, and none at the end, where the bar disappears.
+    """
+
+    def __init__(self, about: str, log: Log, *, bar: bool = True, short: bool = False) -> None:
+        self.about, self.log, self._short = about, log, short
+        self._began = time.perf_counter()
+        self._said = self._began if short else 0.0
         self._bar = None
         if bar and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn())
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), transient=short)
 
     def __enter__(self) -> Progress:
         return self
@@ -51,7 +57,7 @@ class Progress:
                 self._bar.add_task(text, total=1.0)
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], completed=share, description=text)
-        elif done in (1, total) or now - self._said >= _SAY_EVERY:
+        elif (done in (1, total) and not self._short) or now - self._said >= _SAY_EVERY:
             self._said = now
             self.log(text)
 
