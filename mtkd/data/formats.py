@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,12 +40,12 @@ def prepare(encoded: bytes, path: str | os.PathLike[str]) -> None:
     brand = encoded[8:12] if encoded[4:8] == b"ftyp" else b""
     if brand in _HEIC:
         try:
-            from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+            # By name: no extra brings it.
+            import_module("pillow_heif").register_heif_opener()
         except ImportError as error:
             raise MtkdError(
                 f"{path} is HEIC, which needs a package of its own: pip install pillow-heif. Or save it as JPEG."
             ) from error
-        register_heif_opener()
     elif brand in _AVIF:
         from PIL import features
 

@@ -64,7 +64,7 @@ def fetch(spec: str) -> Path:
     """
     where = place(spec)
     hub = package(spec)
-    with _explained(where):
+    with explained(where):
         if where.file is not None:
             return _download(hub, where, where.file)
         try:
@@ -128,7 +128,7 @@ def _cached(hub: Any, where: Place) -> Path | None:
 
 
 @contextmanager
-def _explained(where: Place) -> Generator[None, None, None]:
+def explained(where: Place) -> Generator[None, None, None]:
     """Turn what huggingface_hub raises into one sentence with a remedy."""
     hub = package(str(where))
     errors = hub.errors
