@@ -44,6 +44,8 @@ def from_array(image: np.ndarray) -> Photo:
         image = image.astype(np.float32)
     elif image.dtype not in (np.uint8, np.uint16):
         raise MtkdError(f"An image is uint8, uint16, or float in [0, 1]; this array is {image.dtype}.")
+    if not image.flags.writeable:
+        image = image.copy()  # torch warns of an array that it must not write
     if channels == 1:
         return Photo(np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2), grey=True)
     return Photo(image[..., :3], image[..., 3] if channels == 4 else None)
@@ -98,7 +100,7 @@ def from_pil(image: Any) -> Photo:
     if image.mode.startswith("I;16"):
         return Photo(np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2), grey=True)
     transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
     grey = image.mode in ("1", "L") and not transparent
     of_pixels = b"GRAY" if grey else b"RGB "
     kept = profile if profile is not None and profile[16:20] == of_pixels else None

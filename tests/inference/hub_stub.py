@@ -72,9 +72,7 @@ def served() -> Iterator[Hub]:
                     [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
                 )
             if file is None:
-                return self.json(
-                    {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                )
+                return self.json({"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
             if file not in files:
                 return self.missing("Entry")
             return self.answer(200, files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"')

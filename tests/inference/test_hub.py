@@ -54,7 +54,9 @@ def test_what_is_pushed_is_loaded_back_and_upscales(
     hub: Hub, net: EDSR, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(weights), "ann/photos_x2", "--license", "mit"]) == 0
-    assert f'{hub.address}/ann/photos_x2 holds it now. In Python: mtkd.load("hf:ann/photos_x2")' in capsys.readouterr().out
+    assert (
+        f'{hub.address}/ann/photos_x2 holds it now. In Python: mtkd.load("hf:ann/photos_x2")' in capsys.readouterr().out
+    )
     files = hub.repositories["ann/photos_x2"]
     assert sorted(files) == ["README.md", "model.safetensors"]
     card = files["README.md"].decode()
@@ -72,7 +74,9 @@ def test_a_card_that_is_there_stays(hub: Hub, weights: Path) -> None:
     hub.repositories["ann/net"] = {"README.md": b"# mine\n"}
     said: list[str] = []
     assert push(str(weights), "hf:ann/net", log=said.append) == f"{hub.address}/ann/net"
-    assert hub.repositories["ann/net"]["README.md"] == b"# mine\n" and "model.safetensors" in hub.repositories["ann/net"]
+    assert (
+        hub.repositories["ann/net"]["README.md"] == b"# mine\n" and "model.safetensors" in hub.repositories["ann/net"]
+    )
     assert [line.split(" ")[0] for line in said] == ["The", "hf:ann/net"] and "license: other" in said[0]
 
 
