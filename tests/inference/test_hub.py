@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ import mtkd
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.cli import main
+from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.inference.hub import fetch
 from mtkd.inference.load import load_network
 from mtkd.inference.publish import push
 from tests.inference.hub_stub import COMMIT, Hub, served
+from tests.runs import FUSION, make_teachers, run_options
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 ARGUMENTS = {"num_feat": 4, "num_block": 1, "upscale": 2}
@@ -144,6 +147,40 @@ def test_without_the_extra_the_package_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MtkdError, match=r"hf:ann/net needs the package huggingface_hub.*pip install 'mtkd\[hub\]'"):
         mtkd.load("hf:ann/net")
+
+
+def test_a_run_is_pushed_with_the_weights_that_it_deploys(hub: Hub, weights: Path, tmp_path: Path) -> None:
+    options = run_options(tmp_path)
+    run = tmp_path / "experiments/tiny"
+    (run / "models").mkdir(parents=True)
+    (run / "resolved.yml").write_text(resolved_yaml(options))
+    with pytest.raises(MtkdError, match="holds no weights yet"):
+        push(str(run), "ann/run")
+    shutil.copyfile(weights, run / "models/net_g_latest.pth")
+    push(str(run), "ann/run")
+    latest = hub.repositories["ann/run"]["model.safetensors"]
+    assert load_network("hf:ann/run").scale == 2
+    torch.save(
+        {
+            "params": EDSR(num_feat=2, num_block=1, upscale=2).state_dict(),
+            "mtkd": {"arch": {"type": "EDSR", "args": {"num_feat": 2, "num_block": 1, "upscale": 2}}},
+        },
+        run / "models/deployable.pth",
+    )
+    push(str(run), "ann/run")
+    assert len(hub.repositories["ann/run"]["model.safetensors"]) < len(latest)
+    # A fused image needs its teachers: no file holds them together.
+    fused = run_options(
+        tmp_path / "fusion",
+        model_type="MTKDFusion",
+        network_g=FUSION,
+        teachers=make_teachers(tmp_path / "teachers"),
+        train={"pixel_opt": {"type": "L1Loss"}},
+    )
+    (run / "models/deployable.pth").unlink()
+    (run / "resolved.yml").write_text(resolved_yaml(fused))
+    with pytest.raises(MtkdError, match="trained by MTKDFusion, whose network works with its teachers"):
+        push(str(run), "ann/run")
 
 
 def test_nothing_is_sent_before_all_is_in_order(

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 import mtkd
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
+from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.data.resize import imresize
 from mtkd.inference.load import load_network
@@ -25,6 +26,7 @@ from mtkd.inference.upscale import upscale
 from mtkd.inference.upscaler import Upscaler
 from mtkd.runtime.pixels import to_image, to_tensor
 from tests.helpers import photo
+from tests.runs import run_options
 
 ARGUMENTS = {"num_feat": 4, "num_block": 1, "upscale": 2}
 IMAGE = photo("coffee", (14, 20))
@@ -198,7 +200,11 @@ def test_files_of_all_kinds_and_runs_are_networks(
     (tmp_path / "net.onnx").touch()
     made = SimpleNamespace(OnnxNetwork=lambda path: bare if path == tmp_path / "net.onnx" else None)
     monkeypatch.setitem(sys.modules, "mtkd.export.onnx_network", made)
-    for source in (file, tmp_path / "net.pth", str(tmp_path / "net.pt"), tmp_path / "net.onnx"):
+    run = tmp_path / "experiments/tiny"
+    (run / "models").mkdir(parents=True)
+    (run / "resolved.yml").write_text(resolved_yaml(run_options(tmp_path)))
+    shutil.copyfile(tmp_path / "net.pth", run / "models/net_g_latest.pth")
+    for source in (file, tmp_path / "net.pth", str(tmp_path / "net.pt"), tmp_path / "net.onnx", run):
         loaded = load_network(source, scale=2, device="cpu")
         assert loaded.scale == 2 and not loaded.training
         assert torch.equal(loaded.state_dict()["conv_first.weight"], bare.state_dict()["conv_first.weight"])
