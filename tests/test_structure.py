@@ -31,6 +31,7 @@ NOT_AT_MODULE_LEVEL = {
 DISTRIBUTIONS = {
     "cv2": "opencv-python",
     "PIL": "pillow",
+    "huggingface_hub": "huggingface_hub",
     "pywt": "pywavelets",
     "skimage": "scikit-image",
     "triton": "torch",

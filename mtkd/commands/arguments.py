@@ -100,6 +100,11 @@ def typed(options: Path) -> str:
     return str(options) if name is None else f"{shipped.RECIPE}{name}"
 
 
+def weights(text: str) -> str:
+    """What `mtkd.load` takes: a path, or a name with its prefix."""
+    return text if text.startswith(("zoo:", "hf:")) else str(given.path(text))
+
+
 def scale(text: str) -> int:
     """A scale: a whole number above 0 of at most three digits."""
     if not (text.isascii() and text.isdecimal() and len(text) < 4 and int(text) > 0):

@@ -38,6 +38,7 @@ def add(subparsers: arguments.SubParsers) -> None:
     source = upscale.add_mutually_exclusive_group()
     source.add_argument(
         "--weights",
+        type=arguments.weights,
         metavar="NAME",
         help="a weights file, x.onnx, a run folder, zoo:NAME, hf:USER/NAME (default: tiny_xN for --scale N, which "
         "comes with mtkd)",

@@ -75,11 +75,9 @@ def card(repository: str, net: nn.Module, facts: dict[str, Any], *, licence: str
 
     Example:
         >>> from mtkd.archs.edsr import EDSR
-        >>> print(card("ann/photos_x2", EDSR(num_feat=4, num_block=1, upscale=2), {}, licence="mit")[:53])
-        ---
-        license: mit
-        library_name: mtkd
-        pipeline_tag: im
+        >>> text = card("ann/photos_x2", EDSR(num_feat=4, num_block=1, upscale=2), {}, licence="mit")
+        >>> print(text[text.index("A network") : text.index("## Use")].strip())
+        A network (EDSR of 1,259 parameters) that makes RGB images 2 times as high and wide.
     """
     scale, arch = net.scale, facts.get("arch", {}).get("type", type(net).__name__)
     parameters = sum(parameter.numel() for parameter in net.parameters())
