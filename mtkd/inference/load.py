@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtkd import build, catalog, zoo
+from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.inference import hub
-from mtkd.inference.named import find_target
 from mtkd.runtime import given
 from mtkd.runtime.device import named_device
 from mtkd.runtime.names import closest
@@ -79,6 +78,10 @@ def _network(spec: str) -> nn.Module:
 
 
 def _run(spec: str) -> nn.Module:
+    # Option files take half a second to import, which a name or a photo does not need.
+    from mtkd import build
+    from mtkd.inference.named import find_target
+
     target = find_target(spec)
     assert target.options is not None
     return build.output_network(target.options)
@@ -90,6 +93,8 @@ def _file(path: Path) -> nn.Module:
         return import_module("mtkd.export.onnx_network").OnnxNetwork(path)
     checkpoint = zoo.read_checkpoint(path)
     if "arch" in checkpoint.facts:
+        from mtkd.inference.named import find_target
+
         target = find_target(str(path))
         assert target.net is not None
         return target.net

@@ -19,7 +19,6 @@ from mtkd.data.images import read_bytes, try_writing, write_bytes
 from mtkd.data.paired import raise_problems
 from mtkd.data.photo import Photo, check_photo, decode_photo, encode_photo, without_hidden_colours
 from mtkd.inference.enlarging import NOT_FINITE, Levels, enlarged, naming, stage
-from mtkd.inference.evaluate import compile_for_images
 from mtkd.inference.photos import Job, Plan, plan
 from mtkd.inference.tiling import FittingTiles
 from mtkd.runtime.background import BackgroundCalls, prefetch, to_host
@@ -135,6 +134,8 @@ def upscale_planned(
     if failures:
         log(f"{len(failures)} of {len(planned.jobs)} images are left out, and listed at the end.")
     if compile:
+        from mtkd.inference.evaluate import compile_for_images
+
         compile_for_images(net, where, partial(autocast, precision, where), log)
 
     def read(job: Job) -> tuple[Photo, Tensor] | MtkdError:
