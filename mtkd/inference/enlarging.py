@@ -9,13 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.data.photo import Photo
 from mtkd.data.resize import imresize
 from mtkd.runtime.background import staged
+from mtkd.runtime.device import named_device, usual_device
 from mtkd.runtime.pixels import to_levels
+
+
+def place(net: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Where `net` runs: on `device`, without one on the GPU where there is one. A network that another library runs
+    (`outside_torch`) has its images on the CPU.
+
+    Raises:
+        MtkdError: there is no such device, or `net` cannot run there.
+    """
+    if getattr(net, "outside_torch", False):
+        if device is not None and named_device(device).type != "cpu":
+            raise MtkdError(f"{type(net).__name__} runs on the CPU, and {device} is asked for. Leave the device out.")
+        return torch.device("cpu")
+    return usual_device() if device is None else named_device(device)
 
 
 def stage(photo: Photo, device: torch.device) -> Tensor:

@@ -18,11 +18,11 @@ from mtkd.data.headers import Header
 from mtkd.data.images import read_bytes, try_writing, write_bytes
 from mtkd.data.paired import raise_problems
 from mtkd.data.photo import Photo, check_photo, decode_photo, encode_photo, without_hidden_colours
-from mtkd.inference.enlarging import NOT_FINITE, Levels, enlarged, naming, stage
+from mtkd.inference.enlarging import NOT_FINITE, Levels, enlarged, naming, place, stage
 from mtkd.inference.photos import Job, Plan, plan
 from mtkd.inference.tiling import FittingTiles
 from mtkd.runtime.background import BackgroundCalls, prefetch, to_host
-from mtkd.runtime.device import autocast, move, named_device, usual_device
+from mtkd.runtime.device import autocast, move
 from mtkd.runtime.pixels import to_tensor
 from mtkd.runtime.progress import Log, Progress
 
@@ -123,7 +123,7 @@ def upscale_planned(
     if not work:
         _raise_listed(planned, failures)
         return 0
-    where = named_device(device) if device else usual_device()
+    where = place(net, device)
     net = move(net.eval(), where, torch.channels_last)
     predict = FittingTiles(net, scale=scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)
     first = next(iter(work))

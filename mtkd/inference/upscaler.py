@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from mtkd.contracts import MtkdError
 from mtkd.data.photo import Photo, without_hidden_colours
 from mtkd.inference import pictures
-from mtkd.inference.enlarging import NOT_FINITE, Levels, enlarged, naming, stage
+from mtkd.inference.enlarging import NOT_FINITE, Levels, enlarged, naming, place, stage
 from mtkd.inference.load import Source, load_network
 from mtkd.inference.tiling import FittingTiles
-from mtkd.runtime.device import DTYPES, autocast, move, named_device, usual_device
+from mtkd.runtime.device import DTYPES, autocast, move
 from mtkd.runtime.pixels import to_tensor
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Upscaler:
     """
 
     def __init__(self, net: nn.Module, *, source: str = "", device: str | torch.device | None = None) -> None:
-        self.device = named_device(device) if device is not None else usual_device()
+        self.device = place(net, device)
         self.net = move(net.eval(), self.device, torch.channels_last)
         self.scale: int = net.scale  # pyright: ignore[reportAttributeAccessIssue]
         self.source = source
