@@ -15,6 +15,8 @@ from mtkd.runtime import given
 if TYPE_CHECKING:
     from torch import nn
 
+    from mtkd.config import Options
+
 _STREAM = "-"
 _SHIPPED = "tiny_x"
 _USUAL_SCALE = 4
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         from mtkd.inference.photos import plan
         from mtkd.inference.upscale import upscale_planned
 
+        options = _options(args)
         planned = plan(
             args.input,
             args.output,
@@ -102,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         if not planned.jobs:
             print("Nothing is left to do.")
             return 0
-        net = _network(args)
+        net = _network(args, options)
         began = time.perf_counter()
         count = upscale_planned(
             net,
@@ -121,14 +124,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _network(args: argparse.Namespace) -> nn.Module:
+def _options(args: argparse.Namespace) -> Options | None:
+    if not args.opt:
+        return None
+    from mtkd.config import load_options
+
+    return load_options(args.opt, force=args.force_yml, kind="test")
+
+
+def _network(args: argparse.Namespace, options: Options | None) -> nn.Module:
     from mtkd.runtime.device import set_backends
 
-    if args.opt:
+    if options is not None:
         from mtkd.build import output_network
-        from mtkd.config import load_options
 
-        options = load_options(args.opt, force=args.force_yml, kind="test")
         set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
         return output_network(options)
     from mtkd import zoo
