@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         from mtkd.inference.upscale import upscale_planned
 
         options = _options(args)
+        _silence_opencv()
         planned = plan(
             args.input,
             args.output,
@@ -154,6 +155,14 @@ def _network(args: argparse.Namespace, options: Options | None) -> nn.Module:
             "--weights FILE, or zoo:NAME (`mtkd zoo list`)."
         )
     return load_network(name)
+
+
+def _silence_opencv() -> None:
+    """Its lines about damaged files: ours name the file, and come in one list."""
+    import cv2
+
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _read_stdin() -> bytes:

@@ -24,6 +24,8 @@ _KEEPS_DEPTH = (".png", ".tif", ".tiff")
 _JPEG = (".jpg", ".jpeg")
 _TIFF = (".tif", ".tiff")
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_32_BITS = ("I", "F")
+_REMEDY = "Convert it to 8 or 16 bits with the tool that made it."
 
 JPEG_QUALITY = 95
 """Of a JPEG whose quality nobody names: OpenCV's. From 90 on colours keep their full resolution."""
@@ -98,12 +100,17 @@ def decode_photo(encoded: bytes, path: Path) -> Photo:
     if header is not None and formats.needs_pillow(header):
         pixels, managed = formats.decode_with_pillow(encoded, path, alpha=header.alpha)
     else:
-        rgba = decode_transparent(encoded, path) if header is not None and header.alpha else None
-        pixels = decode_pixels(encoded, path) if rgba is None else rgba
+        try:
+            rgba = decode_transparent(encoded, path) if header is not None and header.alpha else None
+            pixels = decode_pixels(encoded, path) if rgba is None else rgba
+        except MtkdError as error:
+            if header is None or header.mode not in _32_BITS:
+                raise
+            raise MtkdError(f"{path} has 32 bits for a channel. {_REMEDY}") from error
     if pixels.shape[2] == 4:
         pixels, alpha = np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise MtkdError(f"{path} has {pixels.dtype} pixels; convert it to 8 or 16 bits with the tool that made it.")
+        raise MtkdError(f"{path} has {pixels.dtype} pixels. {_REMEDY}")
     if header is None:
         return Photo(pixels)
     grey, profile = header.mode in _GREY, header.profile
@@ -113,7 +120,8 @@ def decode_photo(encoded: bytes, path: Path) -> Photo:
         lost.append("its CMYK colours, which become sRGB")
         profile = None if managed else profile
     if profile is not None and profile[16:20] != (b"GRAY" if grey and alpha is None else b"RGB "):
-        lost.append(f"its colour profile, which is for {profile[16:20].decode('ascii', 'replace').strip()} pixels")
+        pixels_of = profile[16:20].decode("ascii", "replace").strip() or "unknown"
+        lost.append(f"its colour profile, which is for {pixels_of} pixels")
         profile = None
     if header.frames > 1:
         lost.append(f"{header.frames - 1} of its {header.frames} pictures: the first is enlarged")

@@ -124,6 +124,8 @@ def _named(
     if alone and not into_folder:
         source = found[0][0]
         suffix = destination.suffix.lower()
+        if suffix in PHOTO_SUFFIXES and suffix not in IMAGE_SUFFIXES:
+            raise MtkdError(f"{suffix} is read and not written: name {destination.with_suffix('.png')} instead.")
         if suffix not in IMAGE_SUFFIXES:
             raise MtkdError(
                 f"{destination} is neither a folder nor an image's name: {' '.join(IMAGE_SUFFIXES)}. For a folder that "
@@ -262,12 +264,14 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
 
 def _check_distinct(jobs: list[Job]) -> None:
     first: dict[Path, Path] = {}
+    shared = [job for job in jobs if first.setdefault(job.out, job.source) != job.source]
+    if shared:
+        job, many = shared[0], f" ({len(shared)} such pairs)" if len(shared) > 1 else ""
+        hint = ", or keep their suffixes with --format same" if len({job.out.suffix for job in jobs}) == 1 else ""
+        raise MtkdError(
+            f"{first[job.out]} and {job.source} would both become {job.out}{many}; rename one of them{hint}."
+        )
     for job in jobs:
-        if first.setdefault(job.out, job.source) != job.source:
-            raise MtkdError(
-                f"{first[job.out]} and {job.source} would both become {job.out}; rename one of them, or keep their "
-                "suffixes with --format same."
-            )
         if job.out.exists() and job.source.exists() and job.out.samefile(job.source):
             raise MtkdError(f"{job.source} would be replaced by its own enlargement. Choose another OUT.")
 

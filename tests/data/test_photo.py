@@ -191,5 +191,11 @@ def write(path: Path) -> Path:
 
 def test_floating_point_is_refused_by_name(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "float.tif"), np.zeros((8, 8, 3), np.float32))
-    with pytest.raises(MtkdError, match="float.tif has float32 pixels"):
+    with pytest.raises(MtkdError, match="float.tif has float32 pixels. Convert it to 8 or 16 bits"):
         read_photo(tmp_path / "float.tif")
+    for mode in ("F", "I"):
+        Image.new(mode, (8, 8)).save(tmp_path / "grey.tif")
+        with pytest.raises(
+            MtkdError, match="grey.tif has (float32 pixels|int32 pixels|32 bits for a channel). Convert"
+        ):
+            read_photo(tmp_path / "grey.tif")

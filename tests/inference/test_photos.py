@@ -94,6 +94,8 @@ def test_a_slash_says_that_out_is_a_folder(tmp_path: Path, monkeypatch: pytest.M
     lay(tmp_path, "a.jpg")
     with pytest.raises(MtkdError, match="new is neither a folder nor an image's name.*write .*new/"):
         plan([tmp_path / "a.jpg"], tmp_path / "new")
+    with pytest.raises(MtkdError, match=".gif is read and not written: name .*a.png"):
+        plan([tmp_path / "a.jpg"], tmp_path / "a.gif")
     assert plan([tmp_path / "a.jpg"], f"{tmp_path}/new/").jobs[0].out == tmp_path / "new/a.png"
 
 
