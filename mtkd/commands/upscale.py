@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING
 
 from mtkd.commands import arguments
@@ -161,8 +161,8 @@ def _silence_opencv() -> None:
     """Its lines about damaged files: ours name the file, and come in one list."""
     import cv2
 
-    if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)  # pyright: ignore[reportAttributeAccessIssue]
+    with suppress(AttributeError):  # its place depends on the version
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _read_stdin() -> bytes:

@@ -90,7 +90,9 @@ def _run(spec: str) -> nn.Module:
 def _file(path: Path) -> nn.Module:
     if path.suffix.lower() == ".onnx":
         # By name, so that nothing else needs onnxruntime.
-        return import_module("mtkd.export.onnx_network").OnnxNetwork(path)
+        net = import_module("mtkd.export.onnx_network").OnnxNetwork(path)
+        net.outside_torch = True
+        return net
     checkpoint = zoo.read_checkpoint(path)
     if "arch" in checkpoint.facts:
         from mtkd.inference.named import find_target

@@ -57,7 +57,7 @@ def push(source: str, repository: str, *, licence: str | None = None, private: b
         with hub.explained(where):
             api = package.HfApi(endpoint=hub.endpoint())
             api.create_repo(where.repository, private=private or None, exist_ok=True)
-            files = [(weights.name, str(weights))]
+            files: list[tuple[str, str | bytes]] = [(weights.name, str(weights))]
             if api.file_exists(where.repository, CARD):
                 log(f"{where} has a card, which stays as it is.")
             else:

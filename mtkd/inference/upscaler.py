@@ -149,6 +149,11 @@ def load(source: Source, *, scale: int | None = None, device: str | torch.device
 
     Raises:
         MtkdError: as `load_network`.
+
+    Example:
+        >>> net = load("tiny_x4", device="cpu")
+        >>> net.upscale(np.zeros((20, 30, 3), dtype=np.uint8)).shape
+        (80, 120, 3)
     """
     net = load_network(source, scale=scale)
     return Upscaler(net, source=os.fspath(source), device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -198,7 +199,7 @@ def test_files_of_all_kinds_and_runs_are_networks(
     torch.save({"params": bare.state_dict(), "mtkd": facts}, tmp_path / "net.pth")
     shutil.copyfile(tmp_path / "net.pth", tmp_path / "net.pt")
     (tmp_path / "net.onnx").touch()
-    made = SimpleNamespace(OnnxNetwork=lambda path: bare if path == tmp_path / "net.onnx" else None)
+    made = SimpleNamespace(OnnxNetwork=lambda path: copy.deepcopy(bare) if path == tmp_path / "net.onnx" else None)
     monkeypatch.setitem(sys.modules, "mtkd.export.onnx_network", made)
     run = tmp_path / "experiments/tiny"
     (run / "models").mkdir(parents=True)
@@ -208,6 +209,7 @@ def test_files_of_all_kinds_and_runs_are_networks(
         loaded = load_network(source, scale=2, device="cpu")
         assert loaded.scale == 2 and not loaded.training
         assert torch.equal(loaded.state_dict()["conv_first.weight"], bare.state_dict()["conv_first.weight"])
+    assert load_network(tmp_path / "net.onnx").outside_torch and mtkd.load(tmp_path / "net.onnx").device.type == "cpu"
     with pytest.raises(MtkdError, match="own.safetensors enlarges by 2, and 4 is asked for"):
         load_network(file, scale=4)
 
