@@ -23,6 +23,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
 from mtkd.data.photo import Photo, without_hidden_colours
 from mtkd.data.resize import imresize
+from mtkd.inference.baselines import Bicubic
 from mtkd.inference.tiling import self_ensemble
 from mtkd.inference.upscale import upscale
 from mtkd.runtime.pixels import to_image, to_tensor
@@ -150,6 +151,19 @@ def test_transparency_depth_profile_and_grey_come_out_enlarged(tmp_path: Path) -
         assert np.array_equal(np.asarray(image), to_image(grey.mean(1, keepdim=True).expand(-1, 3, -1, -1))[..., 0])
     upscale(net, tmp_path / "in/alpha.png", tmp_path / "alpha.jpg", log=said.append)
     assert said == [f"{tmp_path / 'in/alpha.png'}: not kept: transparency, which .jpg does not keep: write a .png."]
+
+
+def test_no_fringe_shines_at_the_edge_of_what_is_transparent(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:24, :24]
+    alpha = np.where(np.hypot(rows - 11.5, columns - 11.5) < 8, 255, 0).astype(np.uint8)
+    # A white disc, and black where nobody looks, as most programs save it.
+    white = np.repeat(alpha[..., None], 3, axis=2)
+    Image.fromarray(np.dstack([white, alpha])).save(tmp_path / "in.png")
+    assert imresize(white, 4)[imresize(alpha, 4) > 0].min() < 128
+    upscale(Bicubic(4), tmp_path / "in.png", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        enlarged = np.asarray(image)
+    assert enlarged[..., :3].min() == 255 and np.array_equal(enlarged[..., 3], imresize(alpha, 4))
 
 
 @pytest.mark.slow
