@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from mtkd.commands import bench, boundary, check, compare, config, data, demo, teach, test, train, upscale, zoo
 from mtkd.commands import list as listing
 from mtkd.commands.arguments import in_words
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.runtime import given
 
 COMMANDS = (train, test, compare, check, config, upscale, teach, bench, demo, listing, zoo, data)
@@ -60,9 +60,11 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _no_exit(what: str) -> Iterator[None]:
-    """Turn an exit by foreign code into an error: it would look like success."""
+    """Turn an exit by foreign code into an error: it would look like success. `Stopped` is ours."""
     try:
         yield
+    except Stopped:
+        raise
     except SystemExit as error:
         raise MtkdError(
             f"{what} was ended by code from outside, which called sys.exit({error.code!r}). Remove the call, or put it "

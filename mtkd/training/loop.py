@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtkd.config import Options
-from mtkd.contracts import Batch, Step
+from mtkd.contracts import Batch, Step, Stopped
 from mtkd.methods.base import Method
 from mtkd.runtime.run_folder import LATEST
 from mtkd.training.compiled import compile_run
@@ -29,17 +29,6 @@ from mtkd.training.saving import amend, describe, save, save_deployable, save_we
 from mtkd.training.stop import StopRequest, stop_requests
 from mtkd.training.terms import weighted_total
 from mtkd.training.validate import validate
-
-
-class Stopped(SystemExit):
-    """A signal ended the run before its last iteration; everything is saved.
-
-    If nobody catches it, the process exits with `code`, 128 + the signal's number as in shells: 130 after Ctrl-C, 143
-    after SIGTERM.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
 
 
 def train(

@@ -18,9 +18,9 @@ import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current to
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.config import resolved_yaml
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.training import loop as train_module
-from mtkd.training.loop import Stopped, train
+from mtkd.training.loop import train
 from mtkd.training.run import Run
 from tests.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
