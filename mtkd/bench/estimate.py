@@ -192,7 +192,7 @@ def _weights_at_start(plan: Plan, job: Job, folder: Path) -> Path:
     if not path.exists():
         with contextlib.redirect_stdout(io.StringIO()):
             run = prepare(_stand_in(plan, job, folder))
-            save_weights(run, LATEST)
+            save_weights(run, 0, name=LATEST)
             run.close()
     return path
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from mtkd.config import Options
 from mtkd.contracts import Batch, Step, Stopped
 from mtkd.methods.base import Method
-from mtkd.runtime.run_folder import LATEST
+from mtkd.runtime.run_folder import BEST, LATEST
+from mtkd.training import early_stop
+from mtkd.training.best import best_score, is_kept, text
 from mtkd.training.compiled import compile_run
 from mtkd.training.failures import mendable, rescue
 from mtkd.training.prepare import prepare
@@ -66,7 +68,7 @@ def train(
         describe(run, option_text, command)
         with stop_requests() as stop:
             _loop(run, stop)
-            if stop.asked and run.state.done < run.method.task.total_steps:
+            if stop.asked and run.state.done < run.method.task.total_steps and not early_stop.is_over(run):
                 raise Stopped(stop.asked)
         if page:
             write_run_page(run)
@@ -93,8 +95,11 @@ def _loop(run: Run, stop: StopRequest) -> None:
         validate(run, run.state.start)
         if run.state.saved == run.state.start:
             amend(run, run.state.start)
-    if run.state.start >= total_steps:
+    early = early_stop.is_over(run)
+    if run.state.start >= total_steps or early:
         log.info(f"{options.name} is finished: {run.state.start:,d} of {total_steps:,d} iterations.")
+        if early:
+            log.info(early_stop.why(run))
         if not run.folder.model(LATEST).exists():
             # The run was killed between its last checkpoint and its end.
             _finish(run)
@@ -137,6 +142,9 @@ def _loop(run: Run, stop: StopRequest) -> None:
                 run.state.validation_due = False
             # Do not count validation and saving as training time.
             printed_at += time.perf_counter() - began
+        if early_stop.is_over(run) and done < total_steps:
+            _end_early(run, saved=saving)
+            break
         if stopping and done < total_steps:
             log.info(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
@@ -151,10 +159,21 @@ def _log_losses(run: Run, done: int, *, seconds: float, keep: bool = True) -> No
         run.trace.forget()
 
 
+def _end_early(run: Run, *, saved: bool) -> None:
+    """Save the iteration that a run ends at before its last one; resumed, it finds itself finished."""
+    done = run.state.done
+    if not saved:
+        run.trace.check(done)
+        save(run, done)
+    run.log.info(early_stop.why(run))
+
+
 def _finish(run: Run) -> None:
     deployable = save_deployable(run)
     # The last file, because its presence means that the run is finished.
-    save_weights(run, LATEST)
+    save_weights(run, run.state.done, name=LATEST)
+    if (best := best_score(run)) is not None and is_kept(run):
+        run.log.info(f"The best weights, {text(best)}: {run.folder.model(BEST)}")
     run.log.info(
         f"End of training. Weights: {run.folder.model(LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")

@@ -65,7 +65,7 @@ def test_run_folder_holds_what_basicsr_users_expect(tmp_path: Path) -> None:
     root = tmp_path / "experiments" / "tiny"
     assert latest == root / "models" / "net_g_latest.pth"
     assert sorted(p.name for p in (root / "models").iterdir()) == [
-        f"net_g_{step}.pth" for step in ("2", "4", "6", "8", "latest")
+        f"net_g_{step}.pth" for step in ("2", "4", "6", "8", "best", "latest")
     ]
     assert sorted(p.name for p in (root / "training_states").iterdir()) == [f"{step}.state" for step in (2, 4, 6, 8)]
     assert (root / "visualization" / "chelsea" / "chelsea_8.png").exists()
