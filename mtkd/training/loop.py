@@ -107,6 +107,8 @@ def _loop(run: Run, stop: StopRequest) -> None:
     if options.compile:
         compile_run(run)
     log.start_clock(run.state.start)
+    if (best := best_score(run)) is not None:
+        log.score(best.metric, best.value)
     printed_at, printed_step = time.perf_counter(), run.state.start
     run.method.train()
     batches = run.batches()
@@ -116,6 +118,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
         run.state.done = done = step + 1
         validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
         run.state.validation_due = validating and bool(run.val_sets)
+        log.step(done)
         stopping = stop.agreed()
         last = done == total_steps or stopping
         if done % logger.print_freq == 0 or last:
@@ -129,6 +132,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
         saving = done % logger.save_checkpoint_freq == 0 or last
         if validating or saving:
             began = time.perf_counter()
+            log.pause("validating" if run.state.validation_due else "saving")
             trace.check(done)
             trace.check_weights(done, run.method.parameters())
             # Save first: a validation takes long, may fail, and the run may be killed in it.

@@ -46,7 +46,9 @@ def validate(run: Run, done: int) -> None:
         run.log.validation(step=done, dataset=name, label=run.label(name), entry=entry, values=means, best=best)
         rows.append((options.name, result))
         if deciding is not None and deciding[0] == name:
-            count_validation(run, means[deciding[1]], done)
+            last = means[deciding[1]]
+            count_validation(run, last, done)
+            run.log.score(deciding[1], best[deciding[1]]["val"], last)
     save_best(run, done)
     if run.log.active and run.metrics:
         # `mtkd compare` pairs images, which means in the log do not allow.
