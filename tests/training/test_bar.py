@@ -121,9 +121,9 @@ def test_where_there_is_a_bar(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    def log(**words: int) -> list[str]:
+    def log(rank: int = 0) -> list[str]:
         made.clear()
-        RunLog(tmp_path, name="tiny", total_steps=8, **words).close()
+        RunLog(tmp_path, name="tiny", total_steps=8, rank=rank).close()
         return list(made)
 
     assert log() == []  # a pipe

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mtkd import cli
-from mtkd.config import OptionError, Options
+from mtkd.config import OptionError, Options, load_options
 from mtkd.inference.evaluate import Evaluation
-from mtkd.inference.named import find_target, networks_of
+from mtkd.inference.named import Which, find_target, networks_of
 from mtkd.runtime.files import flush
 from mtkd.training import saving
 from mtkd.training.loop import train
@@ -211,12 +211,20 @@ def test_the_best_weights_of_a_run_are_tested_when_they_are_asked_for(
     measured({2: 30.0, 4: 32.0, 6: 31.0, 8: 31.0})
     train(options(tmp_path, images))
     root = tmp_path / "experiments/tiny"
-    for which, step in (("latest", 8), ("best", 4)):
+    expected: list[tuple[Which, int]] = [("latest", 8), ("best", 4)]
+    for which, step in expected:
         (subject,) = networks_of([find_target(str(root), which=which)], teachers=False)
         assert subject.origin is not None and subject.origin.iteration == step and not subject.note
     (root / "models/net_g_best.pth").unlink()
     assert cli.main(["test", str(root), "--which", "best", "--data", str(images)]) == 2
     assert "holds no best weights, models/net_g_best.pth" in capsys.readouterr().err
+
+
+def test_the_option_file_of_the_page_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    (tmp_path / "first.yml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    found = load_options(tmp_path / "first.yml", kind="train")
+    assert not found.notices and found.logger.keep_last == 3 and found.training.early_stop is not None
 
 
 # -- keep_last -----------------------------------------------------------------
