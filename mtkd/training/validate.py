@@ -43,12 +43,12 @@ def validate(run: Run, done: int) -> None:
             )
         means = result.means()
         best = note_best(run, name, means, done)
-        run.log.validation(step=done, dataset=name, label=run.label(name), entry=entry, values=means, best=best)
-        rows.append((options.name, result))
         if deciding is not None and deciding[0] == name:
             last = means[deciding[1]]
             count_validation(run, last, done)
             run.log.score(deciding[1], best[deciding[1]]["val"], last)
+        run.log.validation(step=done, dataset=name, label=run.label(name), entry=entry, values=means, best=best)
+        rows.append((options.name, result))
     save_best(run, done)
     if run.log.active and run.metrics:
         # `mtkd compare` pairs images, which means in the log do not allow.
