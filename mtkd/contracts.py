@@ -36,6 +36,23 @@ class MtkdError(Exception):
     """
 
 
+class Stopped(SystemExit):
+    """A signal ended the work before its end, and what was made is kept.
+
+    If nobody catches it, the process exits with `code`, 128 + the signal's number as in shells: 130 after Ctrl-C, 143
+    after SIGTERM. The command line prints `kept`.
+
+    Attributes:
+        kept: what is kept, and how to go on; "" where the log has said it.
+    """
+
+    code: int
+
+    def __init__(self, signum: int, kept: str = "") -> None:
+        super().__init__(128 + signum)
+        self.kept = kept
+
+
 class Batch(NamedTuple):
     """One training batch.
 

@@ -19,7 +19,7 @@ from mtkd.inference.baselines import bicubic_row
 from mtkd.inference.evaluate import Evaluation
 from mtkd.inference.image_sets import benchmark_sets, folder_sets
 from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
-from mtkd.inference.named import Target, check_once, find_target, networks_of, unique
+from mtkd.inference.named import Target, Which, check_once, find_target, networks_of, unique
 from mtkd.inference.report import PAGE, Shots, report_of, write_beside
 from mtkd.inference.tiling import check_tiles
 from mtkd.runtime import given
@@ -42,6 +42,7 @@ def compare(
     command: str | None = None,
     results_root: Path = Path("results"),
     page: bool = False,
+    which: Which = "latest",
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure trained networks, print one table, write `results/NAME`; return (network's name, its result on a set).
@@ -60,6 +61,7 @@ def compare(
         tile_size: run in tiles of so many lq pixels.
         tile_pad: lq pixels of context around each tile.
         page: write `report.html` too, with a few pictures.
+        which: weights of run folders, as `find_target` has them.
 
     Raises:
         MtkdError: something named is missing or cannot be measured, scales or metrics differ, or there are no images;
@@ -67,7 +69,7 @@ def compare(
     """
     val = ValOptions() if tile_size is None else ValOptions(tile=tile_options(tile_size, tile_pad))
     where = named_device(device) if device else usual_device()
-    found = [find_target(target) for target in check_once(targets)]
+    found = [find_target(target, which=which) for target in check_once(targets)]
     scale = _common_scale(found)
     if teachers and not any(target.options is not None and target.options.teachers for target in found):
         raise MtkdError(

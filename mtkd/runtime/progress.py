@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +21,17 @@ def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
+def on_terminal() -> bool:
+    """Whether a bar can be drawn on the standard output: somebody watches it, and its lines can be drawn over.
+
+    Not in a pipe or file, in a terminal that calls itself dumb, or in the log of a CI job, which may have a terminal
+    that nobody sees.
+    """
+    if os.environ.get("TERM", "") in ("dumb", "unknown") or os.environ.get("CI", "") not in ("", "0", "false"):
+        return False
+    return sys.stdout.isatty()
+
+
 class Progress:
     """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds.
 
@@ -33,10 +45,10 @@ class Progress:
         self._began = time.perf_counter()
         self._said = self._began if short else 0.0
         self._bar = None
-        if bar and sys.stdout.isatty():
+        if bar and on_terminal():
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), transient=short)
+            self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), transient=short)
 
     def __enter__(self) -> Progress:
         return self
@@ -64,7 +76,7 @@ class Progress:
 
 def tracked(items: Iterable[T], about: str) -> Iterable[T]:
     """`items`, with a bar on a terminal that disappears at the end."""
-    if not sys.stdout.isatty():
+    if not on_terminal():
         return items
     from rich.markup import escape
     from rich.progress import track

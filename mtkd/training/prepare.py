@@ -34,6 +34,7 @@ from mtkd.runtime.progress import Progress
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.targets.store_check import open_targets
 from mtkd.training import checkpoint, preflight, resume
+from mtkd.training.best import restore_best
 from mtkd.training.claim import Claim, claim
 from mtkd.training.ema import Ema
 from mtkd.training.log import RunLog, trim_metrics
@@ -92,6 +93,8 @@ def _prepared(
         if state_path is not None:
             notices = [*notices, *resume.restore(run, saved, state_path)]
             run.state.saved = run.state.start if state_path.parent == folder.states else 0
+            if fabric.is_global_zero:
+                notices += restore_best(run, RunFolder(state_path.parent.parent))
         # Open the log last: its rows are dropped from the iteration on that the run starts at.
         run = replace(run, log=_open_log(run), notices=tuple(notices))
     return run

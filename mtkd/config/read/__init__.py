@@ -18,7 +18,7 @@ from mtkd.config.read.folders import read_logger, read_path
 from mtkd.config.read.methods import check_effects, check_teachers, read_method
 from mtkd.config.read.networks import read_fusion, read_teachers, read_tested
 from mtkd.config.read.reader import Reader, is_training_file, keys_of
-from mtkd.config.read.training import check_curriculum, check_gt, read_training
+from mtkd.config.read.training import check_curriculum, check_early_stop, check_gt, read_training
 from mtkd.config.read.validation import read_validation
 from mtkd.config.schema import Head, Options
 from mtkd.config.yaml_nodes import Document
@@ -88,6 +88,7 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
     logger = read_logger(reader, top.get("logger"))
     check_teachers(reader, method, has_store=target_store is not None)
     check_curriculum(reader, train, datasets)
+    check_early_stop(reader, train, val, datasets)
     check_gt(reader, train, datasets)
     check_effects(reader, method, train, datasets, has_store=target_store is not None)
     if head is None or reader.problems:

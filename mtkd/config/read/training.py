@@ -20,6 +20,7 @@ from mtkd.config.schema import (
     SchedulerOptions,
     TrainOptions,
     TrainSetOptions,
+    ValOptions,
 )
 from mtkd.config.signatures import is_number
 
@@ -70,6 +71,24 @@ def check_curriculum(reader: Reader, train: TrainOptions | None, datasets: Datas
         if side > images.gt_size or (reader.scale and side % reader.scale):
             message = f"{side} must be a multiple of scale and at most datasets.train.gt_size, {images.gt_size}."
             reader.problem(("train", "curriculum", "gt_size", index), message)
+
+
+def check_early_stop(reader: Reader, train: TrainOptions | None, val: ValOptions, datasets: DatasetsOptions) -> None:
+    """Report `train.early_stop` where nothing is measured that it could follow; note that it comes too late."""
+    if train is None or train.early_stop is None:
+        return
+    if not datasets.evaluation or not val.metrics:
+        what = (
+            "there are no val.metrics" if datasets.evaluation else "there is no data set to validate on (datasets.val)"
+        )
+        reader.problem(("train", "early_stop"), f"has no effect: {what}. Give some, or leave early_stop out.")
+        return
+    first = (train.early_stop.patience + 1) * (val.val_freq or train.total_iter)
+    if first >= train.total_iter:
+        reader.notices.append(
+            f"train.early_stop ends no run of {train.total_iter} iterations: with a validation every {val.val_freq} "
+            f"iterations, {train.early_stop.patience + 1} validations are needed."
+        )
 
 
 def check_gt(reader: Reader, train: TrainOptions | None, datasets: DatasetsOptions) -> None:

@@ -16,6 +16,7 @@ from mtkd.config.schema.run import Head, Options
 from mtkd.config.schema.training import (
     SCHEDULERS,
     CurriculumOptions,
+    EarlyStopOptions,
     OptimOptions,
     SchedulerName,
     SchedulerOptions,
@@ -30,6 +31,7 @@ __all__ = [
     "AnswersOptions",
     "CurriculumOptions",
     "DatasetsOptions",
+    "EarlyStopOptions",
     "EvalSetOptions",
     "FusionOptions",
     "Head",

@@ -123,6 +123,17 @@ class CurriculumOptions(Section):
         return next(side for start, side in reversed(self.gt_size) if start <= step)
 
 
+class EarlyStopOptions(Section):
+    """`train.early_stop`."""
+
+    patience: Count = Field(
+        description="the run ends after so many validations in a row in which `val.best_metric` did not become better"
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="what counts as better: more than this, in units of the metric"
+    )
+
+
 class TrainOptions(Section):
     """`train`.
 
@@ -154,6 +165,9 @@ class TrainOptions(Section):
     )
     accumulate: Count = Field(default=1, description="batches whose gradients are averaged for one optimizer step")
     curriculum: CurriculumOptions | None = Field(default=None, description="what grows during the run")
+    early_stop: EarlyStopOptions | None = Field(
+        default=None, description="end the run when its validations no longer become better; `~`: never"
+    )
     terms: dict[str, TermOptions] = {}
     off: list[str] = []
 
