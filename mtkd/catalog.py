@@ -136,7 +136,8 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
 
 
 def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
-    """Network `name` built with `arguments`, carrying `scale` and `feature_names` even where its class has neither.
+    """Network `name` built with `arguments`, carrying `scale`, `feature_names` and `image_channels` even where its class
+    has none.
 
     Args:
         scale: for a class from outside that has no `scale` and no argument `upscale` or `scale`.
@@ -155,7 +156,20 @@ def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None =
             net.scale = scale
     if not hasattr(net, "feature_names"):
         net.feature_names = ()
+    net.image_channels = image_channels(cls, arguments)
     return net
+
+
+def image_channels(cls: Any, arguments: Mapping[str, Any]) -> int:
+    """Channels of the images that a network of `cls` takes, by its arguments: 1 for networks of Y, 3 where none says.
+
+    Read are BasicSR's names of that argument, `num_in_ch` and `in_chans`, and others in use.
+    """
+    parameters = inspect.signature(cls).parameters
+    for key in ("num_in_ch", "in_chans", "in_channels", "in_nc", "num_channels"):
+        if key in parameters and isinstance(found := arguments.get(key, parameters[key].default), int):
+            return found
+    return 3
 
 
 def import_modules(modules: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ IGNORED_KEYS = {
     "dataset_enlarge_ratio": "a pass over the data set costs nothing to restart",
     "use_shuffle": "the order is drawn from the seed, every image once per pass",
     "io_backend": "folders are decoded once into an image store",
-    "color": "images are RGB",
     "mean": "networks take images in [0, 1] and shift them inside",
     "std": "networks take images in [0, 1] and scale them inside",
     "dist_params": "torchrun sets up the processes",

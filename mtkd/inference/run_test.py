@@ -87,6 +87,7 @@ def run_test(
         val=options.val,
         precision=options.precision,
         memory_format=torch.channels_last if options.channels_last else torch.preserve_format,
+        channels=options.channels,
     )
     metrics = prepared_metrics(setting, images)
     advice = f" To measure network_g without its teachers: `{LEAVE_OUT}`." if has_own else ""

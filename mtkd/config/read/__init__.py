@@ -16,7 +16,7 @@ from mtkd.config.read.datasets import read_datasets
 from mtkd.config.read.edits import apply_force, filled
 from mtkd.config.read.folders import read_logger, read_path
 from mtkd.config.read.methods import check_effects, check_teachers, read_method
-from mtkd.config.read.networks import read_fusion, read_teachers, read_tested
+from mtkd.config.read.networks import check_luma, read_fusion, read_teachers, read_tested
 from mtkd.config.read.reader import Reader, is_training_file, keys_of
 from mtkd.config.read.training import check_curriculum, check_gt, read_training
 from mtkd.config.read.validation import read_validation
@@ -89,6 +89,7 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
     check_teachers(reader, method, has_store=target_store is not None)
     check_curriculum(reader, train, datasets)
     check_gt(reader, train, datasets)
+    check_luma(reader, network_g, datasets)
     check_effects(reader, method, train, datasets, has_store=target_store is not None)
     if head is None or reader.problems:
         raise OptionError(in_order_of_the_file(reader.problems, document.file))

@@ -31,6 +31,12 @@ class _SetOptions(Section):
         default=None, description="`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders"
     )
 
+    color: Literal["rgb", "y"] | None = Field(
+        default=None,
+        description="`y`: networks get and make Y of YCbCr alone, one channel, as BasicSR's ECBSR; in every data set of "
+        "the file or in none. `~` is RGB",
+    )
+
     @model_validator(mode="after")
     def _template(self) -> _SetOptions:
         rest = self.filename_tmpl.replace("{}", "", 1)

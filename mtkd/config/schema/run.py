@@ -102,6 +102,17 @@ class Options(Head):
         """The file describes a training run."""
         return self.train is not None
 
+    @property
+    def color(self) -> Literal["rgb", "y"]:
+        """What images are for the networks of this file: all sets agree."""
+        sets = [self.datasets.train, *self.datasets.evaluation.values()]
+        return "y" if any(getattr(given, "color", None) == "y" for given in sets) else "rgb"
+
+    @property
+    def channels(self) -> int:
+        """Channels of such an image."""
+        return 1 if self.color == "y" else 3
+
     def problem(self, path: KeyPath, message: str) -> Problem:
         """`message` about the value at `path`, with the file and line where it was written."""
         return self._origin.problem(path, message)
