@@ -136,8 +136,8 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
 
 
 def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
-    """Network `name` built with `arguments`, carrying `scale`, `feature_names` and `image_channels` even where its class
-    has none.
+    """Network `name` built with `arguments`, carrying `scale`, `feature_names` and `image_channels` where its class has
+    none.
 
     Args:
         scale: for a class from outside that has no `scale` and no argument `upscale` or `scale`.

@@ -103,8 +103,8 @@ def try_teacher(options: Options, net: nn.Module, name: str) -> None:
             raise
         if options.is_train:
             remedy = (
-                "keep its images: `mtkd teach -opt FILE STORE` runs it in RGB, and a run with `target_store: STORE` "
-                "gets their Y."
+                "keep its images: write `target_store: FILE`, and `mtkd teach -opt` this file runs it in RGB; the "
+                "student gets Y of what it stored."
             )
         else:
             remedy = "measure it in a file without `color`, where `test_y_channel: true` measures its Y."

@@ -33,8 +33,8 @@ class _SetOptions(Section):
 
     color: Literal["rgb", "y"] | None = Field(
         default=None,
-        description="`y`: networks get and make Y of YCbCr alone, one channel, as BasicSR's ECBSR; in every data set of "
-        "the file or in none. `~` is RGB",
+        description="`y`: networks get and make Y of YCbCr alone, one channel, as BasicSR's ECBSR; in every data set "
+        "of the file or in none. `~` is RGB",
     )
 
     @model_validator(mode="after")
