@@ -199,6 +199,15 @@ _USER_MODULES: set[str] = set()
 """Modules that the user has named with --import: what they hold may be built for a weights file too."""
 
 
+def imported(path: str) -> Any:
+    """What `package.module:Name` or `package.module.Name` stands for, imported and not called.
+
+    Raises:
+        MtkdError: it cannot be imported.
+    """
+    return _attribute(path if ":" in path else ":".join(path.rpartition(".")[::2]))
+
+
 def _attribute(path: str) -> Any:
     module, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):

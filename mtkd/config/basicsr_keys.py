@@ -40,17 +40,11 @@ METRICS_BETTER: dict[str, Literal["higher", "lower"]] = {
 }
 """The better value, higher or lower, of metrics that are only in BasicSR."""
 
-UNSUPPORTED_MODELS = {
-    **dict.fromkeys(("SRGANModel", "ESRGANModel", "RealESRGANModel", "HiFaceGANModel", "StyleGAN2Model"), "GANs"),
-    **dict.fromkeys(
-        ("VideoBaseModel", "VideoGANModel", "VideoRecurrentModel", "VideoRecurrentGANModel", "EDVRModel"), "video"
-    ),
-    "RealESRNetModel": "degradations that are made during training",
+UNSUPPORTED_KEYS = {
+    "network_d": "GAN training is not part of mtkd. Remove it, and the terms and optimizer of the critic",
+    "degradation": "degradations that are made during training are not part of mtkd. Remove it",
 }
-"""BasicSR's other models -> what mtkd lacks for them."""
-
-UNSUPPORTED_KEYS = {"network_d": "GANs", "degradation": "degradations that are made during training"}
-"""Top-level keys of those models -> what mtkd lacks for them."""
+"""Top-level keys of BasicSR's other models -> why they are refused."""
 
 
 def apply_debug(data: dict[str, Any], *, debug: bool, is_train: bool) -> None:

@@ -9,7 +9,14 @@ from mtkd.config.basicsr_keys import IGNORED_KEYS, IGNORED_OUTSIDE_DATASETS, LOA
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import lookup
 from mtkd.config.read.reader import Reader, keys_of
-from mtkd.config.schema import DatasetsOptions, EvalSetOptions, ItemSetOptions, ItemTrainSetOptions, TrainSetOptions
+from mtkd.config.schema import (
+    WITHOUT_GT,
+    DatasetsOptions,
+    EvalSetOptions,
+    ItemSetOptions,
+    ItemTrainSetOptions,
+    TrainSetOptions,
+)
 
 DataSet = TypeVar("DataSet", TrainSetOptions, EvalSetOptions)
 
@@ -77,7 +84,8 @@ def _check_color(
 
 def _item_set(reader: Reader, data: dict[str, Any], path: KeyPath) -> ItemSetOptions | None:
     """A data set of a class from outside: our keys are checked, the rest is the class's."""
-    if lookup(reader, "dataset", data["type"], (*path, "type")) is None and reader.check:
+    without_gt = data["type"] == WITHOUT_GT and path[-1] != "train"  # needs no class: nothing is measured on it
+    if not without_gt and lookup(reader, "dataset", data["type"], (*path, "type")) is None and reader.check:
         return None
     model = ItemTrainSetOptions if path[-1] == "train" else ItemSetOptions
     for key in data:

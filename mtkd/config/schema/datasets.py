@@ -10,6 +10,9 @@ from pydantic import Field, model_serializer, model_validator
 from mtkd.config.problems import format_value
 from mtkd.config.schema.fields import Batch, Count, FileName, Section, UserPath, Workers
 
+WITHOUT_GT = "SingleImageDataset"
+"""BasicSR's type of a set of images without gt, for `mtkd upscale -opt` alone."""
+
 
 class _SetOptions(Section):
     name: FileName = Field(description="what the data set is called in logs, tables and file names")

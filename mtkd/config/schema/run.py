@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 
 from mtkd.config.problems import KeyPath, Origin, Problem, format_value
 from mtkd.config.schema.datasets import (
+    WITHOUT_GT,
     DatasetsOptions,
     EvalSetOptions,
     ItemSetOptions,
@@ -101,6 +102,15 @@ class Options(Head):
     def is_train(self) -> bool:
         """The file describes a training run."""
         return self.train is not None
+
+    @property
+    def sets_without_gt(self) -> dict[str, ItemSetOptions]:
+        """The evaluation sets that nothing can be measured on, by key."""
+        return {
+            key: given
+            for key, given in self.datasets.evaluation.items()
+            if isinstance(given, ItemSetOptions) and given.type == WITHOUT_GT
+        }
 
     @property
     def color(self) -> Literal["rgb", "y"]:
