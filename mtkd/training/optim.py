@@ -164,11 +164,17 @@ def _own_of_group(options: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[
     for key in own_group_keys(type(fresh), fresh.param_groups[0]):
         if key not in saved:
             raise MtkdError(f"its group of parameters lacks {key}")
-        value = saved[key].item() if is_dense(saved[key]) and saved[key].numel() == 1 else saved[key]
-        if not isinstance(value, int | float | str | None) or (isinstance(value, float) and not math.isfinite(value)):
-            raise MtkdError(f"{key} of its group of parameters is no number")
+        if not _is_plain(saved[key]):
+            raise MtkdError(f"{key} of its group of parameters is no finite number")
         own[key] = saved[key]
     return own
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    value = value.item() if is_dense(value) and value.numel() == 1 else value
+    return isinstance(value, int | float | str | None) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:
