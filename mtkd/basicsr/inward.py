@@ -62,8 +62,8 @@ def _loss(cls: Any) -> Callable[..., ForeignLoss]:
             loss = cls(**arguments)
         except URLError as error:  # BasicSR's PerceptualLoss fetches VGG while it is built
             raise MtkdError(
-                f"{cls.__name__} fetches weights of torchvision, and their host does not answer ({error.reason}). Fetch "
-                f"the file that is named above elsewhere, and put it into {torch.hub.get_dir()}/checkpoints."
+                f"{cls.__name__} fetches weights of torchvision, and their host does not answer ({error.reason}). "
+                f"Fetch the file that is named above elsewhere, and put it into {torch.hub.get_dir()}/checkpoints."
             ) from error
         return ForeignLoss(loss, takes_target=second is not None and second.default is second.empty)
 
