@@ -162,15 +162,13 @@ def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None =
 
 
 def image_channels(cls: Any, arguments: Mapping[str, Any]) -> int:
-    """Channels of the images that a network of `cls` takes, by its arguments: 1 for networks of Y, 3 where none says.
+    """Channels of the images that a network of `cls` takes, by its arguments: 1 for networks of Y, else 3.
 
     Read are BasicSR's names of that argument, `num_in_ch` and `in_chans`, and others in use.
     """
     parameters = inspect.signature(cls).parameters
-    for key in ("num_in_ch", "in_chans", "in_channels", "in_nc", "num_channels"):
-        if key in parameters and isinstance(found := arguments.get(key, parameters[key].default), int):
-            return found
-    return 3
+    names = [key for key in ("num_in_ch", "in_chans", "in_channels", "in_nc") if key in parameters]
+    return 1 if any(arguments.get(key, parameters[key].default) == 1 for key in names) else 3
 
 
 def import_modules(modules: Sequence[str]) -> None:
