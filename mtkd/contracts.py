@@ -3,7 +3,8 @@
 Images
     `lq` (low quality), `gt` (ground truth), `sr` (super-resolved) and every teacher output are RGB, floating point,
     nominally in [0, 1] (nothing clamps them outside metrics and file writing), shape (N, 3, H, W). `gt`, `sr` and
-    teacher outputs are exactly `scale` times as high and wide as `lq`.
+    teacher outputs are exactly `scale` times as high and wide as `lq`. With `color: y` they are Y alone, (N, 1, H, W),
+    for networks whose `image_channels` (set by `catalog.make_network`) is 1; stores and files stay RGB.
 
 Networks
     Accept any H and W and pad, shift and scale inside, so that image in -> image out holds for the module alone. They

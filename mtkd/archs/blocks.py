@@ -47,7 +47,8 @@ def channel_mean(values: Sequence[float], num_in_ch: int, num_out_ch: int) -> Te
         raise MtkdError(
             f"rgb_mean has {len(values)} values, num_in_ch is {num_in_ch} and num_out_ch {num_out_ch}; the mean is "
             "subtracted from the input and added to the output, so the three must agree. Images have 3 channels: leave "
-            "num_in_ch and num_out_ch at 3, and give rgb_mean three values."
+            "num_in_ch and num_out_ch at 3, and give rgb_mean three values. For Y (`color: y`): 1, 1 and one value, "
+            "`rgb_mean: [0.44]`."
         )
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 

@@ -175,7 +175,7 @@ def _train() -> dict[str, Any]:
         "type": "object",
         "description": about["optim_g"],
         "properties": {
-            "type": text("class of torch.optim: Adam, AdamW, SGD, ..."),
+            "type": text("class of torch.optim (Adam, AdamW, SGD, ...), or the path of one: package.module.Class"),
             "lr": {"type": "number", "exclusiveMinimum": 0, "description": "learning rate before the scheduler"},
         },
         "required": ["type", "lr"],

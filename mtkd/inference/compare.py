@@ -7,6 +7,7 @@ of a table have one scale, and are measured on the same images by the same metri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtkd.inference import results
 from mtkd.inference.baselines import bicubic_row
 from mtkd.inference.evaluate import Evaluation
 from mtkd.inference.image_sets import benchmark_sets, folder_sets
+from mtkd.inference.luma import as_rgb
 from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
 from mtkd.inference.named import Target, Which, check_once, find_target, networks_of, unique
 from mtkd.inference.report import PAGE, Shots, report_of, write_beside
@@ -82,7 +84,9 @@ def compare(
     set_backends(sizes_vary=True)
 
     baselines = [bicubic_row(scale)] if bicubic else []
-    subjects = unique([*baselines, *networks_of(found, teachers=teachers)])
+    # Networks of Y enlarge RGB images here, so that one table holds them beside others.
+    networks = [_in_rgb(subject) for subject in networks_of(found, teachers=teachers)]
+    subjects = unique([*baselines, *networks])
     place(subjects, setting, {(dataset,): image_set for dataset, image_set in images.items()})
     name = _folder_name(found, scale)
     shots = Shots(images) if page else None
@@ -137,7 +141,9 @@ def _common_scale(found: Sequence[Target]) -> int:
 def _common_metrics(found: Sequence[Target], scale: int) -> Metrics:
     """What the runs measure in validation; else PSNR and SSIM on Y, without a border of `scale` pixels."""
     declared = [
-        (target, target.options.val.metrics) for target in found if target.options and target.options.val.metrics
+        (target, _on_y(target.options.val.metrics) if target.options.color == "y" else target.options.val.metrics)
+        for target in found
+        if target.options and target.options.val.metrics
     ]
     if not declared:
         settings = {"crop_border": scale, "test_y_channel": True}
@@ -151,6 +157,17 @@ def _common_metrics(found: Sequence[Target], scale: int) -> Metrics:
                 "files, models/net_g_latest.pth: files are measured by PSNR and SSIM on Y, crop_border = scale."
             )
     return metrics
+
+
+def _in_rgb(subject: results.Subject) -> results.Subject:
+    net = as_rgb(subject.net)
+    return subject if net is subject.net else replace(subject, net=net, bare=subject.net)
+
+
+def _on_y(metrics: Metrics) -> Metrics:
+    """The metrics of a run with `color: y` for the same images in RGB."""
+    own = ("calculate_psnr", "calculate_ssim")
+    return {name: {**one, "test_y_channel": True} if one["type"] in own else dict(one) for name, one in metrics.items()}
 
 
 def _bare(metrics: Metrics) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     pass
 
-_KEPT = ("model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size")
+_KEPT = (
+    "model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size",
+    "datasets.train.color",
+)  # fmt: skip
 """Keys whose change makes another run."""
 _ELSEWHERE = ("name", "path", "logger", "manual_seed", "num_gpu", *_KEPT)
 _BATCH = ("datasets.train.batch_size_per_gpu", "train.accumulate")

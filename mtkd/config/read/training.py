@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from mtkd.config import trial
+from mtkd.config.optimizers import OPTIMIZERS, optimizer_class
 from mtkd.config.problems import KeyPath, format_value, key_text, no_mapping, unknown_choice
 from mtkd.config.read.arguments import check_arguments, typed
 from mtkd.config.read.reader import Reader
@@ -23,8 +22,7 @@ from mtkd.config.schema import (
     ValOptions,
 )
 from mtkd.config.signatures import is_number
-
-_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Rprop", "Adagrad", "Adadelta")
+from mtkd.contracts import MtkdError
 
 
 def read_training(reader: Reader, data: Any) -> TrainOptions | None:
@@ -125,18 +123,24 @@ def _optimizer(reader: Reader, data: Any, path: KeyPath) -> OptimOptions:
         return OptimOptions(type="", lr=0.0)
     name, args = found
     given = dict(args)
-    if name not in _OPTIMIZERS:
-        reader.problem((*path, "type"), unknown_choice(name, _OPTIMIZERS))
-        return OptimOptions(type="", lr=0.0)
+    foreign = name not in OPTIMIZERS
+    optimizer = None
+    if reader.check or not foreign:
+        try:
+            optimizer = optimizer_class(name)
+        except MtkdError as error:
+            reader.problem((*path, "type"), str(error))
+            return OptimOptions(type="", lr=0.0)
     lr = args.pop("lr", None)
     if not is_number(lr) or lr <= 0:
         found_lr = "required, and missing." if lr is None else f"must be a positive number, found {format_value(lr)}."
         reader.problem((*path, "lr"), found_lr)
         lr = 1.0
-    optimizer = getattr(torch.optim, name)
+    if optimizer is None:
+        return OptimOptions(type=name, lr=float(lr), args=args)
     before = len(reader.problems)
     args = check_arguments(reader, optimizer, args, path, f"a key of {name}", skip={"params", "lr"}, more=["lr"])
-    for key, value in args.items():
+    for key, value in () if foreign else args.items():
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if is_number(v)]
         if any(v < 0 for v in numbers) or (key == "betas" and any(v >= 1 for v in numbers)):
             reader.problem((*path, key), f"out of range, found {format_value(given[key])}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mtkd.config.schema.datasets import (
+    WITHOUT_GT,
     DatasetsOptions,
     EvalSetOptions,
     ItemSetOptions,
@@ -28,6 +29,7 @@ from mtkd.config.schema.validation import TileOptions, ValOptions
 __all__ = [
     "NO_NETWORK",
     "SCHEDULERS",
+    "WITHOUT_GT",
     "AnswersOptions",
     "CurriculumOptions",
     "DatasetsOptions",

@@ -13,7 +13,7 @@ SchedulerName = Literal["MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRes
 
 
 class OptimOptions(Section):
-    """`{type, lr, **args}` of a `torch.optim` optimizer."""
+    """`{type, lr, **args}` of an optimizer, see `config.optimizers`."""
 
     type: str
     lr: float
@@ -151,8 +151,8 @@ class TrainOptions(Section):
         "validated; 0 keeps none",
     )
     optim_g: OptimOptions = Field(
-        description="optimizer of the student, and of what a method trains beside it: one of torch.optim with its "
-        "arguments"
+        description="optimizer of the student, and of what a method trains beside it: one of torch.optim, or any "
+        "class by its path (`my_package.my_module.Lion`), with its arguments"
     )
     optim_d: OptimOptions | None = Field(default=None, description="the same for the critic of a method that has one")
     scheduler: SchedulerOptions = Field(description="learning rate as a function of the iteration")
