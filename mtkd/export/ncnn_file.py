@@ -50,11 +50,6 @@ def write(subject: Subject, param: Path, *, fp16: bool) -> tuple[Path, Path]:
     Raises:
         MtkdError: a package is missing, or pnnx cannot convert this network.
     """
-    if subject.has_windows:
-        raise MtkdError(
-            f"{subject.name} cannot be exported to ncnn: it attends inside windows, and ncnn's maps have at most four "
-            "axes and no cyclic shift at free sizes. Export it to ONNX."
-        )
     pnnx = need("pnnx", "ncnn")
     with tempfile.TemporaryDirectory() as folder:
         first, second = ((1, subject.channels, *size) for size in ((40, 56), (64, 48)))

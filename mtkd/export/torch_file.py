@@ -24,11 +24,6 @@ def write_program(subject: Subject, path: Path) -> None:
     Raises:
         MtkdError: torch cannot export this network with free sizes.
     """
-    if subject.has_windows:
-        raise MtkdError(
-            f"{subject.name} cannot be exported by torch.export with free sizes: torch cannot prove how its windows "
-            "divide a side, and would write a file for one size. Export it to ONNX, or to safetensors."
-        )
     free = torch.export.Dim.DYNAMIC
     example = torch.rand(2, subject.channels, 19, 27)
     try:

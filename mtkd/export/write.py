@@ -33,6 +33,12 @@ PRECISIONS = {
 }
 TOLERANCE = 1e-4
 """Largest difference from torch, in units of the image, that fp32 may have: 1/40 of a level of 8 bits."""
+_WINDOWS = {
+    "ncnn": "{} cannot be exported to ncnn: it attends inside windows, and ncnn's maps have at most four axes and no "
+    "cyclic shift at free sizes. Export it to ONNX.",
+    "torch": "{} cannot be exported by torch.export with free sizes: torch cannot prove how its windows divide a side, "
+    "and would write a file for one size. Export it to ONNX, or to safetensors.",
+}
 LOWEST_PSNR = 30.0
 """dB against torch's fp32, below which a file of another precision is refused as broken."""
 
@@ -110,10 +116,14 @@ class Exporter:
         self.subject = Subject.of(net, facts)
         self.photos = Photos(photos)
 
-    def write(
+    def plan(
         self, out: Path, *, format: str | None = None, precision: str = "fp32", overwrite: bool = False
-    ) -> Exported:
-        """As `export`."""
+    ) -> tuple[Any, ...]:
+        """The format and the files that `write` would write; nothing is computed.
+
+        Raises:
+            MtkdError: one of them exists, or the network has no such file.
+        """
         chosen = format or format_of(out)
         check(chosen, precision)
         out = ncnn_file.named(out, self.subject.factor) if chosen == "ncnn" else out
@@ -125,6 +135,16 @@ class Exporter:
                 f"{self.subject.name} fuses the images of several networks, and int8 is calibrated on photos alone: "
                 "take fp32 or fp16."
             )
+        if self.subject.has_windows and chosen in ("ncnn", "torch"):
+            raise MtkdError(_WINDOWS[chosen].format(self.subject.name))
+        return chosen, *targets
+
+    def write(
+        self, out: Path, *, format: str | None = None, precision: str = "fp32", overwrite: bool = False
+    ) -> Exported:
+        """As `export`."""
+        chosen, out, *rest = self.plan(out, format=format, precision=precision, overwrite=overwrite)
+        targets = [out, *rest]
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside `out`, so that a checked file is moved and not copied.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
@@ -136,9 +156,7 @@ class Exporter:
             del ran
             for target in targets:
                 os.replace(Path(folder, target.name), target)
-        return Exported(
-            out, tuple(targets), chosen, precision, difference, closeness, cost, count, sha256(out)
-        )
+        return Exported(out, tuple(targets), chosen, precision, difference, closeness, cost, count, sha256(out))
 
     def _write(self, path: Path, format: str, precision: str) -> None:
         if format == "ncnn":
