@@ -113,8 +113,9 @@ class Exporter:
     """Several files of one network: what they share is computed once. Arguments as of `export`."""
 
     def __init__(self, net: nn.Module, *, photos: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        self.subject = Subject.of(net, facts)
         self.photos = Photos(photos)
+        _ = self.photos.files  # a folder that cannot be used is refused before anything is computed
+        self.subject = Subject.of(net, facts)
 
     def plan(
         self, out: Path, *, format: str | None = None, precision: str = "fp32", overwrite: bool = False
