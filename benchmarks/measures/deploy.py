@@ -115,7 +115,7 @@ def forms(candidate: Candidate, lq: Tensor, folder: Path, *, compiling: bool) ->
     """Every way to run `candidate` on `lq`, and what is missing here."""
     net, missing = candidate.net, []
     last = lq.to(memory_format=torch.channels_last)
-    eager = net.to(memory_format=torch.channels_last)
+    eager = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     found: dict[str, Case] = {EAGER: lambda: eager(last)}
     if compiling:
         compiled = torch.compile(eager)

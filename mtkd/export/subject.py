@@ -114,9 +114,9 @@ class Subject:
 
 def _deployed(net: nn.Module) -> nn.Module:
     fold = getattr(net, "deployable", None)
-    net = fold() if callable(fold) else copy.deepcopy(net)
-    assert isinstance(net, nn.Module)
-    return net.cpu().float().eval().requires_grad_(False)
+    deployed = fold() if callable(fold) else copy.deepcopy(net)
+    assert isinstance(deployed, nn.Module)
+    return deployed.cpu().float().eval().requires_grad_(False)
 
 
 def _own_arguments(net: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:

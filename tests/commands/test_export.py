@@ -33,9 +33,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["a.onnx"], None, ["int8"], ["a.onnx int8"]),
         (["a.onnx", "b.param"], None, ["fp32", "int8"], ["a.onnx fp32", "a_int8.onnx int8", "b.param fp32"]),
         (["out"], None, ["fp16"], ["out/n_x4_fp16.onnx fp16"]),
-        (["out"], ["ncnn", "torch"], ["fp32", "fp16"], ["out/n_x4.param fp32", "out/n_x4_fp16.param fp16", "out/n_x4.pt2 fp32"]),
+        (
+            ["out"],
+            ["ncnn", "torch"],
+            ["fp32", "fp16"],
+            ["out/n_x4.param fp32", "out/n_x4_fp16.param fp16", "out/n_x4.pt2 fp32"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_follow_from_suffixes_formats_and_precisions(
     outs: list[str], formats: list[str] | None, precisions: list[str], found: list[str]
 ) -> None:
