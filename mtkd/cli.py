@@ -21,6 +21,7 @@ from mtkd.commands import (
     config,
     data,
     demo,
+    export,
     push,
     teach,
     test,
@@ -35,6 +36,7 @@ from mtkd.runtime import given
 
 COMMANDS = (
     upscale,
+    export,
     push,
     train,
     test,

@@ -100,7 +100,8 @@ def pad_to_size(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
-    period = max(2 * (size - 1), 1)
+    # As a tensor: exporters to ONNX take no remainder of a size that is free.
+    period = torch.full((1,), max(2 * (size - 1), 1), dtype=torch.int64, device=device)
     phase = torch.arange(padded, device=device) % period
     return torch.minimum(phase, period - phase)
 
