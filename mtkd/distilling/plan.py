@@ -1,0 +1,131 @@
+"""The first steps of a distillation: all is looked at and tried, the photographs are divided, teachers timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtkd import build
+from mtkd.config import AnswersOptions, Options, make_options
+from mtkd.contracts import MtkdError
+from mtkd.data.kept import answers_to
+from mtkd.distilling.option_file import plain_options
+from mtkd.distilling.parts import Parts, divide, limit, write_parts
+from mtkd.distilling.photos import find_photos
+from mtkd.distilling.request import Request
+from mtkd.distilling.student import CROP_LQ, Student, find_student
+from mtkd.distilling.teachers import Teacher, find_teachers, seconds_per_pixel
+from mtkd.runtime.device import choose_device
+from mtkd.runtime.progress import Log
+from mtkd.targets.store_check import free_bytes, size_text
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found before anything is written.
+
+    Attributes:
+        seconds: that the teachers will take for the targets, about.
+    """
+
+    teachers: list[Teacher]
+    student: Student
+    parts: Parts
+    device: torch.device
+    seconds: float
+
+
+def device_of(request: Request) -> torch.device:
+    """Where it runs.
+
+    Raises:
+        MtkdError: CUDA is asked for, and there is none.
+    """
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise MtkdError("--device cuda: torch sees no CUDA device here. Leave it out: the CPU does it too.")
+    return choose_device(0 if request.device == "cpu" else "auto")
+
+
+def look(request: Request, out: Path, log: Log, *, timed: bool = True) -> Looked:
+    """Look at the photographs, load and try teachers and student, and divide the photographs; write nothing.
+
+    Args:
+        out: left out where photographs are searched.
+        timed: time the teachers, and cut photographs that would take them longer than the training.
+
+    Raises:
+        MtkdError: something is missing, does not fit, or cannot be used.
+    """
+    device = device_of(request)
+    without = [out, *([Path(request.validation)] if isinstance(request.validation, str) else [])]
+    photos = find_photos(Path(request.photos), without=without)
+    validation = find_photos(Path(request.validation)) if isinstance(request.validation, str) else request.validation
+    teachers = find_teachers(request.teachers, request.scale)
+    student = find_student(request.student, request.scale, from_scratch=request.from_scratch)
+    kept = any(teacher.net is None for teacher in teachers)
+    parts = divide(
+        photos,
+        scale=request.scale,
+        crop_lq=CROP_LQ.get(device.type, 24),
+        validation=validation,
+        unlabelled=request.unlabelled,
+        cut=not kept,
+    )
+    each = seconds_per_pixel(teachers, device) if timed else 0.0
+    if timed and request.minutes is not None and not request.whole and not kept:
+        limit(parts, request.minutes, each)
+    for remark in [*photos.remarks(), *(teacher.notice for teacher in teachers if teacher.notice), *parts.remarks]:
+        log(f"  {remark}")
+    parts.remarks.clear()
+    need, free = parts.nbytes(), free_bytes(out / "targets")
+    if need > free:
+        raise MtkdError(
+            f"{out} needs {size_text(need)}, and its disk has {size_text(free)} free. Make room, name a folder on "
+            "another disk with --out, or give fewer photographs."
+        )
+    return Looked(teachers, student, parts, device, parts.lq_pixels * each)
+
+
+def write_plan(request: Request, looked: Looked, folder: Path, log: Log, **names: Any) -> dict[str, Any]:
+    """Write lists or copies of the photographs into `folder`, and return the option file but for its length.
+
+    Args:
+        names: `root`, `store`, `name` of `plain_options`, and `prefix` of `write_parts`.
+
+    Raises:
+        MtkdError: the disk refuses, no photograph can be decoded, or a teacher's kept answers do not fit.
+    """
+    places = write_parts(looked.parts, folder, names.pop("prefix", ""))
+    for remark in looked.parts.remarks:
+        log(f"  {remark}")
+    for name in ("train", "validation"):
+        if not getattr(looked.parts, name):
+            raise MtkdError(f"No photograph is left for the {name} part: none of it can be decoded.")
+    plain = plain_options(request, looked.parts, places, looked.student, looked.teachers, **names)
+    options = make_options(plain, file="the option file of mtkd distill")
+    images = build.training_files(options)
+    for teacher, section in options.teachers.items():
+        if isinstance(section, AnswersOptions):
+            try:
+                build.training_answers(options, section, images)
+            except MtkdError as error:
+                raise MtkdError(f"--teacher {section.images} (as {teacher}): {error}") from error
+    return plain
+
+
+def answering(options: Options) -> Sequence[str]:
+    """The teachers that can be measured on the validation part: those of kept answers may have none to it."""
+    images = build.build_image_set(options.datasets.evaluation["val"], options.scale)
+    found = []
+    for name, section in options.teachers.items():
+        if isinstance(section, AnswersOptions):
+            try:
+                answers_to(section.images, ("val", "validation"), images, flat=True)
+            except MtkdError:
+                continue
+        found.append(name)
+    return found

@@ -1,0 +1,127 @@
+"""The folder of a distillation: what it was asked for, how far it is, and that nobody else is at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mtkd.contracts import MtkdError
+from mtkd.data.images import try_writing, write_bytes
+from mtkd.distilling.option_file import RUN
+from mtkd.distilling.request import Request
+from mtkd.runtime.files import is_temporary
+from mtkd.runtime.run_folder import LATEST, RunFolder
+
+_LOCK = ".lock"
+
+
+class Work:
+    """The folder OUT. Everything in it is found again by a command that is given once more.
+
+    `distill.json` is written first, with what was asked for; then it gets the plan. Later steps are judged by their
+    own files, each of which appears whole or not at all.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.record = out / "distill.json"
+        self.options = out / "distill.yml"
+        self.store = out / "targets.safetensors"
+        self.run = RunFolder(out / RUN)
+        self.results = out / "results"
+        self.page = out / "report.html"
+        self.network = out / "student.safetensors"
+        self.onnx = out / "student.onnx"
+
+    @property
+    def weights(self) -> Path:
+        """Of the finished run."""
+        return self.run.model(LATEST)
+
+    @property
+    def measured(self) -> Path | None:
+        """The newest finished results that are no older than the weights; None where there are none."""
+        found = [path for path in self.results.glob(f"{RUN}*/metrics.json") if path.is_file()]
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        if newest is None or not self.weights.is_file():
+            return None
+        return newest.parent if newest.stat().st_mtime_ns >= self.weights.stat().st_mtime_ns else None
+
+    def plan(self) -> dict[str, Any] | None:
+        """The plan, as a plain option mapping; None where none was made yet."""
+        return self._read().get("plan")
+
+    def keep_plan(self, plan: dict[str, Any]) -> None:
+        """Write the plan down."""
+        self._write({**self._read(), "plan": plan})
+
+    @contextmanager
+    def claimed(self, request: Request) -> Iterator[None]:
+        """Make the folder for `request`, or take up what it has begun, and keep others away from it meanwhile.
+
+        Raises:
+            MtkdError: the folder holds something else, another process works in it, or nothing can be written.
+        """
+        self.check(request)
+        try_writing(self.out)
+        lock = FileLock(self.out / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise MtkdError(
+                f"Another `mtkd distill` works in {self.out}. Wait for its end, or take another --out."
+            ) from error
+        except (OSError, NotImplementedError):
+            pass  # a network file system without locks: the user must not start it twice
+        try:
+            self.check(request)
+            for path in self.out.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+            if not self.record.exists():
+                self._write({"asked": request.facts()})
+            yield
+        finally:
+            lock.release()
+
+    def check(self, request: Request) -> None:
+        """Check that the folder is free for `request`, or its own.
+
+        Raises:
+            MtkdError: it is not.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise MtkdError(f"--out {self.out} is a file, and must be a folder.")
+        before = self._read().get("asked")
+        if before is None:
+            known = {_LOCK}
+            inside = self.out.iterdir() if self.out.is_dir() else ()
+            foreign = sorted(path.name for path in inside if path.name not in known and not is_temporary(path))
+            foreign = [name for name in foreign if not name.startswith(".trial.")]
+            if foreign:
+                raise MtkdError(
+                    f"--out {self.out} holds something else already ({', '.join(foreign[:3])}), and nothing is "
+                    "overwritten. Name a new folder."
+                )
+            return
+        if changed := request.differences(before):
+            raise MtkdError(
+                f"{self.out} holds the work of another command, and nothing is overwritten ({'; '.join(changed)}). "
+                "Name another folder with --out; or give the command as before, and change its distill.yml as you like."
+            )
+
+    def _read(self) -> dict[str, Any]:
+        if not self.record.is_file():
+            return {}
+        try:
+            found = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MtkdError(f"{self.record} cannot be read: {error}. Move {self.out} away, and begin anew.") from error
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, content: dict[str, Any]) -> None:
+        write_bytes(self.record, (json.dumps(content, indent=2) + "\n").encode())
