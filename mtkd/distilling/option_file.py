@@ -31,7 +31,7 @@ _COMMENTS = {
     "path": "Where it begins and where it writes.",
     "train": (
         "Adam with a cosine that ends with the run, and the loss of recipe:MTKD/stage2_best: the teachers' image by\n"
-        "pixel and by its detail bands, without ground truth (pixel_opt: ~), which pays where photographs are few.\n"
+        "pixel and by its detail bands, without ground truth (no pixel_opt), which pays where photographs are few.\n"
         "For more training, raise total_iter and periods together."
     ),
     "val": "Measured on photographs that are not trained on, on Y, without a border of `scale` pixels.",
@@ -51,7 +51,7 @@ def plain_options(
     store: Path,
     name: str = RUN,
 ) -> dict[str, Any]:
-    """The option file of `request`, but for its length, which `with_length` sets.
+    """The option file of `request`, one iteration long; `with_length` sets another length.
 
     Args:
         places: of `write_parts`.
@@ -66,7 +66,7 @@ def plain_options(
     largest = max(piece.pixels for piece in parts.validation) / request.scale**2
     if largest > _LARGE and all(teacher.net is not None for teacher in teachers):
         val["tile"] = {"tile_size": 256, "tile_pad": 32}
-    return {
+    plain = {
         "name": name,
         "model_type": "MTKD",
         "scale": request.scale,
@@ -92,6 +92,7 @@ def plain_options(
         "val": val,
         "logger": {},
     }
+    return with_length(plain, 1)
 
 
 def with_length(plain: Mapping[str, Any], iterations: int) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def with_length(plain: Mapping[str, Any], iterations: int) -> dict[str, Any]:
     train = {**plain["train"], "total_iter": iterations, "warmup_iter": min(50, iterations // 10) or -1}
     train["scheduler"] = {**train["scheduler"], "periods": [iterations]}
     logger = {"print_freq": max(iterations // 50, 1), "save_checkpoint_freq": max(iterations // 10, 1)}
-    return {**plain, "train": train, "val": {"val_freq": max(iterations // 5, 1), **plain["val"]}, "logger": logger}
+    return {**plain, "train": train, "val": {**plain["val"], "val_freq": max(iterations // 5, 1)}, "logger": logger}
 
 
 def option_text(plain: Mapping[str, Any], request: Request, out: Path | None) -> str:
@@ -113,5 +114,7 @@ def option_text(plain: Mapping[str, Any], request: Request, out: Path | None) ->
         if key in _COMMENTS or not blocks:
             comment = _COMMENTS.get(key, "")
             blocks.append([f"# {line}" for line in comment.splitlines()])
-        blocks[-1].append(yaml_loader.dump({key: value}).rstrip())
+        text = yaml_loader.dump({key: value}).rstrip()
+        # A mapping of single values comes in braces.
+        blocks[-1].append(text if isinstance(value, dict) else text[1:-1])
     return "\n\n".join(["\n".join(head), *("\n".join(block) for block in blocks)]) + "\n"

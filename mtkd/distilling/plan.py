@@ -91,7 +91,7 @@ def look(request: Request, out: Path, log: Log, *, timed: bool = True) -> Looked
 
 
 def write_plan(request: Request, looked: Looked, folder: Path, log: Log, **names: Any) -> dict[str, Any]:
-    """Write lists or copies of the photographs into `folder`, and return the option file but for its length.
+    """Write lists or copies of the photographs into `folder`, and return the option file, one iteration long.
 
     Args:
         names: `root`, `store`, `name` of `plain_options`, and `prefix` of `write_parts`.

@@ -102,7 +102,7 @@ def seconds_of_a_step(options: Options, device: torch.device) -> float:
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            float(total)  # waits for the device
+            float(total.detach())  # waits for the device
             times.append(time.perf_counter() - start)
             if time.perf_counter() - began > 10 * _TIMED:
                 break
