@@ -12,13 +12,28 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mtkd.commands import bench, boundary, check, compare, config, data, demo, distill, teach, test, train, upscale, zoo
+from mtkd.commands import (
+    bench,
+    boundary,
+    check,
+    compare,
+    config,
+    data,
+    demo,
+    distill,
+    init,
+    teach,
+    test,
+    train,
+    upscale,
+    zoo,
+)
 from mtkd.commands import list as listing
 from mtkd.commands.arguments import in_words
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given
 
-COMMANDS = (train, test, compare, check, config, upscale, distill, teach, bench, demo, listing, zoo, data)
+COMMANDS = (train, test, compare, check, config, upscale, distill, init, teach, bench, demo, listing, zoo, data)
 """The modules of the commands, in the order of the help; `add(subparsers)` of each adds the command of its name."""
 
 

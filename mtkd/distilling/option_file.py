@@ -47,16 +47,16 @@ def plain_options(
     student: Student,
     teachers: list[Teacher],
     *,
-    root: Path,
     store: Path,
+    root: Path | None = None,
     name: str = RUN,
 ) -> dict[str, Any]:
     """The option file of `request`, one iteration long; `with_length` sets another length.
 
     Args:
         places: of `write_parts`.
-        root: the folder of the run's folder.
         store: the targets.
+        root: the folder of the folders of run and results; None for the usual ones.
     """
     sets = {"train": {"name": "photographs", "type": "PairedImageDataset", **places["train"]}}
     sets["train"] |= {"gt_size": parts.crop, "batch_size_per_gpu": BATCH, "use_hflip": True, "use_rot": True}
@@ -66,6 +66,9 @@ def plain_options(
     largest = max(piece.pixels for piece in parts.validation) / request.scale**2
     if largest > _LARGE and all(teacher.net is not None for teacher in teachers):
         val["tile"] = {"tile_size": 256, "tile_pad": 32}
+    path = {"pretrain_network_g": student.start} if student.start else {}
+    if root is not None:
+        path |= {"experiments_root": str(root), "results_root": str(root / "results")}
     plain = {
         "name": name,
         "model_type": "MTKD",
@@ -77,11 +80,7 @@ def plain_options(
         "teachers": {teacher.name: teacher.section for teacher in teachers},
         **({"fusion": "mean"} if len(teachers) > 1 else {}),
         "target_store": str(store),
-        "path": {
-            **({"pretrain_network_g": student.start} if student.start else {}),
-            "experiments_root": str(root),
-            "results_root": str(root / "results"),
-        },
+        **({"path": path} if path else {}),
         "train": {
             "optim_g": {"type": "Adam", "lr": student.rate, "betas": [0.9, 0.99]},
             "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [1], "eta_min": 1e-6},
@@ -99,16 +98,20 @@ def with_length(plain: Mapping[str, Any], iterations: int) -> dict[str, Any]:
     """`plain` for so many iterations: the schedule, and how often it is logged, validated and saved."""
     train = {**plain["train"], "total_iter": iterations, "warmup_iter": min(50, iterations // 10) or -1}
     train["scheduler"] = {**train["scheduler"], "periods": [iterations]}
-    logger = {"print_freq": max(iterations // 50, 1), "save_checkpoint_freq": max(iterations // 10, 1)}
+    logger = {"print_freq": max(iterations // 20, 1), "save_checkpoint_freq": max(iterations // 10, 1)}
     return {**plain, "train": train, "val": {**plain["val"], "val_freq": max(iterations // 5, 1)}, "logger": logger}
 
 
-def option_text(plain: Mapping[str, Any], request: Request, out: Path | None) -> str:
-    """The file's text: YAML with a comment above each block; it is the user's own from then on."""
-    head = ["# An own student of own photographs; change what you like. Every key: docs/options.md."]
-    if out is not None:
-        again = "# `mtkd train -opt FILE --auto_resume` trains it as that command does."
-        head += ["# Written by:", f"#   {request.words(out)}", again]
+def option_text(plain: Mapping[str, Any], command: str) -> str:
+    """The file's text: YAML with a comment above each block; it is the user's own from then on.
+
+    Args:
+        command: that wrote it.
+    """
+    head = [
+        "# An own student of own photographs. Change what you like; docs/options.md tells of every key. Written by",
+        f"#   {command}",
+    ]
     blocks: list[list[str]] = []
     for key, value in plain.items():
         if key in _COMMENTS or not blocks:

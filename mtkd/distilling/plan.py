@@ -17,7 +17,7 @@ from mtkd.distilling.option_file import plain_options
 from mtkd.distilling.parts import Parts, divide, limit, write_parts
 from mtkd.distilling.photos import find_photos
 from mtkd.distilling.request import Request
-from mtkd.distilling.student import CROP_LQ, Student, find_student
+from mtkd.distilling.student import CROP_LQ, Student, find_student, iterations_in, seconds_of_a_step
 from mtkd.distilling.teachers import Teacher, find_teachers, seconds_per_pixel
 from mtkd.runtime.device import choose_device
 from mtkd.runtime.progress import Log
@@ -50,12 +50,12 @@ def device_of(request: Request) -> torch.device:
     return choose_device(0 if request.device == "cpu" else "auto")
 
 
-def look(request: Request, out: Path, log: Log, *, timed: bool = True) -> Looked:
+def look(request: Request, out: Path, log: Log, *, cut: bool = True) -> Looked:
     """Look at the photographs, load and try teachers and student, and divide the photographs; write nothing.
 
     Args:
         out: left out where photographs are searched.
-        timed: time the teachers, and cut photographs that would take them longer than the training.
+        cut: time the teachers, and cut photographs that would take them longer than the training, or are few.
 
     Raises:
         MtkdError: something is missing, does not fit, or cannot be used.
@@ -66,17 +66,17 @@ def look(request: Request, out: Path, log: Log, *, timed: bool = True) -> Looked
     validation = find_photos(Path(request.validation)) if isinstance(request.validation, str) else request.validation
     teachers = find_teachers(request.teachers, request.scale)
     student = find_student(request.student, request.scale, from_scratch=request.from_scratch)
-    kept = any(teacher.net is None for teacher in teachers)
+    cut = cut and all(teacher.net is not None for teacher in teachers)
     parts = divide(
         photos,
         scale=request.scale,
         crop_lq=CROP_LQ.get(device.type, 24),
         validation=validation,
         unlabelled=request.unlabelled,
-        cut=not kept,
+        cut=cut,
     )
-    each = seconds_per_pixel(teachers, device) if timed else 0.0
-    if timed and request.minutes is not None and not request.whole and not kept:
+    each = seconds_per_pixel(teachers, device)
+    if cut and request.minutes is not None and not request.whole:
         limit(parts, request.minutes, each)
     for remark in [*photos.remarks(), *(teacher.notice for teacher in teachers if teacher.notice), *parts.remarks]:
         log(f"  {remark}")
@@ -115,6 +115,17 @@ def write_plan(request: Request, looked: Looked, folder: Path, log: Log, **names
             except MtkdError as error:
                 raise MtkdError(f"--teacher {section.images} (as {teacher}): {error}") from error
     return plain
+
+
+def length_of(request: Request, plain: dict[str, Any], log: Log) -> int:
+    """Iterations of the training: those that are asked for, or as many as fit into its minutes here."""
+    if request.iterations is not None:
+        return request.iterations
+    assert request.minutes is not None
+    seconds = seconds_of_a_step(make_options(plain), device_of(request))
+    iterations = iterations_in(request.minutes, seconds)
+    log(f"  a step takes {1000 * seconds:.3g} ms: {iterations:,d} iterations in {request.minutes:g} minutes")
+    return iterations
 
 
 def answering(options: Options) -> Sequence[str]:

@@ -18,9 +18,8 @@ from mtkd import zoo
 from mtkd.config import Options, PathOptions, load_options, make_options
 from mtkd.data.images import write_bytes
 from mtkd.distilling.option_file import RUN, option_text, with_length
-from mtkd.distilling.plan import answering, device_of, look, write_plan
+from mtkd.distilling.plan import answering, device_of, length_of, look, write_plan
 from mtkd.distilling.request import Request, request
-from mtkd.distilling.student import iterations_in, seconds_of_a_step
 from mtkd.distilling.work import Work
 from mtkd.inference.report import PAGE
 from mtkd.inference.run_test import run_test
@@ -185,14 +184,8 @@ def _options(work: Work, plan: dict[str, Any]) -> Options:
 
 def _write_options(asked: Request, work: Work, plan: dict[str, Any], log: Log) -> None:
     with _step("option file", log, "yours from here on"):
-        iterations = asked.iterations
-        if iterations is None:
-            assert asked.minutes is not None
-            seconds = seconds_of_a_step(make_options(plan["options"]), device_of(asked))
-            iterations = iterations_in(asked.minutes, seconds)
-            log(f"  a step takes {1000 * seconds:.3g} ms: {iterations:,d} iterations in {asked.minutes:g} minutes")
-        text = option_text(with_length(plan["options"], iterations), asked, work.out)
-        write_bytes(work.options, text.encode())
+        plain = with_length(plan["options"], length_of(asked, plan["options"], log))
+        write_bytes(work.options, option_text(plain, asked.words(work.out)).encode())
 
 
 def _test(asked: Request, work: Work, options: Options, command: str | None, log: Log) -> None:
@@ -248,7 +241,14 @@ def _ending(made: Distilled, out: Path, seconds: float) -> str:
         f"  {RUN}/: the run, with its curves in report.html and its checkpoints",
         f"Next: mtkd upscale photo.jpg out.png --weights {out / made.weights.name}",
     ]
+    if _worse(made.scores):
+        lines.insert(1, "  It is no better than bicubic yet: train longer (--minutes, another --out).")
     return "\n".join(lines)
+
+
+def _worse(scores: dict[str, dict[str, float]]) -> bool:
+    psnr = [scores.get(name, {}).get("psnr", 0.0) for name in ("bicubic", RUN)]
+    return psnr[1] <= psnr[0]
 
 
 @contextmanager

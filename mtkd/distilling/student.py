@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mtkd import build, zoo
+from mtkd import build, catalog, zoo
 from mtkd.config import NetworkOptions, Options
 from mtkd.contracts import Batch, MtkdError, Task
 from mtkd.inference.preflight import try_network
@@ -62,6 +63,8 @@ def find_student(name: str, scale: int, *, from_scratch: bool) -> Student:
     """
     described = variant(name)
     arguments = {key: value for key, value in described.items() if key != "type"}
+    takes = inspect.signature(catalog.get("arch", described["type"])).parameters
+    arguments |= {key: scale for key in ("upscale", "scale") if key in takes}
     try:
         net = build.build_network(NetworkOptions(type=described["type"], args=arguments), scale)
         try_network(net, name, scale=scale)
@@ -113,14 +116,14 @@ def seconds_of_a_step(options: Options, device: torch.device) -> float:
 
 def iterations_in(minutes: float, seconds: float) -> int:
     """Iterations of `seconds` each that fit into `minutes`, a twentieth of which is left for validation and saving;
-    three digits of it, and 10 at least.
+    rounded down to three digits and to tens, and 10 at least.
 
     Example:
-        >>> iterations_in(10, 0.0312), iterations_in(0.01, 1)
-        (18200, 10)
+        >>> iterations_in(10, 0.0312), iterations_in(1, 0.17), iterations_in(0.01, 1)
+        (18200, 330, 10)
     """
     number = int(0.95 * 60 * minutes / seconds)
-    unit = 10 ** max(len(str(number)) - 3, 0)
+    unit = 10 ** max(len(str(number)) - 3, 1)
     return max(number // unit * unit, 10)
 
 
