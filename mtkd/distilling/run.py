@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mtkd import zoo
-from mtkd.config import Options, PathOptions, load_options, make_options
+from mtkd.config import NetworkOptions, Options, PathOptions, load_options, make_options
+from mtkd.contracts import MtkdError
 from mtkd.data.images import write_bytes
 from mtkd.distilling.option_file import RUN, option_text, with_length
 from mtkd.distilling.plan import answering, device_of, length_of, look, write_plan
@@ -29,7 +30,10 @@ from mtkd.targets.make import teach
 from mtkd.targets.store_check import size_text
 from mtkd.training.loop import train
 
-STEPS = ("check", "split", "targets", "option file", "training", "test", "export")
+if TYPE_CHECKING:
+    from mtkd.export import Exporter
+
+STEPS = ("check", "split", "targets", "option file", "training", "export", "test")
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,10 @@ def run(asked: Request, out: Path, *, log: Log = print, command: str | None = No
         with _step("training", log, f"{total:,d} iterations of {options.name}; a stop loses nothing"):
             text = work.options.read_text(encoding="utf-8")
             train(options, auto_resume=True, option_text=text, command=command, page=True)
+        with _step("export", log, "the network as it is deployed, for mtkd and for other programs"):
+            _export(work, log)
         with _step("test", log, "bicubic, teachers and student on the validation part"):
             _test(asked, work, options, command, log)
-        with _step("export", log, "for this and for other programs"):
-            _export(work, log)
         made = _made(work)
         log(_ending(made, out, time.perf_counter() - began))
     return made
@@ -193,8 +197,11 @@ def _test(asked: Request, work: Work, options: Options, command: str | None, log
         for folder in work.results.glob(f"{RUN}*"):
             if not (folder / "metrics.json").exists():
                 shutil.rmtree(folder)  # of a start that was killed
-        own = PathOptions(pretrain_network_g=str(work.weights), results_root=str(work.results))
-        tested = options.model_copy(update={"train": None, "path": own, "name": RUN})
+        # What is measured is the file that is left, and not the weights that were trained.
+        own = PathOptions(pretrain_network_g=str(work.network), results_root=str(work.results))
+        described = zoo.describe(str(work.network))
+        network = NetworkOptions(type=described.type, args=described.args)
+        tested = options.model_copy(update={"train": None, "path": own, "name": RUN, "network_g": network})
         shown = answering(options)
         if len(shown) < len(options.teachers):
             log("  no rows of teachers: there are no answers of theirs to the validation part")
@@ -214,10 +221,23 @@ def _test(asked: Request, work: Work, options: Options, command: str | None, log
 
 
 def _export(work: Work, log: Log) -> None:
-    checkpoint = zoo.read_checkpoint(work.weights)
-    facts = {key: value for key, value in checkpoint.facts.items() if key != "iteration"}
-    zoo.write_safetensors(work.network, checkpoint.state, facts)
-    log(f"  {work.network.name}: {size_text(work.network.stat().st_size)}")
+    from mtkd.export import Exporter  # here, because onnx takes a second to load
+
+    if work.exported:
+        log(f"  {work.network.name} is there already")
+        return
+    exporter = Exporter(zoo.build(work.weights))
+    _for_others(exporter, work, log)
+    # Last, because its presence means that all is exported.
+    log(f"  {exporter.write(work.network, overwrite=True)}")
+
+
+def _for_others(exporter: Exporter, work: Work, log: Log) -> None:
+    try:
+        log(f"  {exporter.write(work.onnx, overwrite=True)}")
+    except MtkdError as error:
+        # The network for mtkd needs no package, and it is what the next command takes.
+        log(f"  no {work.onnx.name}: {error}")
 
 
 def _made(work: Work) -> Distilled:

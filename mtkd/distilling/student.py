@@ -20,8 +20,10 @@ from mtkd.variants import variant
 
 SMALL = 200_000
 """Parameters up to which a student is trained by the rate of benchmarks/cpu_x4.yml."""
-RATES = {"tuned": 1e-4, "small": 1e-3, "large": 2e-4}
-"""Of Adam. `tuned` and `small` are those of benchmarks/cpu_x4_few.yml; `large` was not measured."""
+RATES = {"tuned": 1e-4, "folded": 2e-3, "small": 1e-3, "large": 2e-4}
+"""Of Adam. `tuned` and `small` are those of benchmarks/cpu_x4_few.yml, `folded`, of networks that deploy folded
+kernels, is that of benchmarks/students.yml; `large` was not measured.
+"""
 CROP_LQ = {"cpu": 24, "cuda": 48}
 """Side of training crops in lq pixels: benchmarks/cpu_x4.yml's, and options/base/div2k.yml's."""
 BATCH = 16
@@ -36,17 +38,21 @@ class Student:
     Attributes:
         name: of `mtkd.variants`.
         start: weights that it begins with, `zoo:NAME`, or None.
-        parameters: their number.
+        parameters: their number, as it is deployed.
+        folded: it trains more weights than it is deployed with.
     """
 
     name: str
     start: str | None
     parameters: int
+    folded: bool = False
 
     @property
     def rate(self) -> float:
         """Adam's."""
-        return RATES["tuned" if self.start else "small" if self.parameters <= SMALL else "large"]
+        if self.start:
+            return RATES["tuned"]
+        return RATES["folded" if self.folded else "small" if self.parameters <= SMALL else "large"]
 
     @property
     def about(self) -> str:
@@ -72,13 +78,15 @@ def find_student(name: str, scale: int, *, from_scratch: bool) -> Student:
         raise MtkdError(f"--student {name} cannot be one: {error}") from error
     entry = f"{name}_x{scale}"
     start = f"zoo:{entry}" if not from_scratch and is_shipped(entry) else None
-    return Student(name, start, sum(parameter.numel() for parameter in net.parameters()))
+    folded = hasattr(net, "deployable")
+    deployed: Any = net.deployable() if folded else net  # pyright: ignore[reportCallIssue]
+    return Student(name, start, sum(parameter.numel() for parameter in deployed.parameters()), folded)
 
 
 def is_shipped(name: str) -> bool:
     """Whether the weights `name` come with mtkd, so that nothing is fetched."""
     entry = zoo.ENTRIES.get(name)
-    return entry is not None and bool(getattr(entry, "shipped", False))
+    return entry is not None and entry.shipped
 
 
 def seconds_of_a_step(options: Options, device: torch.device) -> float:

@@ -44,13 +44,16 @@ class Work:
         return self.run.model(LATEST)
 
     @property
+    def exported(self) -> bool:
+        """Whether the network is that of the finished run."""
+        return self.weights.is_file() and _newer(self.network, self.weights)
+
+    @property
     def measured(self) -> Path | None:
-        """The newest finished results that are no older than the weights; None where there are none."""
-        found = [path for path in self.results.glob(f"{RUN}*/metrics.json") if path.is_file()]
+        """The newest finished results of the network; None where there are none."""
+        found = [path for path in self.results.glob(f"{RUN}*/metrics.json") if _newer(path, self.network)]
         newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-        if newest is None or not self.weights.is_file():
-            return None
-        return newest.parent if newest.stat().st_mtime_ns >= self.weights.stat().st_mtime_ns else None
+        return None if newest is None else newest.parent
 
     def plan(self) -> dict[str, Any] | None:
         """The plan, as a plain option mapping; None where none was made yet."""
@@ -125,3 +128,8 @@ class Work:
 
     def _write(self, content: dict[str, Any]) -> None:
         write_bytes(self.record, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _newer(path: Path, other: Path) -> bool:
+    """Both are files, and `path` is no older."""
+    return path.is_file() and other.is_file() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
