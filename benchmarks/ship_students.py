@@ -3,7 +3,7 @@
 python benchmarks/ship_students.py [--grids .cache/grid]
 
 For each student: the last weights of its run, folded (`PlainSR.deployable`) and compared with the network that was
-trained; `mtkd/zoo/shipped/NAME.safetensors`, NAME.md, and a line in index.json. Scores are those of the grid, which
+trained; `mtkd/zoo/students/NAME.safetensors`, NAME.md, and a line in index.json. Scores are those of the grid, which
 must have measured the cell; bicubic's are measured here.
 """
 
@@ -165,7 +165,7 @@ def ship(student: Student, grids: Path, iterations: int) -> dict[str, Any]:
         "params": cost.params,
         "licence": "Apache-2.0",
         "paper": "mtkd.archs.plain",
-        "note": f"Comes with the package. Learned {learned}. Card: mtkd/zoo/shipped/{student.name}.md.",
+        "note": f"Comes with the package. Learned {learned}. Card: mtkd/zoo/students/{student.name}.md.",
         "scores": {name: [round(psnr, 2), round(ssim, 4)] for name, (psnr, ssim) in scores.items()},
         "sha256": sha256(path),
         "size": path.stat().st_size,

@@ -139,7 +139,7 @@ def verify(names: Sequence[str] = (), *, weights_dir: Path | None = None) -> lis
     """Hash the converted files again: those of `names`, or all that are there."""
     folder = home(weights_dir)
     wanted = [entry(name) for name in names] or [
-        e for e in ENTRIES.values() if converted_path(e, weights_dir).is_file()
+        e for e in ENTRIES.values() if not e.shipped and converted_path(e, weights_dir).is_file()
     ]
     reports = []
     for item in wanted:

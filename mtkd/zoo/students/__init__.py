@@ -1,4 +1,4 @@
-"""The networks that come with the package: `shipped/NAME.safetensors`, described by `shipped/index.json`.
+"""The networks that come with the package: `NAME.safetensors` here, described by `index.json`.
 
 `benchmarks/ship_students.py` writes both, and a card of each, from runs of the grids `benchmarks/students_x*.yml`.
 """
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "shipped"
+FOLDER = Path(__file__).parent
 
 
 @cache
