@@ -17,6 +17,8 @@ _OTHER_SUFFIXES = frozenset(
 )
 """Pictures that cannot be read here."""
 _THREADS = 4
+_RECORD = "distill.json"
+"""A folder with such a file is the work of `mtkd distill`, whose pictures are no photographs."""
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 """Pillow's names of pixels of more than 8 bits."""
 
@@ -66,7 +68,7 @@ class Photos:
 def find_photos(place: Path, *, without: Sequence[Path] = ()) -> Photos:
     """The images in `place`, a file or a folder with its sub-folders, whose headers can be read.
 
-    Hidden files and folders, and the folders `without`, are not looked at.
+    Hidden files and folders, folders that `mtkd distill` has made, and the folders `without` are not looked at.
 
     Raises:
         MtkdError: there is none; what was left out is said.
@@ -137,6 +139,9 @@ def spread(length: int, count: int) -> list[int]:
 
 def _names(folder: Path, without: Sequence[str]) -> Iterator[str]:
     for where, folders, files in os.walk(folder):
+        if _RECORD in files:
+            folders.clear()
+            continue
         folders[:] = [
             name
             for name in folders

@@ -15,7 +15,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.kept import answers_to
 from mtkd.distilling.option_file import plain_options
 from mtkd.distilling.parts import Parts, divide, limit, write_parts
-from mtkd.distilling.photos import find_photos
+from mtkd.distilling.photos import Photos, find_photos
 from mtkd.distilling.request import Request
 from mtkd.distilling.student import CROP_LQ, Student, find_student, iterations_in, seconds_of_a_step
 from mtkd.distilling.teachers import Teacher, find_teachers, seconds_per_pixel
@@ -78,7 +78,13 @@ def look(request: Request, out: Path, log: Log, *, cut: bool = True) -> Looked:
     each = seconds_per_pixel(teachers, device)
     if cut and request.minutes is not None and not request.whole:
         limit(parts, request.minutes, each)
-    for remark in [*photos.remarks(), *(teacher.notice for teacher in teachers if teacher.notice), *parts.remarks]:
+    others = validation.remarks() if isinstance(validation, Photos) else []
+    for remark in [
+        *photos.remarks(),
+        *others,
+        *(teacher.notice for teacher in teachers if teacher.notice),
+        *parts.remarks,
+    ]:
         log(f"  {remark}")
     parts.remarks.clear()
     need, free = parts.nbytes(), free_bytes(out / "targets")

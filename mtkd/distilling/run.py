@@ -100,7 +100,9 @@ def distill(
 
 def default_out(asked: Request) -> Path:
     """distilled/PHOTOS_STUDENT_xSCALE."""
-    return Path("distilled") / f"{Path(asked.photos).stem.replace(' ', '_')}_{asked.student}_x{asked.scale}"
+    photos = Path(asked.photos)
+    name = photos.name if photos.is_dir() else photos.stem
+    return Path("distilled") / f"{name.replace(' ', '_')}_{asked.student}_x{asked.scale}"
 
 
 def run(asked: Request, out: Path, *, log: Log = print, command: str | None = None) -> Distilled:

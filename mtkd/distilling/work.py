@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import try_writing, write_bytes
 from mtkd.distilling.option_file import RUN
 from mtkd.distilling.request import Request
-from mtkd.runtime.files import is_temporary
 from mtkd.runtime.run_folder import LATEST, RunFolder
 
 _LOCK = ".lock"
+_PARTS = ("train", "validation")
 
 
 class Work:
@@ -67,10 +68,13 @@ class Work:
     def claimed(self, request: Request) -> Iterator[None]:
         """Make the folder for `request`, or take up what it has begun, and keep others away from it meanwhile.
 
+        Where the block fails before there is a plan, all is gone again, so that a corrected command finds it free.
+
         Raises:
             MtkdError: the folder holds something else, another process works in it, or nothing can be written.
         """
         self.check(request)
+        made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         try_writing(self.out)
         lock = FileLock(self.out / _LOCK)
         try:
@@ -85,11 +89,26 @@ class Work:
             self.check(request)
             for path in self.out.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
-            if not self.record.exists():
+            if self.plan() is None:
                 self._write({"asked": request.facts()})
             yield
+        except BaseException:
+            with suppress(OSError, MtkdError):
+                if self.plan() is None:
+                    self._forget(made)
+            raise
         finally:
             lock.release()
+
+    def _forget(self, made: list[Path]) -> None:
+        """Remove what was begun, and the folders that were made for it."""
+        for part in _PARTS:
+            (self.out / f"{part}.txt").unlink(missing_ok=True)
+        shutil.rmtree(self.out / "photos", ignore_errors=True)
+        for path in (self.record, self.out / _LOCK):
+            path.unlink(missing_ok=True)
+        for path in made:  # the deepest first
+            path.rmdir()
 
     def check(self, request: Request) -> None:
         """Check that the folder is free for `request`, or its own.
@@ -99,19 +118,19 @@ class Work:
         """
         if self.out.exists() and not self.out.is_dir():
             raise MtkdError(f"--out {self.out} is a file, and must be a folder.")
-        before = self._read().get("asked")
-        if before is None:
-            known = {_LOCK}
-            inside = self.out.iterdir() if self.out.is_dir() else ()
-            foreign = sorted(path.name for path in inside if path.name not in known and not is_temporary(path))
-            foreign = [name for name in foreign if not name.startswith(".trial.")]
+        record = self._read()
+        if "plan" not in record:
+            # A start that was killed before it had a plan binds nobody.
+            begun = {self.record.name, "photos", *(f"{part}.txt" for part in _PARTS)} if record else set()
+            inside = sorted(path.name for path in self.out.iterdir()) if self.out.is_dir() else []
+            foreign = [name for name in inside if name not in begun and name != _LOCK and not _is_passing(name)]
             if foreign:
                 raise MtkdError(
                     f"--out {self.out} holds something else already ({', '.join(foreign[:3])}), and nothing is "
                     "overwritten. Name a new folder."
                 )
             return
-        if changed := request.differences(before):
+        if changed := request.differences(record.get("asked", {})):
             raise MtkdError(
                 f"{self.out} holds the work of another command, and nothing is overwritten ({'; '.join(changed)}). "
                 "Name another folder with --out; or give the command as before, and change its distill.yml as you like."
@@ -133,3 +152,8 @@ class Work:
 def _newer(path: Path, other: Path) -> bool:
     """Both are files, and `path` is no older."""
     return path.is_file() and other.is_file() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file of that name is the unfinished one of a writer, or a trial."""
+    return name.startswith(".") and (name.endswith(".tmp") or name.startswith(".trial."))

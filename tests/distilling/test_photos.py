@@ -53,6 +53,13 @@ def test_a_folder_without_a_usable_photograph_is_refused_with_the_reasons(tmp_pa
         decode_all(find_photos(tmp_path))
 
 
+def test_what_a_distillation_has_made_is_no_photograph(tmp_path: Path) -> None:
+    for name in ("mine.png", "distilled/x/photos/train/0.png", "distilled/x/student/visualization/1.png"):
+        write_image(tmp_path / name, cut(0, 30, 30))
+    (tmp_path / "distilled" / "x" / "distill.json").write_text("{}")
+    assert [photo.name for photo in find_photos(tmp_path).good] == ["mine.png"]
+
+
 def test_names_that_no_list_can_hold_are_left_out(tmp_path: Path) -> None:
     for name in ("good.png", "line\nbreak.png", os.fsdecode(b"not utf \xff.png")):
         try:

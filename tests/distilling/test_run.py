@@ -101,7 +101,8 @@ def test_the_onnx_file_computes_the_same_and_without_its_package_a_line_says_so(
     from mtkd.export import Exporter
     from mtkd.export.onnx_network import OnnxNetwork
 
-    assert made.result.onnx == made.out / "student.onnx" and "student.onnx: the network, for other" in made.lines[-1]
+    assert made.result.onnx is not None and made.result.onnx == made.out / "student.onnx"
+    assert "student.onnx: the network, for other" in made.lines[-1]
     lq = torch.rand(1, 3, 13, 22)
     with torch.no_grad():
         assert torch.allclose(OnnxNetwork(made.result.onnx)(lq), made.result.network(lq), atol=1e-4)
@@ -162,6 +163,20 @@ def test_a_folder_with_something_else_in_it_is_refused(made: Made, tmp_path: Pat
     with pytest.raises(MtkdError, match="is a file, and must be a folder"):
         steps.run(made.asked, tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_start_that_was_refused_or_killed_binds_nobody(made: Made, tmp_path: Path, killed: bool) -> None:
+    out = tmp_path / "new" / "out"
+    wrong = words(made.folder, student="dctswin")
+    with pytest.raises(MtkdError, match="--student dctswin cannot be one"):
+        steps.run(wrong, out, log=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+    if killed:
+        out.mkdir(parents=True)
+        Work(out)._write({"asked": wrong.facts()})
+        (out / "train.txt").write_text("half")
+    Work(out).check(made.asked)
 
 
 def test_two_at_once_in_one_folder_are_refused(made: Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mtkd.distilling.teachers import find_teachers, seconds_per_pixel
 from tests.distilling.album import cut
 from tests.helpers import shared_data
 
-SMALL = {"num_feat": 6, "num_block": 1, "upscale": 2}
+SMALL: dict[str, Any] = {"num_feat": 6, "num_block": 1, "upscale": 2}
 
 
 @pytest.fixture(scope="module")
