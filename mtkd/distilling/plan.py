@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ def look(request: Request, out: Path, log: Log, *, cut: bool = True) -> Looked:
     without = [out, *([Path(request.validation)] if isinstance(request.validation, str) else [])]
     photos = find_photos(Path(request.photos), without=without)
     validation = find_photos(Path(request.validation)) if isinstance(request.validation, str) else request.validation
+    if isinstance(validation, Photos):
+        _keep_apart(photos, validation)
     teachers = find_teachers(request.teachers, request.scale)
     student = find_student(request.student, request.scale, from_scratch=request.from_scratch)
     cut = cut and all(teacher.net is not None for teacher in teachers)
@@ -79,12 +82,8 @@ def look(request: Request, out: Path, log: Log, *, cut: bool = True) -> Looked:
     if cut and request.minutes is not None and not request.whole:
         limit(parts, request.minutes, each)
     others = validation.remarks() if isinstance(validation, Photos) else []
-    for remark in [
-        *photos.remarks(),
-        *others,
-        *(teacher.notice for teacher in teachers if teacher.notice),
-        *parts.remarks,
-    ]:
+    notices = [teacher.notice for teacher in teachers if teacher.notice]
+    for remark in [*photos.remarks(), *others, *notices, *parts.remarks]:
         log(f"  {remark}")
     parts.remarks.clear()
     need, free = parts.nbytes(), free_bytes(out / "targets")
@@ -94,6 +93,17 @@ def look(request: Request, out: Path, log: Log, *, cut: bool = True) -> Looked:
             "another disk with --out, or give fewer photographs."
         )
     return Looked(teachers, student, parts, device, parts.lq_pixels * each)
+
+
+def _keep_apart(photos: Photos, validation: Photos) -> None:
+    """Leave out of `photos` the files that are measured on."""
+    measured = {os.path.realpath(validation.root / photo.name) for photo in validation.good}
+    for photo in [photo for photo in photos.good if os.path.realpath(photos.root / photo.name) in measured]:
+        photos.leave_out(photo.name, "that are measured on, --validation")
+    if not photos.good:
+        raise MtkdError(
+            f"All photographs of {photos.root} are in --validation {validation.root} too, and none is left to train on."
+        )
 
 
 def write_plan(request: Request, looked: Looked, folder: Path, log: Log, **names: Any) -> dict[str, Any]:

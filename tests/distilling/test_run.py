@@ -328,6 +328,21 @@ def test_a_teacher_given_twice_and_a_fusion_network_as_student_are_refused(made:
         look(words(made.folder, student="dctswin"), tmp_path, lambda _: None)
 
 
+def test_a_folder_to_measure_on_is_kept_out_of_training(made: Made, tmp_path: Path) -> None:
+    photos = made.folder / "my photos"
+    lines: list[str] = []
+    looked = look(words(made.folder, validation=photos / "trip 1"), tmp_path, lines.append)
+    used = [[piece.photo.name for piece in part] for part in (looked.parts.train, looked.parts.validation)]
+    assert used[1] == ["c.webp", "deep/d.bmp"] and not [name for name in used[0] if name.startswith("trip 1")]
+    write_image(tmp_path / "others" / "x.png", cut(5, 60, 60))
+    (tmp_path / "others" / "link.png").symlink_to(photos / GOOD[0])
+    looked = look(words(made.folder, validation=tmp_path / "others"), tmp_path / "out", lines.append)
+    assert GOOD[0] not in [piece.photo.name for piece in looked.parts.train] and len(looked.parts.validation) == 2
+    assert f"left out: 1 that are measured on, --validation ({GOOD[0]})" in "\n".join(lines)
+    with pytest.raises(MtkdError, match="none is left to train on"):
+        look(words(made.folder, validation=photos), tmp_path / "out", lines.append)
+
+
 def test_minutes_become_iterations_of_the_step_that_was_timed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtkd.distilling import plan
 
