@@ -131,7 +131,7 @@ def run(asked: Request, out: Path, *, log: Log = print, command: str | None = No
             train(options, auto_resume=True, option_text=text, command=command, page=True)
         with _step("export", log, "the network as it is deployed, for mtkd and for other programs"):
             _export(work, log)
-        with _step("test", log, "bicubic, teachers and student on the validation part"):
+        with _step("test", log, "bicubic, teachers, what it began as, and the student, on the validation part"):
             _test(asked, work, options, command, log)
         made = _made(work)
         log(_ending(made, out, time.perf_counter() - began))
@@ -204,6 +204,7 @@ def _test(asked: Request, work: Work, options: Options, command: str | None, log
         described = zoo.describe(str(work.network))
         network = NetworkOptions(type=described.type, args=described.args)
         tested = options.model_copy(update={"train": None, "path": own, "name": RUN, "network_g": network})
+        began = options.path.pretrain_network_g
         shown = answering(options)
         if len(shown) < len(options.teachers):
             log("  no rows of teachers: there are no answers of theirs to the validation part")
@@ -214,6 +215,7 @@ def _test(asked: Request, work: Work, options: Options, command: str | None, log
             device=device_of(asked),
             command=command,
             page=True,
+            beside=[began] if began and began.startswith("zoo:") else [],
             log=_indented(log),
         )
     found = work.measured
@@ -263,14 +265,15 @@ def _ending(made: Distilled, out: Path, seconds: float) -> str:
         f"  {RUN}/: the run, with its curves in report.html and its checkpoints",
         f"Next: mtkd upscale photo.jpg out.png --weights {out / made.weights.name}",
     ]
-    if _worse(made.scores):
-        lines.insert(1, "  It is no better than bicubic yet: train longer (--minutes, another --out).")
+    if better := _no_worse(made.scores):
+        lines.insert(1, f"It is no better than {better} yet: train longer (--minutes, another --out).")
     return "\n".join(lines)
 
 
-def _worse(scores: dict[str, dict[str, float]]) -> bool:
-    psnr = [scores.get(name, {}).get("psnr", 0.0) for name in ("bicubic", RUN)]
-    return psnr[1] <= psnr[0]
+def _no_worse(scores: dict[str, dict[str, float]]) -> str:
+    """The rows that are no teacher's and have as good a PSNR as the student; empty where none has."""
+    psnr = {name: values.get("psnr", 0.0) for name, values in scores.items() if "teacher" not in name}
+    return " and ".join(name for name, value in psnr.items() if name != RUN and value >= psnr.get(RUN, value))
 
 
 @contextmanager

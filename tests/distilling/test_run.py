@@ -250,9 +250,12 @@ def test_a_photograph_alone_from_python(made: Made, tmp_path: Path) -> None:
     write_image(tmp_path / "one photo.png", cut(3, 120, 200))
     teacher = made.folder / "teachers" / "edsr.safetensors"
     found = mtkd.distill(
-        tmp_path / "one photo.png", teacher, "edsr_tiny", 2, out=tmp_path / "o", iterations=2, log=lambda _: None
+        tmp_path / "one photo.png", teacher, scale=2, out=tmp_path / "o", iterations=1, log=lambda _: None
     )
-    assert list(found.scores) == ["bicubic", "teacher edsr", "student"]
+    # It begins as the student that comes with mtkd, is measured beside it, and is left as small.
+    assert list(found.scores) == ["bicubic", "teacher edsr", "tiny_x2", "student"]
+    count = sum(parameter.numel() for parameter in found.network.parameters())
+    assert count == zoo.entry("zoo:tiny_x2").params
     sides = {part: read_image(list_images(tmp_path / "o/photos" / part)[0]).shape for part in ("train", "validation")}
     assert sides == {"train": (120, 150, 3), "validation": (120, 50, 3)}
 
@@ -281,6 +284,15 @@ def test_images_of_a_teacher_teach_and_photographs_without_gt_are_learnt_from(ma
     asked = words(made.folder, photos=photos, teachers=[tmp_path / "twice"])
     with pytest.raises(MtkdError, match=r"--teacher .*twice \(as twice\)"):
         steps.run(asked, tmp_path / "c", log=lines.append)
+
+
+@pytest.mark.parametrize(
+    ("student", "line"),
+    [(31.0, ""), (30.0, "tiny_x4"), (27.9, "bicubic and tiny_x4"), (29.0, "tiny_x4")],
+)
+def test_a_student_that_is_no_better_than_what_costs_nothing_is_told_so(student: float, line: str) -> None:
+    scores = {"bicubic": 28.0, "teacher a": 33.0, "mean of the teachers": 33.1, "tiny_x4": 30.0, "student": student}
+    assert steps._no_worse({name: {"psnr": value} for name, value in scores.items()}) == line
 
 
 def test_a_dry_run_writes_nothing(made: Made, tmp_path: Path) -> None:
