@@ -11,6 +11,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_bytes, write_image
 from mtkd.data.paired import raise_problems
 from mtkd.distilling.photos import Photo, Photos, decode_all, spread
+from mtkd.runtime.progress import clock
 
 LEAST_LQ = 12
 """Side of the smallest lq crop that is trained on."""
@@ -177,10 +178,11 @@ def limit(parts: Parts, minutes: float, seconds_per_pixel: float) -> None:
         parts.train = [parts.train[at] for at in spread(number, max(1, int(number * most / pixels(side))))]
     parts.train = [piece.middle(side) for piece in parts.train]
     parts.validation = [piece.middle(max(side, LEAST_LQ * parts.scale * 2)) for piece in parts.validation]
-    hours = f"{before / 60:,.0f} minutes of the teachers" if seconds_per_pixel > 0 else "more than they can use"
+    slow = before > 60 * minutes
+    why = f"would take the teachers {clock(before)}" if slow else "are more pixels than that training can use"
+    each = "each is" if len(parts.train) == number else f"{len(parts.train)} of them is"
     parts.remarks.append(
-        f"{number} whole photographs would be {hours}: the middle {side}x{side} of "
-        f"{'each is' if len(parts.train) == number else f'{len(parts.train)} of them is'} taken (--whole takes all)"
+        f"{number} whole photographs {why}: the middle {side}x{side} of {each} taken (--whole takes all)"
     )
 
 

@@ -88,7 +88,15 @@ def test_large_photographs_are_cut_to_what_the_minutes_allow(unlabelled: bool) -
     (size,) = {(piece.height, piece.width) for piece in parts.train}
     assert size[0] == size[1] and size[0] % 4 == 0
     assert {(p.top, p.left) for p in parts.train} == {((3000 - size[0]) // 2, (4000 - size[0]) // 2)}
-    assert f"the middle {size[0]}x{size[0]} of each is taken (--whole takes all)" in parts.remarks[-1]
+    assert parts.remarks[-1].startswith("45 whole photographs would take the teachers ")
+    assert parts.remarks[-1].endswith(f"the middle {size[0]}x{size[0]} of each is taken (--whole takes all)")
+
+
+def test_fast_teachers_are_bounded_by_the_pixels_that_a_training_can_use() -> None:
+    parts = divide(album_of(*[(3000, 4000)] * 50), scale=4, crop_lq=24)
+    limit(parts, minutes=10, seconds_per_pixel=1e-9)
+    assert 0.8 * 200e6 < sum(piece.pixels for piece in parts.train) <= 200e6
+    assert "45 whole photographs are more pixels than that training can use" in parts.remarks[-1]
 
 
 def test_where_even_small_pieces_are_too_many_photographs_are_left_out_evenly() -> None:
