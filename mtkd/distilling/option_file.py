@@ -11,8 +11,9 @@ from mtkd.distilling.parts import Parts
 from mtkd.distilling.request import Request
 from mtkd.distilling.student import BATCH, Student, loss_terms
 from mtkd.distilling.teachers import Teacher
+from mtkd.runtime.run_folder import DISTILLED
 
-RUN = "student"
+RUN = DISTILLED
 """Name of the run, of its folder, and of its row in tables."""
 _LARGE = 1 << 19
 """lq pixels of an image from which on it is measured in tiles."""

@@ -17,7 +17,7 @@ from mtkd.config import NetworkOptions
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images
 from mtkd.inference.preflight import try_network
-from mtkd.runtime.run_folder import LATEST, RunFolder
+from mtkd.runtime.run_folder import DISTILLED, LATEST, RunFolder
 
 _TIMED_SIDE = {"cpu": 64, "cuda": 256}
 """Side of the lq crop that teachers are timed on: large enough for the device to be busy."""
@@ -57,8 +57,8 @@ def find_teachers(specs: Sequence[str], scale: int) -> list[Teacher]:
         path = Path(spec)
         if spec.startswith("zoo:"):
             found.append(_of_weights(spec, spec, name, scale))
-        elif (path / "resolved.yml").is_file():
-            weights = RunFolder(path).model(LATEST)
+        elif run := next((one for one in (path, path / DISTILLED) if (one / "resolved.yml").is_file()), None):
+            weights = RunFolder(run).model(LATEST)
             if not weights.is_file():
                 raise MtkdError(f"--teacher {spec} is a run that is not finished: it has no models/{weights.name}.")
             found.append(_of_weights(spec, str(weights), name, scale))

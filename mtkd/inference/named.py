@@ -17,7 +17,7 @@ from mtkd.inference.baselines import Teachers
 from mtkd.inference.results import Subject, describe
 from mtkd.methods.base import Method
 from mtkd.runtime import given
-from mtkd.runtime.run_folder import LATEST, RunFolder
+from mtkd.runtime.run_folder import DISTILLED, LATEST, RunFolder
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def find_target(spec: str) -> Target:
 def _run(spec: str, path: Path) -> Target:
     """The run in folder `path`: `net_g_latest.pth`, which ends a run, or the newest weights of one that goes on."""
     described = path / "resolved.yml"
+    if not described.is_file() and (path / DISTILLED / "resolved.yml").is_file():
+        path = path / DISTILLED
+        described = path / "resolved.yml"
     if not described.is_file():
         raise MtkdError(
             f"{path} is not the folder of a run: it has no resolved.yml, which `mtkd train` writes. Name a run folder "

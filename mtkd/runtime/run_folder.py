@@ -8,6 +8,8 @@ from pathlib import Path
 from mtkd.runtime.files import is_temporary
 
 LATEST = "latest"
+DISTILLED = "student"
+"""Name of the run that `mtkd distill` makes in its folder."""
 LOCK = ".lock"
 """File in a run folder that the process which trains there holds locked."""
 

@@ -14,6 +14,7 @@ import torch
 import mtkd
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
+from mtkd.build import output_network
 from mtkd.config import load_options
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image, write_image
@@ -22,7 +23,9 @@ from mtkd.distilling import run as steps
 from mtkd.distilling.plan import look
 from mtkd.distilling.request import Request, request
 from mtkd.distilling.run import Distilled
+from mtkd.distilling.teachers import find_teachers
 from mtkd.distilling.work import Work
+from mtkd.inference.named import find_target
 from mtkd.runtime.files import sha256
 from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.training.loop import Stopped
@@ -115,6 +118,16 @@ def test_the_onnx_file_computes_the_same_and_without_its_package_a_line_says_so(
     without: Exporter = Without()  # pyright: ignore[reportAssignmentType]
     steps._for_others(without, Work(tmp_path), lines.append)
     assert lines == ['  no student.onnx: This needs the package onnx: pip install "mtkd[onnx]".']
+
+
+def test_the_folder_is_a_network_wherever_one_is_named(made: Made) -> None:
+    target = find_target(str(made.out))
+    assert target.scale == 2 and target.options is not None
+    lq = torch.rand(1, 3, 12, 17)
+    with torch.no_grad():
+        assert torch.allclose(output_network(target.options)(lq), made.result.network(lq), atol=1e-6)
+        (teacher,) = find_teachers([str(made.out)], 2)
+        assert teacher.net is not None and torch.allclose(teacher.net(lq), made.result.network(lq), atol=1e-6)
 
 
 def test_the_option_file_is_valid_trains_the_same_and_is_commented(made: Made) -> None:
