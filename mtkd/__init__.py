@@ -4,7 +4,7 @@ Several pretrained teachers, a DCT-Swin fusion network, a compact student, a wav
 ECCV 2024), and the methods it must be compared with, in one trainer. Read `docs/architecture.md` first, then
 `mtkd/catalog.py`, which lists everything that exists.
 
-`import mtkd` alone loads nothing heavy: `load` imports what it needs when it is called.
+`import mtkd` alone loads nothing heavy: `load` and `distill` import what they need when they are called.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mtkd.distilling.run import distill
     from mtkd.inference.upscaler import Upscaler
 
 __version__ = "0.1.0"
 
-__all__ = ["Upscaler", "__version__", "load"]
+__all__ = ["Upscaler", "__version__", "distill", "load"]
+
+_LATE = {"Upscaler": "mtkd.inference.upscaler", "distill": "mtkd.distilling.run"}
+"""Name -> the module that has it: `import mtkd` loads none of them."""
 
 
 def load(
@@ -46,8 +50,8 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Upscaler":
-        from mtkd.inference.upscaler import Upscaler
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return Upscaler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)

@@ -21,7 +21,9 @@ from mtkd.commands import (
     config,
     data,
     demo,
+    distill,
     export,
+    init,
     push,
     teach,
     test,
@@ -36,6 +38,8 @@ from mtkd.runtime import given
 
 COMMANDS = (
     upscale,
+    distill,
+    init,
     export,
     push,
     train,

@@ -18,7 +18,7 @@ from mtkd.inference.baselines import Teachers
 from mtkd.inference.results import Subject, describe
 from mtkd.methods.base import Method
 from mtkd.runtime import given
-from mtkd.runtime.run_folder import BEST, LATEST, RunFolder
+from mtkd.runtime.run_folder import BEST, DISTILLED, LATEST, RunFolder
 
 Which: TypeAlias = Literal["latest", "best"]
 
@@ -75,6 +75,9 @@ def _run(spec: str, path: Path, which: Which) -> Target:
     `net_g_best.pth`.
     """
     described = path / "resolved.yml"
+    if not described.is_file() and (path / DISTILLED / "resolved.yml").is_file():
+        path = path / DISTILLED
+        described = path / "resolved.yml"
     if not described.is_file():
         raise MtkdError(
             f"{path} is not the folder of a run: it has no resolved.yml, which `mtkd train` writes. Name a run folder "

@@ -9,6 +9,8 @@ from mtkd.runtime.files import is_temporary
 
 LATEST = "latest"
 BEST = "best"
+DISTILLED = "student"
+"""Name of the run that `mtkd distill` makes in its folder."""
 LOCK = ".lock"
 """File in a run folder that the process which trains there holds locked."""
 
