@@ -1,0 +1,98 @@
+"""What mkdocs needs to make a site of pages that are written for the repository.
+
+Pages outside docs/ enter the site, and links are turned: those to a page lead to it, those to any other file of the
+repository become plain text.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkdocs.structure.files import File
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+OUTSIDE = {
+    "README.md": "overview.md",
+    "CONTRIBUTING.md": "contribute.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "datasets/README.md": "image-sets.md",
+}
+"""File of the repository that is a page -> its name in the site."""
+
+INSIDE = {name: path for path, name in OUTSIDE.items()}
+CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ ]*$", flags=re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+MENTION = re.compile(r"(?<![\w/\[(])(`?)((?:docs/|datasets/)?[\w-]+\.md)\1(?![\w`\]])")
+"""A page named in a sentence, `docs/zoo.md`: it becomes a link where it is one."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Let the pages outside docs/ enter."""
+    for path, name in OUTSIDE.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the links of one page."""
+    return turned(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark pages for the style sheet: the tables of the option reference become lists on a phone."""
+    return f'<div class="page-{Path(page.file.src_uri).stem}">{html}</div>'
+
+
+def turned(markdown: str, name: str) -> str:
+    """Text of the page called `name` in the site, with its links as the site needs them; code stays as it is."""
+    here = INSIDE.get(name, f"docs/{name}")
+
+    def link(found: re.Match[str]) -> str:
+        target, hash_, anchor = found["target"].partition("#")
+        if not target or re.match(r"[a-z]+:", target):
+            return found[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+        if (page := page_of(path)) is None:
+            return found["text"]
+        return f"{found['image']}[{found['text']}]({relative(page, name)}{hash_}{anchor})"
+
+    def mention(found: re.Match[str]) -> str:
+        page = page_of(found[2])
+        return found[0] if page in (None, name) else f"[{found[0]}]({relative(page, name)})"
+
+    return "".join(
+        part if is_code else MENTION.sub(mention, LINK.sub(link, part)) for is_code, part in pieces(markdown)
+    )
+
+
+def pieces(markdown: str) -> Iterator[tuple[bool, str]]:
+    """(is it a fenced block, text), all of a page in order."""
+    end = 0
+    for block in CODE.finditer(markdown):
+        yield False, markdown[end : block.start()]
+        yield True, block[0]
+        end = block.end()
+    yield False, markdown[end:]
+
+
+def page_of(path: str) -> str | None:
+    """Name in the site of a file of the repository; None: it is no part of the site."""
+    if path in OUTSIDE:
+        return OUTSIDE[path]
+    inside = path.removeprefix("docs/")
+    return inside if inside != path and not inside.startswith("site/") and (ROOT / path).is_file() else None
+
+
+def relative(page: str, to: str) -> str:
+    """Link from the page `to` to another."""
+    return posixpath.relpath(page, posixpath.dirname(to) or ".")
