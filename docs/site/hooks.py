@@ -31,9 +31,11 @@ OUTSIDE = {
 
 INSIDE = {name: path for path, name in OUTSIDE.items()}
 CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ ]*$", flags=re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
-MENTION = re.compile(r"(?<![\w/\[(])(`?)((?:docs/|datasets/)?[\w-]+\.md)\1(?![\w`\]])")
-"""A page named in a sentence, `docs/zoo.md`: it becomes a link where it is one."""
+LINK = re.compile(
+    r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)"  # [text](target)
+    r"|(?<![\w/`])(?P<tick>`?)(?P<mention>(?:[\w-]+/)*[\w-]+\.md)(?P=tick)(?![\w`])"  # `docs/zoo.md`, in a sentence
+)
+SHORT = re.compile(r"<code>(?=[^<]{1,28}</code>)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -49,30 +51,28 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Mark pages for the style sheet: the tables of the option reference become lists on a phone."""
+    """Mark for the style sheet what differs on a phone: the page, and short code, which stays on one line."""
+    html = SHORT.sub('<code class="short">', html)
     return f'<div class="page-{Path(page.file.src_uri).stem}">{html}</div>'
 
 
 def turned(markdown: str, name: str) -> str:
-    """Text of the page called `name` in the site, with its links as the site needs them; code stays as it is."""
-    here = INSIDE.get(name, f"docs/{name}")
+    """Text of the page called `name` in the site, with its links as the site needs them; fenced code stays as it is."""
+    here = posixpath.dirname(INSIDE.get(name, f"docs/{name}"))
 
     def link(found: re.Match[str]) -> str:
+        if found["mention"]:
+            page = page_of(found["mention"]) or page_of(posixpath.normpath(posixpath.join(here, found["mention"])))
+            return found[0] if page in (None, name) else f"[{found[0]}]({relative(page, name)})"
         target, hash_, anchor = found["target"].partition("#")
         if not target or re.match(r"[a-z]+:", target):
             return found[0]
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
-        if (page := page_of(path)) is None:
+        page = page_of(posixpath.normpath(posixpath.join(here, target)))
+        if page is None:
             return found["text"]
         return f"{found['image']}[{found['text']}]({relative(page, name)}{hash_}{anchor})"
 
-    def mention(found: re.Match[str]) -> str:
-        page = page_of(found[2])
-        return found[0] if page in (None, name) else f"[{found[0]}]({relative(page, name)})"
-
-    return "".join(
-        part if is_code else MENTION.sub(mention, LINK.sub(link, part)) for is_code, part in pieces(markdown)
-    )
+    return "".join(part if is_code else LINK.sub(link, part) for is_code, part in pieces(markdown))
 
 
 def pieces(markdown: str) -> Iterator[tuple[bool, str]]:
