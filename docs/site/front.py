@@ -28,7 +28,7 @@ SIZE = (120, 160)
 ENLARGED = 2
 """By repeating pixels, so that they are seen as they are."""
 
-GAP, LINE = 8, 28
+GAP, LINE = 8, 42
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def drawn(rows: list[list[tuple[NDArray[np.uint8], float]]], titles: list[str]) 
     height, width = (ENLARGED * side for side in SIZE)
     across, down = len(titles), len(rows)
     canvas = Image.new("RGB", (across * (width + GAP) - GAP, down * (height + LINE)), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(30)  # read on a telephone too
     for y, answers in enumerate(rows):
         for x, (part, value) in enumerate(answers):
             corner = (x * (width + GAP), y * (height + LINE))
