@@ -8,6 +8,7 @@ SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100
 - `train/`: centre crops of at most 256x256 of the training images, b_NAME and g_NAME, those that the answers are for;
 - `test/SET/gt` and `test/SET/lq`: links to the images, and MATLAB's bicubic of them, so that no run makes it again;
 - `answers/NETWORK/{train,Set5,Set14}`: links, and CRAFT's answers, which are made here (8 minutes on one core);
+- `weights/`: a link to the teacher of `students_x2.yml`;
 - `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread, and
   `bsds.txt` of those of BSDS500.
 """
@@ -56,6 +57,8 @@ def lay_out(shared: Path, out: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for call in [pool.submit(make, source, target) for make, source, target in work if not target.exists()]:
             call.result()
+    for weights in ("EDSR_8b64f_x2.pth",):
+        _link(shared / "weights" / weights, out / "weights" / weights)
     names = sorted(path.name for path in (out / "train").glob("g_*.png"))
     for number in PHOTOS:
         text = "\n".join(names[:: len(names) // number][:number]) + "\n"

@@ -39,6 +39,7 @@ ARCHS = {
     "SwinIR": "mtkd.archs.swinir:SwinIR",
     "DCTSwin": "mtkd.archs.dctswin:DCTSwin",
     "FSRCNN": "mtkd.archs.fsrcnn:FSRCNN",
+    "PlainSR": "mtkd.archs.plain:PlainSR",
     "PrivilegedTeacher": "mtkd.archs.privileged:PrivilegedTeacher",
     "spandrel": "mtkd.archs.spandrel:Spandrel",
 }

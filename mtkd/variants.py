@@ -34,6 +34,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "upsampler": "pixelshuffledirect",
         },
     ),
+    # What ships: small enough for video on two cores, trained with wide kernels that `deployable()` folds.
+    "tiny": ("PlainSR", {"num_feat": 16, "num_conv": 6, "expand": 256}),
+    "small": ("PlainSR", {"num_feat": 32, "num_conv": 5, "expand": 256}),
     "fsrcnn": ("FSRCNN", {"num_feat": 56, "num_shrink": 12, "num_map": 4}),
     "dctswin": (
         "DCTSwin",

@@ -114,6 +114,9 @@ def _adapted(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[s
             return keymaps.to_official(state)
         _check_mean_shift(net, state, source)
         state = keymaps.to_basicsr(state)
+    widened = getattr(net, "widened", None)  # a network that trains more weights than it keeps
+    if widened is not None:
+        state = widened(state)
     # A network of which everything stands in one module: reading took the prefix off.
     whole = next((p for p in files.NAMES_OF_THE_WHOLE if own and all(name.startswith(p) for name in own)), "")
     if whole and not any(name.startswith(whole) for name in state):

@@ -32,6 +32,7 @@ SMALL = {
     "SwinIR": Small({**SWIN, "img_size": 16, "upscale": 2, "upsampler": "pixelshuffle"}),
     "DCTSwin": Small({**SWIN, "upscale": 2, "num_teachers": 2}, factor=1, channels=6),
     "FSRCNN": Small({"num_feat": 8, "num_shrink": 4, "num_map": 2, "upscale": 2}),
+    "PlainSR": Small({"num_feat": 8, "num_conv": 2, "expand": 12, "upscale": 2}),
     "PrivilegedTeacher": Small(
         {"decoder": {"type": "FSRCNN", "num_feat": 8}, "encoder_feat": 8, "upscale": 2}, beside="encoder."
     ),
