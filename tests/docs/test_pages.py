@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mtkd import cli, zoo
+from mtkd import catalog, cli, zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.data.images import read_image, write_image
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, links, spans
@@ -212,3 +212,15 @@ def test_what_is_not_run_says_why_and_every_block_has_a_language_that_is_known()
     assert [block.where for block in every if block.language not in known] == []
     for page, test in FOLLOWED.items():
         assert (ROOT / page).exists() and (ROOT / test).exists()
+
+
+@pytest.mark.parametrize("kind", ["arch", "loss", "metric"])
+def test_what_the_catalog_names_has_its_docstring_in_the_site(kind: catalog.Kind) -> None:
+    shown = {
+        line.removeprefix("::: ")
+        for page in PAGES
+        if page.startswith("docs/api/")
+        for line in (ROOT / page).read_text(encoding="utf-8").splitlines()
+        if line.startswith("::: ")
+    }
+    assert {path.replace(":", ".") for path in catalog.TABLES[kind].values()} - shown == set()
