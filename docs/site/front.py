@@ -1,11 +1,11 @@
-"""Makes the picture of the front page: `python docs/site/front.py [--student tiny_x4]`.
+"""Makes the picture of the front page and the line below it: `python docs/site/front.py`.
 
-Crops of the demo's photographs as bicubic, the student and the ground truth show them, with PSNR-Y of the whole images.
+Crops of the demo's photographs as bicubic, the shipped student and the ground truth show them, with PSNR-Y of the whole
+photographs.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,10 @@ from mtkd.inference.load import load_network
 from mtkd.metrics.psnr import psnr
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/index.md"
+PICTURE = ROOT / "docs/assets/front.webp"
+BEGIN, END = "<!-- from docs/site/front.py -->", "<!-- end -->"
+STUDENT = "tiny_x4"
 CROPS = {"kodim05": (150, 420), "kodim23": (120, 480)}
 """Photograph -> top and left of the part that is shown."""
 
@@ -32,19 +36,26 @@ GAP, LINE = 8, 42
 
 
 def main() -> None:
-    """Write the picture and print what stands below it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--student", default="tiny_x4", help="anything that mtkd.load takes")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/assets/front.webp")
-    args = parser.parse_args()
-    net = load_network(args.student).eval()
+    """Write both, and print what the picture weighs."""
+    net = load_network(STUDENT)
     rows = [row(net, name) for name in CROPS]
-    titles = ["bicubic", Path(args.student).stem, "ground truth"]
-    picture = drawn(rows, titles)
-    picture.save(args.out, quality=90, method=6)
-    for name, answers in zip(CROPS, rows, strict=True):
-        print(name, *(f"{title} {value:.2f} dB" for title, (_, value) in zip(titles, answers, strict=True)))
-    print(f"{args.out.name}: {picture.width}x{picture.height}, {args.out.stat().st_size} bytes")
+    picture = drawn(rows, ["bicubic", STUDENT, "ground truth"])
+    picture.save(PICTURE, quality=90, method=6)
+    before, found, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    if not found or END not in rest:
+        raise SystemExit(f"{PAGE} has no {BEGIN} ... {END} to write between.")
+    text = below([[value for _, value in answers] for answers in rows])
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(f"{PICTURE.name}: {picture.width}x{picture.height}, {PICTURE.stat().st_size} bytes\n{text}")
+
+
+def below(values: list[list[float]]) -> str:
+    """The line below the picture, of each photograph's PSNR-Y of bicubic, the student and the ground truth."""
+    bicubic, student, _ = ([f"{value:.2f}" for value in column] for column in zip(*values, strict=True))
+    return (
+        f"PSNR-Y of the whole photographs, enlarged four times: {STUDENT} {' and '.join(student)} dB, "
+        f"bicubic {' and '.join(bicubic)} dB."
+    )
 
 
 def row(net: torch.nn.Module, name: str) -> list[tuple[NDArray[np.uint8], float]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
@@ -24,6 +26,15 @@ NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 """Stands on the line before a block that the tests leave alone, and says why."""
 
 SHELLS = ("sh", "bash", "shell", "console")
+
+
+def module_of_the_site(name: str) -> ModuleType:
+    """A module of docs/site, which no package holds."""
+    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / f"docs/site/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Block(NamedTuple):

@@ -19,7 +19,7 @@ import pytest
 from mtkd import catalog, cli, zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.data.images import read_image, write_image
-from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, links, spans
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, links, module_of_the_site, spans
 
 FOLLOWED = {"CONTRIBUTING.md": "tests/test_contributing.py"}
 """Page whose Python another test follows to the letter."""
@@ -224,3 +224,15 @@ def test_what_the_catalog_names_has_its_docstring_in_the_site(kind: catalog.Kind
         if line.startswith("::: ")
     }
     assert {path.replace(":", ".") for path in catalog.TABLES[kind].values()} - shown == set()
+
+
+def test_the_front_page_tells_the_scores_of_the_student_that_is_shipped() -> None:
+    front = module_of_the_site("front")
+    net = front.load_network(front.STUDENT)
+    values = [[value for _, value in front.row(net, name)] for name in front.CROPS]
+    shown = front.PAGE.read_text(encoding="utf-8").partition(front.BEGIN)[2].partition(front.END)[0]
+    told = [float(number) for number in re.findall(r"\d+\.\d\d", shown)]
+    assert told == pytest.approx([row[1] for row in values] + [row[0] for row in values], abs=0.011), (
+        "run: python docs/site/front.py"
+    )
+    assert front.PICTURE.stat().st_size < 150_000

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT
+from tests.docs.pages import PAGES, ROOT, module_of_the_site
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -102,7 +102,8 @@ def test_images_say_what_they_show(parts: dict[Path, Parts]) -> None:
 
 
 def test_links_to_files_outside_the_site_become_text() -> None:
-    hooks = load_hooks()
+    pytest.importorskip("mkdocs")
+    hooks = module_of_the_site("hooks")
     turned = functools.partial(hooks.turned, name="bench.md")
     assert turned("[the script](../benchmarks/gpu.py)") == "the script"
     assert turned("[how](../CONTRIBUTING.md#tests), [zoo](zoo.md)") == "[how](contribute.md#tests), [zoo](zoo.md)"
@@ -112,18 +113,6 @@ def test_links_to_files_outside_the_site_become_text() -> None:
     assert turned("[x](https://a.b/c.md) [y](#here)") == "[x](https://a.b/c.md) [y](#here)"
     assert hooks.turned("[methods](../methods.md)", "api/methods.md") == "[methods](../methods.md)"
     assert hooks.turned("[zoo](docs/zoo.md)", "overview.md") == "[zoo](zoo.md)"
-
-
-def load_hooks():
-    """The module beside the pages, which no package holds."""
-    import importlib.util
-
-    pytest.importorskip("mkdocs")
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs/site/hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
