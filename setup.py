@@ -60,6 +60,7 @@ setup(
         "mtkd": ["py.typed"],
         "mtkd.data.manifests": ["*.csv"],
         "mtkd.report.templates": ["*.html", "*.css", "*.js"],
+        "mtkd.zoo.students": ["*.json", "*.md", "*.safetensors"],
     },
     cmdclass={"build_py": BuildWithShipped},
     zip_safe=False,

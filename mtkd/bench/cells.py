@@ -15,6 +15,7 @@ from mtkd.contracts import MtkdError
 from mtkd.runtime import shipped
 from mtkd.runtime.given import path as given_path
 from mtkd.runtime.run_folder import LATEST, RunFolder
+from mtkd.variants import variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +95,22 @@ def _options(
     if isinstance(members := options.get("teachers"), list):
         options["teachers"] = {member: grid.teachers[member] for member in members}
     if network is not None:
-        options["network_g"] = network
+        options["network_g"] = _student(network, own.get("network_g"), name)
     options |= {"name": name, "scale": scale, "manual_seed": seed}
     options["path"] = {**options.get("path", {}), "experiments_root": str(out / "runs")}
     return fill(options, {"iterations": iterations, "scale": scale, "seed": seed})
+
+
+def _student(network: Any, changes: Any, name: str) -> Any:
+    """The student, with what its row changes of it."""
+    if changes is None:
+        return network
+    if not isinstance(changes, Mapping) or "type" in changes:
+        raise MtkdError(
+            f"{name}: network_g of a row changes arguments of the students, as {{num_feat: 32}} does, and found "
+            f"{changes!r}. Name networks under `students`."
+        )
+    return {**(variant(network) if isinstance(network, str) else network), **changes}
 
 
 def _protocol(grid: Grid) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _list(args: argparse.Namespace) -> int:
             item.arch.rpartition(":")[2],
             f"x{item.scale}" if item.scale else "-",
             item.data,
-            f"{item.params / 1e6:.2f} M",
+            docs.count_text(item),
             docs.score_text(item, docs.Y, "Set5"),
             docs.hash_text(item),
             "yes" if converted_path(item, args.weights_dir).is_file() else "no",

@@ -48,7 +48,7 @@ def find_target(spec: str) -> Target:
     Raises:
         MtkdError: nothing has that name, or it does not describe its network.
     """
-    if spec.startswith("zoo:"):
+    if spec.startswith("zoo:") or (spec in zoo.ENTRIES and zoo.ENTRIES[spec].shipped and not Path(spec).exists()):
         entry = zoo.entry(spec)
         if entry.scale is None:
             raise MtkdError(f"{spec} does not enlarge images; `mtkd zoo list` shows what each entry is for.")

@@ -22,7 +22,7 @@ from mtkd.contracts import MtkdError
 from mtkd.runtime import given
 from mtkd.runtime.files import atomic
 from mtkd.runtime.files import sha256 as sha256_of
-from mtkd.zoo import building, download, files, keymaps, loading, originals
+from mtkd.zoo import building, download, files, keymaps, loading, originals, students
 from mtkd.zoo.table import ENTRIES, Entry, Source, entry
 
 logger = logging.getLogger("mtkd")
@@ -56,13 +56,15 @@ def home(weights_dir: Path | None = None) -> Path:
 
 
 def converted_path(item: Entry, weights_dir: Path | None = None) -> Path:
-    """Where the converted file of an entry is or will be."""
+    """Where the converted file of an entry is or will be; a student lies in the package."""
+    if item.shipped:
+        return students.file_of(item.name)
     return home(weights_dir) / f"{item.name}.safetensors"
 
 
 def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
-    """File that `spec` means: "zoo:NAME" is fetched, checked and converted when it is not there yet, anything else is a
-    path.
+    """File that `spec` means: "zoo:NAME" is fetched, checked and converted when it is not there yet, the bare name of a
+    student is the file in the package where no file is called so, anything else is a path.
 
     Raises:
         MtkdError: no such name or file, or the weights could not be had; the text says what to fetch by hand and where
@@ -75,6 +77,8 @@ def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
     except MtkdError as error:
         if str(spec) not in ENTRIES:
             raise
+        if ENTRIES[str(spec)].shipped:
+            return ensure(ENTRIES[str(spec)])
         raise MtkdError(f"{error} For the published weights of that name write zoo:{spec}.") from error
 
 
@@ -95,6 +99,9 @@ def resolve_inside(value: Any) -> Any:
 
 def ensure(item: Entry, *, weights_dir: Path | None = None) -> Path:
     """Converted file of `item`, fetched first if need be, its hash compared with the one recorded at conversion."""
+    if item.shipped:
+        _check_shipped(item)
+        return students.file_of(item.name)
     folder = home(weights_dir)
     target = converted_path(item, weights_dir)
     if target.is_file():
@@ -113,6 +120,10 @@ def import_file(item: Entry, file: Path, *, weights_dir: Path | None = None) -> 
     Raises:
         MtkdError: the hash is not the published one, or the file does not hold this network.
     """
+    if item.shipped:
+        raise MtkdError(
+            f"{item.name} comes with the package: {students.file_of(item.name)}. Nothing is to be imported."
+        )
     file = files.local_file(file)
     folder = home(weights_dir)
     sha256 = sha256_of(file)
@@ -128,11 +139,15 @@ def verify(names: Sequence[str] = (), *, weights_dir: Path | None = None) -> lis
     """Hash the converted files again: those of `names`, or all that are there."""
     folder = home(weights_dir)
     wanted = [entry(name) for name in names] or [
-        e for e in ENTRIES.values() if converted_path(e, weights_dir).is_file()
+        e for e in ENTRIES.values() if not e.shipped and converted_path(e, weights_dir).is_file()
     ]
     reports = []
     for item in wanted:
         try:
+            if item.shipped:
+                _check_shipped(item)
+                reports.append(Report(item.name, True, "as it was shipped"))
+                continue
             _check_converted(item, folder)
             record = _record(item, folder)
             text = f"unchanged since conversion; original {record['source']['file']}: {record['source']['check']}"
@@ -140,6 +155,17 @@ def verify(names: Sequence[str] = (), *, weights_dir: Path | None = None) -> lis
         except MtkdError as error:
             reports.append(Report(item.name, False, str(error)))
     return reports
+
+
+def _check_shipped(item: Entry) -> None:
+    path = students.file_of(item.name)
+    if not path.is_file():
+        raise MtkdError(f"{path} is missing from this installation of mtkd. Install it again.")
+    found, shipped = sha256_of(path), students.index()[item.name]["sha256"]
+    if found != shipped:
+        raise MtkdError(
+            f"{path} has changed since it was shipped: its sha256 is {found}, it was {shipped}. Install mtkd again."
+        )
 
 
 def _check_converted(item: Entry, folder: Path) -> None:

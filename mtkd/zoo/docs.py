@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mtkd.zoo import students
 from mtkd.zoo.table import ENTRIES, RGB, Entry, Source, Y
 
 INTRODUCTION = """\
@@ -21,6 +22,10 @@ mtkd zoo verify                             hash every converted file again
 mtkd zoo where [rcan_x4]                    the folder, or one file in it
 mtkd zoo convert IN OUT --to safetensors    also --to basicsr, --to official
 ```
+
+The networks called `tiny` and `small` come with the package and are fetched from nowhere; where weights are named,
+their names need no `zoo:`. Each has a card: [tiny_x2](../mtkd/zoo/students/tiny_x2.md),
+[tiny_x3](../mtkd/zoo/students/tiny_x3.md), [tiny_x4](../mtkd/zoo/students/tiny_x4.md).
 
 Files lie in the platform's cache folder, in `$MTKD_HOME/weights`, or in `--weights-dir DIR`. Without a network: fetch a
 file listed below elsewhere and put it, under its name, into that folder. A file with the wrong hash is set aside and
@@ -71,7 +76,8 @@ as `FILE.bad-HASH`, and the next address is asked.
 
 ## Networks
 
-Scores are as published, for the protocol named at the head of the column, and were not measured by this project. The
+Scores are as published, for the protocol named at the head of the column, and were not measured by this project, but
+for those of the networks that come with it. The
 SwinIR networks called `df2k` saw DIV2K and Flickr2K, 3450 images where all the others saw the 800 of DIV2K: a
 comparison of students is fair only among teachers of the same data. "Hash" says how the original is known: "sha256" by
 its full hash, as published or as mirrors agree on it; "8 digits" by the start of its hash in the publisher's file name;
@@ -103,7 +109,7 @@ def page() -> str:
             item.arch.rpartition(":")[2],
             f"x{item.scale}" if item.scale else "-",
             item.data,
-            f"{item.params / 1e6:.2f} M",
+            count_text(item),
             size_text(item),
             score_text(item, Y, "Set5"),
             score_text(item, Y, "DIV2K100"),
@@ -132,13 +138,22 @@ def page() -> str:
 
 def size_text(item: Entry) -> str:
     """Size of the first source in MB, or with a tilde what its parameters take in fp32."""
+    if item.shipped:
+        return f"{students.index()[item.name]['size'] / 1e3:.0f} kB"
     source = item.sources[0]
     size = source.size / 1e6 if source.size else source.about
     return f"{size:.1f} MB" if size else f"~{4 * item.params / 1e6:.1f} MB"
 
 
+def count_text(item: Entry) -> str:
+    """Number of parameters, in millions or thousands."""
+    return f"{item.params / 1e6:.2f} M" if item.params > 99_999 else f"{item.params / 1e3:.1f} k"
+
+
 def hash_text(item: Entry) -> str:
     """How well the first source is known."""
+    if item.shipped:
+        return "shipped"
     return "; ".join(dict.fromkeys(hash_status(source) for source in item.sources))
 
 

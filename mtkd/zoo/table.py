@@ -1,4 +1,5 @@
-"""Published weights by name: what they are, where they are, how to know them. Nothing here was trained by this project.
+"""Weights by name: what they are, where they are, how to know them. All but the students that come with the package
+were published by others.
 
 Where the same network is offered by several hosts, the files differ (naming, container) though the weights are the
 same, so every `Source` has a file name and a hash of its own. Long because it is one table.
@@ -11,6 +12,7 @@ from typing import Any
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime.names import closest
+from mtkd.zoo import students
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Entry:
     paper: str
     published: tuple[Published, ...] = field(default=())
     note: str = ""
+    shipped: bool = False
+    """Whether the file comes with the package: it is fetched from nowhere, and `sources` is empty."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -341,9 +345,28 @@ def _classifier(name: str, file: str, about: float, params: int, paper: str, not
     )
 
 
+def _student(name: str, facts: dict[str, Any]) -> Entry:
+    scores = {measured: tuple(values) for measured, values in facts["scores"].items()}
+    return Entry(
+        name=name,
+        arch=facts["arch"],
+        args=facts["args"],
+        scale=facts["scale"],
+        data=facts["data"],
+        params=facts["params"],
+        sources=(),
+        licence=facts["licence"],
+        paper=facts["paper"],
+        published=(Published(Y, "mtkd, its own measurement", scores),),
+        note=facts["note"],
+        shipped=True,
+    )
+
+
 ENTRIES: dict[str, Entry] = {
     made.name: made
     for made in (
+        *(_student(name, facts) for name, facts in students.index().items()),
         *(_edsr(size, scale) for size in ("m", "l") for scale in (2, 3, 4)),
         *(_rcan(scale) for scale in (2, 3, 4)),
         *(_swinir_m(data, scale) for data in ("DIV2K", "DF2K") for scale in (2, 3, 4)),

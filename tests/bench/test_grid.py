@@ -75,6 +75,18 @@ def test_a_cell_stands_on_its_base_then_the_protocol_then_its_row(tmp_path: Path
     assert list(kd.teachers) == ["live"]
 
 
+def test_a_row_changes_arguments_of_the_students(tmp_path: Path) -> None:
+    l1 = {"pixel_opt": {"type": "L1Loss"}}
+    rows = {
+        "scratch": {"model_type": "SRModel", "train": l1},
+        "wide": {"model_type": "SRModel", "network_g": {"expand": 8}, "train": l1},
+    }
+    path = toy(tmp_path, rows=rows, students={"tiny": "tiny"}, baselines=["scratch"])
+    found = {cell.row: make_options(cell.options).network_g for cell in cells(load_grid(path), tmp_path / "out")}
+    assert (found["scratch"].args["expand"], found["wide"].args["expand"]) == (256, 8)
+    assert found["wide"].args["num_feat"] == found["scratch"].args["num_feat"] == 16
+
+
 def test_jobs_come_after_what_they_need(tmp_path: Path) -> None:
     made = planned(toy(tmp_path))
     position = {job.name: number for number, job in enumerate(made.jobs)}
@@ -164,6 +176,7 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
             "L2Loss",
         ),
         ({"rows": {"a": {"base": "recipe:nothing"}}, "baselines": []}, "No recipe"),
+        ({"rows": {"a": {"model_type": "SRModel", "network_g": "edsr_m"}}, "baselines": []}, "under `students`"),
     ],
     ids=str,
 )
@@ -224,7 +237,9 @@ def test_the_grid_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(plan(grid, tmp_path / "out").cells) == 4 * 2 * 3 * 3
 
 
-@pytest.mark.parametrize("name", ["cpu_x4", "cpu_x4_few", "demo_x2", "gpu_x4"])
+@pytest.mark.parametrize(
+    "name", ["cpu_x4", "cpu_x4_few", "demo_x2", "gpu_x4", "branches_x4", "students_x2", "students_x3", "students_x4"]
+)
 def test_the_committed_grids_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)

@@ -149,6 +149,7 @@ def test_every_network_of_the_catalog_is_built_from_its_own_file(tmp_path: Path)
         "SwinIR": {**SWIN, "img_size": 16, "ape": True},
         "DCTSwin": {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4, "upscale": 2},
         "FSRCNN": {"num_feat": 8, "upscale": 2},
+        "PlainSR": {"num_feat": 8, "num_conv": 2, "expand": 12, "upscale": 2},
         "PrivilegedTeacher": {"decoder": {"type": "EDSR", "num_feat": 8, "num_block": 1}, "upscale": 2},
     }
     assert [*small, "spandrel"] == catalog.names("arch")
