@@ -113,17 +113,22 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def commands(page: str) -> Iterator[Command]:
-    """Every command of the blocks of shell, and those of mtkd and make in blocks without a language."""
+    """Every command of its blocks."""
     for block in blocks(page):
-        if block.language not in (*SHELLS, ""):
-            continue
-        for number, line in enumerate(_joined(block.text)):
-            if not block.language:
-                if not re.match(r"(\.venv/bin/)?mtkd |make |(\.venv/bin/)?python -m ", line):
-                    continue
-                line = re.split(r"  +", line.replace("[", "").replace("]", ""))[0]
-            for words in _commands_of(line):
-                yield Command(f"{page}:{block.line + number}", words)
+        yield from commands_of(block)
+
+
+def commands_of(block: Block) -> Iterator[Command]:
+    """The commands of a block of shell, or those of mtkd, make and python in one without a language."""
+    if block.language not in (*SHELLS, ""):
+        return
+    for number, line in enumerate(_joined(block.text)):
+        if not block.language:
+            if not re.match(r"(\.venv/bin/)?mtkd |make |(\.venv/bin/)?python -m ", line):
+                continue
+            line = re.split(r"  +", line.replace("[", "").replace("]", ""))[0]
+        for program, *words in _commands_of(line):
+            yield Command(f"{block.page}:{block.line + number}", [program.removeprefix(".venv/bin/"), *words])
 
 
 def _joined(text: str) -> list[str]:

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,23 @@ import pytest
 from mtkd import catalog, cli, zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.data.images import read_image, write_image
-from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, links, module_of_the_site, spans
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, commands_of, links, module_of_the_site, spans
 
 FOLLOWED = {"CONTRIBUTING.md": "tests/test_contributing.py"}
 """Page whose Python another test follows to the letter."""
 
-RUN = [
+RUN = {
     "mtkd list methods",
-    "mtkd zoo list --scale 4",
     "mtkd list recipes",
-    "mtkd config schema",
+    "mtkd zoo list --scale 4",
     "mtkd zoo info rcan_x4",
     "mtkd data list",
-]
-"""Commands of the pages that are cheap enough to be run, in the folder that `folder` makes."""
+    "mtkd config schema",
+    "mtkd upscale photo.jpg out.png",
+    "mtkd upscale photo.jpg own.png --weights mine/student.safetensors",
+    "mtkd export mine/student.safetensors student.onnx student.param",
+}
+"""Commands of the pages that are cheap enough to be run, in a folder that `made` fills."""
 
 OTHERS = {"pip", "cd", "mkdir", "bash", "export", "source", "xdg-open"}
 """Programs that are not ours, and stand in the pages."""
@@ -96,7 +98,6 @@ def test_commands_parse(page: str, capsys: pytest.CaptureFixture[str]) -> None:
 def problem_of(words: list[str]) -> str | None:
     """What is wrong with one command; None: nothing that can be seen without running it."""
     program, *rest = words
-    program = program.removeprefix(".venv/bin/")
     if program in ("torchrun", "srun") and "mtkd" in rest:
         program, rest = "mtkd", rest[rest.index("mtkd") + 1 :]
     if program == "python" and rest[:2] == ["-m", "mtkd"]:
@@ -156,53 +157,55 @@ def test_commands_in_sentences_have_the_options_that_are_named(page: str) -> Non
     assert wrong == []
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages say that a reader has: a photograph, a folder of them, the weights of a run, the recipes."""
-    made = tmp_path_factory.mktemp("reader")
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the pages say that a reader has: a photograph, a folder of them, a run, a distilled student; we are in it."""
     photographs = sorted((ROOT / "datasets/demo/test").glob("*.png"))
-    write_image(made / "photo.jpg", read_image(photographs[0])[:96, :144])
-    (made / "photos").mkdir()
+    write_image(tmp_path / "photo.jpg", read_image(photographs[0])[:96, :144])
+    (tmp_path / "photos").mkdir()
     for number, file in enumerate(photographs):
-        write_image(made / "photos" / f"{number + 1}.jpg", read_image(file)[100:292, 200:392])
-    weights = made / "experiments/MTKD_edsr_m_x4_best/models/net_g_latest.pth"
+        write_image(tmp_path / "photos" / f"{number + 1}.jpg", read_image(file)[100:292, 200:392])
+    weights = tmp_path / "experiments/MTKD_edsr_m_x4_best/models/net_g_latest.pth"
     weights.parent.mkdir(parents=True)
     arguments = {"num_feat": 4, "num_block": 1, "upscale": 4}
-    file = made / "student.safetensors"
-    zoo.write_safetensors(
-        file, EDSR(**arguments).state_dict(), {"arch": {"type": "EDSR", "args": arguments}, "scale": 4}
-    )
-    shutil.move(file, weights)
-    (made / "options").symlink_to(ROOT / "options")
-    return made
+    facts = {"arch": {"type": "EDSR", "args": arguments}, "scale": 4}
+    zoo.write_safetensors(tmp_path / "student.safetensors", EDSR(**arguments).state_dict(), facts)
+    shutil.move(tmp_path / "student.safetensors", weights)
+    (tmp_path / "mine").mkdir()
+    shutil.copy(zoo.resolve("zoo:tiny_x4"), tmp_path / "mine/student.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize("command", RUN)
-def test_cheap_commands_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = command.split()
-    everywhere = [[word.removeprefix(".venv/bin/") for word in one.words] for page in PAGES for one in commands(page)]
-    assert words in everywhere, "no page shows it"
-    monkeypatch.chdir(folder)
-    assert cli.main(words[1:]) == 0
-
-
-def python_of(page: str) -> Iterator[tuple[str, str]]:
-    """(where, code) of the blocks of Python that are run."""
+def run_of(page: str) -> list[tuple[str, str | list[str]]]:
+    """(where, code or the words of a command) of what is run, in the order of the page."""
+    found: list[tuple[str, str | list[str]]] = []
     for block in blocks(page):
-        if block.language in ("python", "py") and not block.not_run:
-            yield block.where, block.text
+        if block.language == "python" and not block.not_run and page not in FOLLOWED:
+            found.append((block.where, block.text))
+        found += [(where, words) for where, words in commands_of(block) if " ".join(words) in RUN]
+    return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in FOLLOWED and any(python_of(page))])
-def test_python_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if run_of(page)])
+def test_code_and_cheap_commands_run_in_the_order_of_the_page(
+    page: str, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for kind in ("ARCH", "LOSS", "METRIC", "MODEL", "DATASET") if "basicsr" in page else ():
         importlib.import_module("mtkd.basicsr")
         registry = getattr(importlib.import_module("basicsr.utils.registry"), f"{kind}_REGISTRY")
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))  # other tests count on what is in it
     names: dict[str, Any] = {"__name__": "__page__"}  # what a block defines the next one may use, as for a reader
-    for where, code in python_of(page):
-        exec(compile(code, where, "exec"), names)
+    for where, what in run_of(page):
+        if isinstance(what, str):
+            exec(compile(what, where, "exec"), names)
+        else:
+            assert cli.main(what[1:]) == 0, where
+
+
+def test_every_command_that_is_run_stands_on_a_page() -> None:
+    assert RUN - {" ".join(words) for page in PAGES for _, words in commands(page)} == set()
 
 
 def test_what_is_not_run_says_why_and_every_block_has_a_language_that_is_known() -> None:
