@@ -159,7 +159,7 @@ def test_commands_in_sentences_have_the_options_that_are_named(page: str) -> Non
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages say that a reader has: a photograph, a folder of them, a run, a distilled student; we are in it."""
+    """The folder of a reader, in which we are: a photograph, a folder of them, a run, a distilled student."""
     photographs = sorted((ROOT / "datasets/demo/test").glob("*.png"))
     write_image(tmp_path / "photo.jpg", read_image(photographs[0])[:96, :144])
     (tmp_path / "photos").mkdir()
