@@ -35,7 +35,10 @@ LINK = re.compile(
     r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)"  # [text](target)
     r"|(?<![\w/`])(?P<tick>`?)(?P<mention>(?:[\w-]+/)*[\w-]+\.md)(?P=tick)(?![\w`])"  # `docs/zoo.md`, in a sentence
 )
-SHORT = re.compile(r"<code>(?=[^<]{1,28}</code>)")
+SPAN = re.compile(r"<code>([^<]*)</code>")
+OPTION = re.compile(r"(?<!\S)--[\w-]+")
+SHORT = 28
+"""Letters of code that always fit on one line."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,9 +54,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Mark for the style sheet what differs on a phone: the page, and short code, which stays on one line."""
-    html = SHORT.sub('<code class="short">', html)
-    return f'<div class="page-{Path(page.file.src_uri).stem}">{html}</div>'
+    """Mark for the style sheet what differs on a phone: the page, and what stays on one line."""
+    return f'<div class="page-{Path(page.file.src_uri).stem}">{SPAN.sub(unbroken, html)}</div>'
+
+
+def unbroken(found: re.Match[str]) -> str:
+    """Short code as a whole, in long code the options: a browser would break `--scale` behind its first hyphen."""
+    text = found[1]
+    if len(text) <= SHORT:
+        return f'<code class="unbroken">{text}</code>'
+    text = OPTION.sub(lambda option: f'<span class="unbroken">{option[0]}</span>', text)
+    return f"<code>{text}</code>"
 
 
 def turned(markdown: str, name: str) -> str:
