@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 import mtkd
 from mtkd import catalog, zoo
-from mtkd.build import build_image_set
-from mtkd.config import make_options
+from mtkd.data.paired import PairedImages
 from mtkd.inference.baselines import Bicubic
 from mtkd.inference.evaluate import build_metrics, evaluate
 from mtkd.metrics.complexity import complexity
@@ -132,6 +132,7 @@ def ship(student: Student, grids: Path, iterations: int) -> dict[str, Any]:
     described = variant(student.network)
     described["upscale"] = student.scale
     trained = catalog.make_network(described.pop("type"), described)
+    scores = _scores(out, cell)
     weights = out / "runs" / cell / "models" / "net_g_latest.pth"
     zoo.load_into(trained, zoo.read_checkpoint(weights).state, source=str(weights))
     net = trained.eval().deployable()  # pyright: ignore[reportCallIssue]
@@ -141,7 +142,6 @@ def ship(student: Student, grids: Path, iterations: int) -> dict[str, Any]:
     assert difference < 1e-6, f"{student.name}: folding changed the output by {difference}"
     arguments = {key: value for key, value in described.items() if key != "expand"}
     cost = complexity(net, LQ[student.scale])
-    scores = _scores(out, cell)
     data = "BSDS500 train, General100 (299 crops)"
     facts = {
         "name": student.name,
@@ -228,25 +228,15 @@ def bicubic(out: Path, scale: int) -> dict[str, tuple[float, float]]:
     """PSNR-Y and SSIM-Y of bicubic interpolation; kept beside the grid, because it takes a minute."""
     kept = out / "bicubic.json"
     if not kept.exists():
-        options = make_options(json.loads(json.dumps(_test_options(out, scale))))
+        grid = yaml.safe_load((Path(__file__).parent / f"students_x{scale}.yml").read_text(encoding="utf-8"))["test"]
         found = {}
-        for section in options.datasets.evaluation.values():
-            images = build_image_set(section, scale)
-            report = evaluate(Bicubic(scale), images, build_metrics(options.val.metrics), dataset=section.name)
-            found[section.name] = [float(np.mean(report.values[metric])) for metric in ("psnr", "ssim")]
+        for section in grid["datasets"].values():
+            roots = {key: path.format(data=out.parent / "data") for key, path in section.items() if "root" in key}
+            images = PairedImages(scale=scale, **roots)
+            report = evaluate(Bicubic(scale), images, build_metrics(grid["metrics"]), dataset=section["name"])
+            found[section["name"]] = list(report.means().values())
         _write(kept, json.dumps(found))
     return {name: tuple(values) for name, values in json.loads(kept.read_text(encoding="utf-8")).items()}
-
-
-def _test_options(out: Path, scale: int) -> dict[str, Any]:
-    import yaml
-
-    grid = yaml.safe_load((Path(__file__).parent / f"students_x{scale}.yml").read_text(encoding="utf-8"))
-    text = json.dumps({"name": "bicubic", "scale": scale, "datasets": grid["test"]["datasets"]})
-    return json.loads(text.replace("{data}", str(out.parent / "data"))) | {
-        "network_g": {"type": "PlainSR"},
-        "val": {"metrics": grid["test"]["metrics"]},
-    }
 
 
 def _write(path: Path, text: str) -> None:
