@@ -69,7 +69,7 @@ def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
 
     Raises:
         MtkdError: no such name or file, or the weights could not be had; the text says what to fetch by hand and where
-        to put it.
+            to put it.
     """
     if str(spec).startswith("zoo:"):
         return ensure(entry(str(spec)), weights_dir=weights_dir)
