@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.helpers import photo
 ALPHA = np.linspace(0, 255, 20 * 30).astype(np.uint8).reshape(20, 30)
 
 
+@functools.cache  # the second in which it was made stands in it
 def srgb() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
