@@ -291,7 +291,7 @@ def test_a_network_of_y_enlarges_photographs(place: Path) -> None:
     assert ((found - expected).abs() * inside).max() < 1 / 255
 
 
-def test_upscale_and_load_take_networks_of_y(place: Path) -> None:
+def test_upscale_and_load_take_networks_of_y(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mtkd import zoo
     from mtkd.inference.load import load_network
 
@@ -308,6 +308,8 @@ def test_upscale_and_load_take_networks_of_y(place: Path) -> None:
     assert main(["upscale", source, "two.png", "-opt", "y.yml"]) == 0
     assert np.array_equal(read_image(place / "one.png"), read_image(place / "two.png"))
     assert read_image(place / "one.png").shape == (100, 144, 3)
+    assert main(["export", "y.safetensors", "y.onnx"]) == 2
+    assert "a network of Y" in capsys.readouterr().err
 
 
 def test_networks_know_their_channels() -> None:
