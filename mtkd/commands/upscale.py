@@ -138,9 +138,10 @@ def _network(args: argparse.Namespace, options: Options | None) -> nn.Module:
 
     if options is not None:
         from mtkd.build import output_network
+        from mtkd.inference.luma import as_rgb
 
         set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
-        return output_network(options)
+        return as_rgb(output_network(options))
     from mtkd import zoo
     from mtkd.inference.load import load_network
 

@@ -58,6 +58,11 @@ class Subject:
                 f"{net.exported_from} is an exported network. Export from the weights it was made of: a checkpoint, a "
                 "run folder or zoo:NAME."
             )
+        if getattr(net, "of_luma", False):
+            raise MtkdError(
+                "This is a network of Y (`color: y`), and exported files take RGB. Export a network of three channels; "
+                "`mtkd upscale` runs this one."
+            )
         origin = getattr(net, "origin", None)
         known: dict[str, Any] = {}
         digest = None

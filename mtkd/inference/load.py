@@ -13,6 +13,7 @@ from torch import nn
 from mtkd import catalog, zoo
 from mtkd.contracts import MtkdError
 from mtkd.inference import hub
+from mtkd.inference.luma import as_rgb
 from mtkd.runtime import given
 from mtkd.runtime.device import named_device
 from mtkd.runtime.names import closest
@@ -55,6 +56,7 @@ def load_network(source: Source, *, scale: int | None = None, device: str | torc
         raise MtkdError(
             f"{spec} enlarges by {found}, and {scale} is asked for. Leave the scale out, or take other weights."
         )
+    net = as_rgb(net)
     return (net if where is None else net.to(where)).eval()
 
 

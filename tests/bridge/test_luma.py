@@ -291,6 +291,27 @@ def test_a_network_of_y_enlarges_photographs(place: Path) -> None:
     assert ((found - expected).abs() * inside).max() < 1 / 255
 
 
+def test_upscale_and_load_take_networks_of_y(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mtkd import zoo
+    from mtkd.inference.load import load_network
+
+    options = make_options(kd(place))
+    torch.manual_seed(0)
+    net = build.build_network(options.network_g, 2)
+    zoo.write_safetensors(place / "y.safetensors", net.state_dict(), build.network_facts(options))
+    assert isinstance(load_network(place / "y.safetensors"), LumaNetwork)
+    image = {"name": "s", "type": "PairedImageDataset", "dataroot_gt": "datasets/benchmark/Set5/HR", "color": "y"}
+    test = {"name": "y", "scale": 2, "num_gpu": 0, "network_g": STUDENT, "datasets": {"test_1": image}}
+    (place / "y.yml").write_text(yaml.safe_dump({**test, "path": {"pretrain_network_g": "y.safetensors"}}))
+    source = "datasets/benchmark/Set5/HR/chelsea.png"
+    assert main(["upscale", source, "one.png", "--weights", "y.safetensors"]) == 0
+    assert main(["upscale", source, "two.png", "-opt", "y.yml"]) == 0
+    assert np.array_equal(read_image(place / "one.png"), read_image(place / "two.png"))
+    assert read_image(place / "one.png").shape == (100, 144, 3)
+    assert main(["export", "y.safetensors", "y.onnx"]) == 2
+    assert "a network of Y" in capsys.readouterr().err
+
+
 def test_networks_know_their_channels() -> None:
     options = make_options(kd(Path.cwd()))
     net = build.build_network(options.network_g, 2)
