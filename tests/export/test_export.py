@@ -236,6 +236,13 @@ def test_weights_that_do_not_say_what_they_are_make_no_safetensors(tmp_path: Pat
         export(DiffersAtOneSize(), tmp_path / "a.safetensors")
 
 
+def test_a_network_of_brightness_alone_is_refused() -> None:
+    net = DiffersAtOneSize()
+    net.image_channels = 1  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(MtkdError, match="computes Y alone, and exported files take and make RGB"):
+        Exporter(net)
+
+
 SWIN = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4, "mlp_ratio": 2.0}
 
 
