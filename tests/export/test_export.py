@@ -105,7 +105,9 @@ def test_fp16_keeps_images_in_float32_and_weights_in_half(exporter: Exporter, ne
 
 
 @torch.no_grad()
-def test_int8_is_in_8_bits_where_it_learned_and_costs_little(exporter: Exporter, net: nn.Module, folder: Path) -> None:
+def test_int8_is_in_8_bits_where_it_learned_and_costs_little(
+    exporter: Exporter, net: nn.Module, onnx_file: Path, folder: Path
+) -> None:
     done = exporter.write(folder / "int8.onnx", precision="int8")
     graph = onnx.load(done.path).graph
     kinds = {tuple(tensor.dims): tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
@@ -120,6 +122,8 @@ def test_int8_is_in_8_bits_where_it_learned_and_costs_little(exporter: Exporter,
     assert 1e-9 < noise < 1e-4  # above 40 dB, and not float32 under another name
     assert done.photos == 2 and done.cost is not None and -0.1 < done.cost < 0.5
     assert "PSNR-Y on 2 photos" in str(done)
+    # What the precisions share is still whole.
+    assert exporter.write(folder / "again.onnx").sha256 == sha256(folder / "student.onnx")
 
 
 @torch.no_grad()
