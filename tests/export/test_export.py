@@ -242,7 +242,7 @@ def test_weights_that_do_not_say_what_they_are_make_no_safetensors(tmp_path: Pat
 
 def test_a_network_of_brightness_alone_is_refused() -> None:
     net = DiffersAtOneSize()
-    net.image_channels = 1  # pyright: ignore[reportAttributeAccessIssue]
+    net.image_channels = 1  # pyright: ignore[reportArgumentType]
     with pytest.raises(MtkdError, match="computes Y alone, and exported files take and make RGB"):
         Exporter(net)
 
