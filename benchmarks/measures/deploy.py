@@ -59,7 +59,7 @@ def measure(device: str, effort: Effort) -> Iterator[Section]:
             notes += [text for text in missing if text not in notes]
         named = {" | ".join(key): case for key, case in cases.items()}
         with torch.no_grad():
-            times = side_by_side(named, device, rounds=effort.rounds(9), seconds=effort.seconds(0.1))
+            times = side_by_side(named, device, rounds=effort.rounds(7), seconds=effort.seconds(0.4))
     rows: list[dict[str, Any]] = []
     for candidate in chosen:
         size = complexity(candidate.net, tuple(lq.shape[-2:]))  # pyright: ignore[reportArgumentType]

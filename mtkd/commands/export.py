@@ -38,8 +38,8 @@ def add(subparsers: arguments.SubParsers) -> None:
         nargs="+",
         choices=PRECISIONS,
         default=("fp32",),
-        help="onnx: fp32, fp16 (for GPUs), int8 (fastest on a CPU); ncnn: fp32, fp16 (half the file). A file beside "
-        "fp32 has its precision in its name (default: fp32)",
+        help="onnx: fp32, fp16 (for GPUs), int8 (for CPUs, calibrated); ncnn: fp32, fp16 (half the file). A file "
+        "beside fp32 has its precision in its name (default: fp32)",
     )
     export.add_argument(
         "--photos",

@@ -73,8 +73,7 @@ def model_of(subject: Subject) -> Any:
 
 def described(model: Any, subject: Subject, precision: str) -> Any:
     """A copy of `model` that says what it is, in its metadata."""
-    copy = type(model)()
-    copy.CopyFrom(model)
+    copy = _copied(model)
     del copy.metadata_props[:]
     for key, value in subject.metadata(precision=precision, opset=str(OPSET)).items():
         copy.metadata_props.add(key=key, value=value)
@@ -85,10 +84,8 @@ def described(model: Any, subject: Subject, precision: str) -> Any:
 def half(model: Any) -> Any:
     """`model` with weights and arithmetic in float16; images stay float32, so that programs need no change."""
     converter = need("onnxconverter_common.float16", "onnx")
-    copy = type(model)()
-    copy.CopyFrom(model)
     with quiet():
-        return converter.convert_float_to_float16(copy, keep_io_types=True)
+        return converter.convert_float_to_float16(_copied(model), keep_io_types=True)
 
 
 def quantized(model: Any, images: Sequence[Tensor], fixed: Sequence[str]) -> Any:
@@ -112,7 +109,7 @@ def quantized(model: Any, images: Sequence[Tensor], fixed: Sequence[str]) -> Any
     with quiet(), tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "int8.onnx")
         quantization.quantize_static(
-            model,
+            _copied(model),  # it moves the weights of what it is given into a file of its own
             target,
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
@@ -123,6 +120,12 @@ def quantized(model: Any, images: Sequence[Tensor], fixed: Sequence[str]) -> Any
             nodes_to_exclude=excluded,
         )
         return need("onnx", "onnx").load(target)
+
+
+def _copied(model: Any) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _tidy(model: Any, subject: Subject) -> None:

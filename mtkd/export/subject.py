@@ -58,10 +58,10 @@ class Subject:
                 f"{net.exported_from} is an exported network. Export from the weights it was made of: a checkpoint, a "
                 "run folder or zoo:NAME."
             )
-        if getattr(net, "of_luma", False):
+        if 1 in (getattr(one, "image_channels", 3) for one in (net, getattr(net, "net", None))):
             raise MtkdError(
-                "This is a network of Y (`color: y`), and exported files take RGB. Export a network of three channels; "
-                "`mtkd upscale` runs this one."
+                f"{type(net).__name__} computes Y alone, and exported files take and make RGB. Train one of RGB "
+                "(without `color: y`) to export it."
             )
         origin = getattr(net, "origin", None)
         known: dict[str, Any] = {}

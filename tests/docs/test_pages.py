@@ -38,6 +38,11 @@ RUN = {
         "mtkd upscale photo.jpg own.png --weights mine/student.safetensors",
         "mtkd export mine/student.safetensors student.onnx student.param",
     ],
+    "docs/deploy.md": [
+        "mtkd export tiny_x4 tiny.onnx",
+        "mtkd upscale photo.jpg out.png --weights tiny.onnx",
+        "mtkd export tiny_x4 models/tiny-x4.param",
+    ],
 }
 """Page -> its commands that are cheap enough to be run, in a folder that `made` fills."""
 

@@ -105,7 +105,9 @@ def test_fp16_keeps_images_in_float32_and_weights_in_half(exporter: Exporter, ne
 
 
 @torch.no_grad()
-def test_int8_is_in_8_bits_where_it_learned_and_costs_little(exporter: Exporter, net: nn.Module, folder: Path) -> None:
+def test_int8_is_in_8_bits_where_it_learned_and_costs_little(
+    exporter: Exporter, net: nn.Module, onnx_file: Path, folder: Path
+) -> None:
     done = exporter.write(folder / "int8.onnx", precision="int8")
     graph = onnx.load(done.path).graph
     kinds = {tuple(tensor.dims): tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
@@ -120,6 +122,8 @@ def test_int8_is_in_8_bits_where_it_learned_and_costs_little(exporter: Exporter,
     assert 1e-9 < noise < 1e-4  # above 40 dB, and not float32 under another name
     assert done.photos == 2 and done.cost is not None and -0.1 < done.cost < 0.5
     assert "PSNR-Y on 2 photos" in str(done)
+    # What the precisions share is still whole.
+    assert exporter.write(folder / "again.onnx").sha256 == sha256(folder / "student.onnx")
 
 
 @torch.no_grad()
@@ -234,6 +238,13 @@ def test_what_cannot_be_written_is_refused(
 def test_weights_that_do_not_say_what_they_are_make_no_safetensors(tmp_path: Path) -> None:
     with pytest.raises(MtkdError, match="do not carry one. `mtkd zoo convert IN OUT --to safetensors --arch TYPE`"):
         export(DiffersAtOneSize(), tmp_path / "a.safetensors")
+
+
+def test_a_network_of_brightness_alone_is_refused() -> None:
+    net = DiffersAtOneSize()
+    net.image_channels = 1  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MtkdError, match="computes Y alone, and exported files take and make RGB"):
+        Exporter(net)
 
 
 SWIN = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4, "mlp_ratio": 2.0}
