@@ -17,6 +17,7 @@ from mtkd import build
 from mtkd.archs.ensemble import FusedTeacher
 from mtkd.build import build_image_set
 from mtkd.config import Options, resolved_yaml
+from mtkd.config.untested import why_untested
 from mtkd.contracts import MtkdError
 from mtkd.data.kept import kept_inside
 from mtkd.inference.baselines import Memoized, bicubic_row
@@ -63,11 +64,8 @@ def run_test(
         MtkdError: test sets or weights are missing or unusable, a metric cannot be used, or nothing is left to measure;
             nothing is measured then. Or the results cannot be written, after the table is printed.
     """
-    if not options.val.metrics:
-        raise MtkdError(
-            "val.metrics is missing, so nothing can be measured. Give, for example, `val: {metrics: {psnr: "
-            "{type: calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
-        )
+    if (why := why_untested(options)) is not None:
+        raise MtkdError(why)
     if not options.datasets.evaluation:
         raise MtkdError("There is no test set. Give one: `datasets.test_1`.")
     teachers = teachers and bool(options.teachers)
@@ -89,6 +87,7 @@ def run_test(
         val=options.val,
         precision=options.precision,
         memory_format=torch.channels_last if options.channels_last else torch.preserve_format,
+        channels=options.channels,
     )
     metrics = prepared_metrics(setting, images)
     advice = f" To measure network_g without its teachers: `{LEAVE_OUT}`." if has_own else ""
