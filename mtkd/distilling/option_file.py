@@ -99,7 +99,7 @@ def with_length(plain: Mapping[str, Any], iterations: int) -> dict[str, Any]:
     """`plain` for so many iterations: the schedule, and how often it is logged, validated and saved."""
     train = {**plain["train"], "total_iter": iterations, "warmup_iter": min(50, iterations // 10) or -1}
     train["scheduler"] = {**train["scheduler"], "periods": [iterations]}
-    logger = {"print_freq": max(iterations // 20, 1), "save_checkpoint_freq": max(iterations // 10, 1)}
+    logger = {"print_freq": max(iterations // 20, 1), "save_checkpoint_freq": max(iterations // 10, 1), "keep_last": 2}
     return {**plain, "train": train, "val": {**plain["val"], "val_freq": max(iterations // 5, 1)}, "logger": logger}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_bytes, write_image
-from mtkd.data.paired import raise_problems
 from mtkd.distilling.photos import Photo, Photos, decode_all, spread
 from mtkd.runtime.progress import clock
 
@@ -217,11 +216,8 @@ def write_parts(parts: Parts, folder: Path, prefix: str = "") -> dict[str, dict[
 
 def _writer(pieces: Sequence[Piece], root: Path, target: Path) -> Callable[[Photo], object]:
     numbered = {piece.photo.name: (number, piece) for number, piece in enumerate(pieces)}
-    try:
-        for old in target.glob("*.png") if target.is_dir() else ():
-            old.unlink()  # of a start that was killed
-    except OSError as error:
-        raise_problems("Copies of photographs cannot be removed", [str(error)])
+    for old in target.glob("*.png"):
+        old.unlink()  # of a start that was killed
 
     def write(photo: Photo) -> None:
         number, piece = numbered[photo.name]

@@ -89,9 +89,7 @@ def distill(
         MtkdError: anything a user can mend.
         mtkd.training.loop.Stopped: a signal ended the training; the same call goes on.
 
-    Example:
-        >>> made = mtkd.distill("photos", ["CRAFT_x4.pth"], minutes=10)  # doctest: +SKIP
-        >>> made.scores["student"]["psnr"], made.network  # doctest: +SKIP
+    `mtkd.distill("photos", ["CRAFT_x4.pth"], minutes=10).network` is a student of the photographs.
     """
     listed = [teachers] if isinstance(teachers, str | Path) else list(teachers)
     asked = request(photos, listed, student=student, scale=scale, minutes=minutes, **more)
