@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick soak lint format tables gpu-bundle clean
+.PHONY: help demo test quick soak lint format tables site site-serve gpu-bundle clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,12 @@ tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the 
 	$(VENV)/bin/mtkd bench benchmarks/demo_x2.yml --out .cache/grid/demo_x2 --jobs $(JOBS) --keep benchmarks/results/demo_x2 \
 	  --data "$$($(VENV)/bin/python -c 'from mtkd.demo import photographs; print(photographs())')"
 	$(VENV)/bin/python benchmarks/readme_tables.py
+
+site: $(INSTALLED) ## build the pages of docs/ as a site in .cache/site
+	$(RUN) mkdocs build --strict -q
+
+site-serve: $(INSTALLED) ## serve that site, and build it again when a page changes
+	$(RUN) mkdocs serve
 
 gpu-bundle: $(INSTALLED) ## fill .gpu/ with what benchmarks/gpu.py needs on a GPU machine without an index
 	$(VENV)/bin/python benchmarks/gpu_bundle.py $(BUNDLE_ARGS)

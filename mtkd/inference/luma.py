@@ -20,7 +20,6 @@ class LumaNetwork(nn.Module):
     """
 
     image_channels = 3
-    of_luma = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
