@@ -32,7 +32,18 @@ from mtkd.runtime.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-MEASURES = ("stage2", "graphs", "training", "wavelet", "data_path", "attention", "inference", "scaling", "quality")
+MEASURES = (
+    "stage2",
+    "graphs",
+    "training",
+    "wavelet",
+    "data_path",
+    "attention",
+    "inference",
+    "scaling",
+    "quality",
+    "deploy",
+)
 """Modules of `measures`; each has `measure(device, effort) -> Iterator[Section]`, a section that grows."""
 DEVICES = ("cpu", "cuda")
 

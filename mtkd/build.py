@@ -15,7 +15,7 @@ from mtkd.contracts import MtkdError, Task
 from mtkd.data.answers import TRAIN, Answers
 from mtkd.data.foreign import ForeignImages, ForeignItems
 from mtkd.data.kept import KeptAnswers, answers_to
-from mtkd.data.paired import PairedImages, raise_problems
+from mtkd.data.paired import PairedImages, PairedLuma, raise_problems
 from mtkd.data.store import ImageStore
 from mtkd.data.training import TrainingSet, open_training_set
 from mtkd.data.unlabelled import UnlabelledImages, images_of_section
@@ -295,7 +295,8 @@ def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImag
     """Validation or test images from their section of the option file."""
     if isinstance(given, ItemSetOptions):
         return ForeignImages(open_items(given, scale, phase=phase))
-    return PairedImages.of_section(given.model_dump(), scale=scale)
+    images = PairedLuma if given.color == "y" else PairedImages
+    return images.of_section(given.model_dump(), scale=scale)
 
 
 def names_of_set(options: Options, key: str) -> tuple[str, ...]:

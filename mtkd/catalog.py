@@ -137,7 +137,8 @@ def get(kind: Kind, name: str, *, from_file: bool = False) -> Any:
 
 
 def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None = None) -> Any:
-    """Network `name` built with `arguments`, carrying `scale` and `feature_names` even where its class has neither.
+    """Network `name` built with `arguments`, carrying `scale`, `feature_names` and `image_channels` where its class has
+    none.
 
     Args:
         scale: for a class from outside that has no `scale` and no argument `upscale` or `scale`.
@@ -156,7 +157,18 @@ def make_network(name: str, arguments: Mapping[str, Any], *, scale: int | None =
             net.scale = scale
     if not hasattr(net, "feature_names"):
         net.feature_names = ()
+    net.image_channels = image_channels(cls, arguments)
     return net
+
+
+def image_channels(cls: Any, arguments: Mapping[str, Any]) -> int:
+    """Channels of the images that a network of `cls` takes, by its arguments: 1 for networks of Y, else 3.
+
+    Read are BasicSR's names of that argument, `num_in_ch` and `in_chans`, and others in use.
+    """
+    parameters = inspect.signature(cls).parameters
+    names = [key for key in ("num_in_ch", "in_chans", "in_channels", "in_nc") if key in parameters]
+    return 1 if any(arguments.get(key, parameters[key].default) == 1 for key in names) else 3
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -184,6 +196,15 @@ def import_modules(modules: Sequence[str]) -> None:
 
 _USER_MODULES: set[str] = set()
 """Modules that the user has named with --import: what they hold may be built for a weights file too."""
+
+
+def imported(path: str) -> Any:
+    """What `package.module:Name` or `package.module.Name` stands for, imported and not called.
+
+    Raises:
+        MtkdError: it cannot be imported.
+    """
+    return _attribute(path if ":" in path else ":".join(path.rpartition(".")[::2]))
 
 
 def _attribute(path: str) -> Any:

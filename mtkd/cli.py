@@ -12,13 +12,49 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mtkd.commands import bench, boundary, check, compare, config, data, demo, teach, test, train, upscale, zoo
+from mtkd.commands import (
+    bench,
+    boundary,
+    cache,
+    check,
+    compare,
+    config,
+    data,
+    demo,
+    distill,
+    export,
+    init,
+    push,
+    teach,
+    test,
+    train,
+    upscale,
+    zoo,
+)
 from mtkd.commands import list as listing
 from mtkd.commands.arguments import in_words
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.runtime import given
 
-COMMANDS = (train, test, compare, check, config, upscale, teach, bench, demo, listing, zoo, data)
+COMMANDS = (
+    upscale,
+    distill,
+    init,
+    export,
+    push,
+    train,
+    test,
+    compare,
+    check,
+    config,
+    teach,
+    bench,
+    demo,
+    listing,
+    zoo,
+    data,
+    cache,
+)
 """The modules of the commands, in the order of the help; `add(subparsers)` of each adds the command of its name."""
 
 
@@ -60,9 +96,11 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _no_exit(what: str) -> Iterator[None]:
-    """Turn an exit by foreign code into an error: it would look like success."""
+    """Turn an exit by foreign code into an error: it would look like success. `Stopped` is ours."""
     try:
         yield
+    except Stopped:
+        raise
     except SystemExit as error:
         raise MtkdError(
             f"{what} was ended by code from outside, which called sys.exit({error.code!r}). Remove the call, or put it "

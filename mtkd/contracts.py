@@ -3,7 +3,8 @@
 Images
     `lq` (low quality), `gt` (ground truth), `sr` (super-resolved) and every teacher output are RGB, floating point,
     nominally in [0, 1] (nothing clamps them outside metrics and file writing), shape (N, 3, H, W). `gt`, `sr` and
-    teacher outputs are exactly `scale` times as high and wide as `lq`.
+    teacher outputs are exactly `scale` times as high and wide as `lq`. With `color: y` they are Y alone, (N, 1, H, W),
+    for networks whose `image_channels` (set by `catalog.make_network`) is 1; stores and files stay RGB.
 
 Networks
     Accept any H and W and pad, shift and scale inside, so that image in -> image out holds for the module alone. They
@@ -34,6 +35,23 @@ class MtkdError(Exception):
 
     The command line prints the text alone; a traceback would add nothing.
     """
+
+
+class Stopped(SystemExit):
+    """A signal ended the work before its end, and what was made is kept.
+
+    If nobody catches it, the process exits with `code`, 128 + the signal's number as in shells: 130 after Ctrl-C, 143
+    after SIGTERM. The command line prints `kept`.
+
+    Attributes:
+        kept: what is kept, and how to go on; "" where the log has said it.
+    """
+
+    code: int
+
+    def __init__(self, signum: int, kept: str = "") -> None:
+        super().__init__(128 + signum)
+        self.kept = kept
 
 
 class Batch(NamedTuple):

@@ -31,6 +31,7 @@ NOT_AT_MODULE_LEVEL = {
 DISTRIBUTIONS = {
     "cv2": "opencv-python",
     "PIL": "pillow",
+    "huggingface_hub": "huggingface_hub",
     "pywt": "pywavelets",
     "skimage": "scikit-image",
     "triton": "torch",
@@ -171,7 +172,9 @@ def test_the_table_names_only_parts_that_exist() -> None:
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_parts_import_only_what_the_table_allows(file: Path) -> None:
     if file == PACKAGE / "__init__.py":
-        assert not [found for found in imports_of_file(file) if found.target.startswith("mtkd.")]
+        # What the package itself offers is imported when it is used.
+        ours = [found for found in imports_of_file(file) if found.target.startswith("mtkd.")]
+        assert all(found.lazy or found.for_types for found in ours)
         return
     part = module_name(file).split(".")[1]
     assert list(violations(part, imports_of_file(file), rules()[part])) == []
@@ -256,6 +259,8 @@ def test_every_arrow_between_parts_points_down() -> None:
     together = {"losses": "losses", "metrics": "losses", "data": "losses"}
     up = set()
     for module, targets in modules_imported().items():
+        if module == "mtkd":  # offers what stands on any floor, and imports it when it is used
+            continue
         part = module.partition(".")[2].partition(".")[0]
         for target in targets:
             other = target.split(".")[1]

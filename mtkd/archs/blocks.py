@@ -47,7 +47,8 @@ def channel_mean(values: Sequence[float], num_in_ch: int, num_out_ch: int) -> Te
         raise MtkdError(
             f"rgb_mean has {len(values)} values, num_in_ch is {num_in_ch} and num_out_ch {num_out_ch}; the mean is "
             "subtracted from the input and added to the output, so the three must agree. Images have 3 channels: leave "
-            "num_in_ch and num_out_ch at 3, and give rgb_mean three values."
+            "num_in_ch and num_out_ch at 3, and give rgb_mean three values. For Y (`color: y`): 1, 1 and one value, "
+            "`rgb_mean: [0.44]`."
         )
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
@@ -99,7 +100,8 @@ def pad_to_size(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
-    period = max(2 * (size - 1), 1)
+    # As a tensor: exporters to ONNX take no remainder of a size that is free.
+    period = torch.full((1,), max(2 * (size - 1), 1), dtype=torch.int64, device=device)
     phase = torch.arange(padded, device=device) % period
     return torch.minimum(phase, period - phase)
 

@@ -183,6 +183,7 @@ class FusedTeacher(nn.Module):
         self.fusion = fusion
         self.names = ensemble.names
         self.scale = ensemble.scale
+        self.image_channels: int = min(getattr(member, "image_channels", 3) for member in ensemble.members.values())
         self.feature_names: tuple[str, ...] = tuple(f"ensemble.{tap}" for tap in ensemble.feature_names) + tuple(
             f"fusion.{tap}" for tap in getattr(fusion, "feature_names", ())
         )

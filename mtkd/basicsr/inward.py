@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -57,7 +58,13 @@ def _loss(cls: Any) -> Callable[..., ForeignLoss]:
     def build(**arguments: Any) -> ForeignLoss:
         if weighted:
             arguments["loss_weight"] = 1.0
-        loss = cls(**arguments)
+        try:
+            loss = cls(**arguments)
+        except URLError as error:  # BasicSR's PerceptualLoss fetches VGG while it is built
+            raise MtkdError(
+                f"{cls.__name__} fetches weights of torchvision, and their host does not answer ({error.reason}). "
+                f"Fetch the file that is named above elsewhere, and put it into {torch.hub.get_dir()}/checkpoints."
+            ) from error
         return ForeignLoss(loss, takes_target=second is not None and second.default is second.empty)
 
     return build

@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mtkd.bench import jobs
 from mtkd.bench.jobs import Job, Plan
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 
 HELD = 75
 """Exit code of a job's process when another process makes this job (EX_TEMPFAIL of sysexits.h)."""
@@ -114,12 +115,13 @@ def run(
         patience: seconds in which they save; after them they are killed, and go on from their last checkpoint.
 
     Raises:
-        KeyboardInterrupt, Ended: a signal ended it; running jobs were asked to save and end, and were waited for.
+        Stopped: Ctrl-C or SIGTERM ended it; running jobs were asked to save and end, and were waited for.
     """
     order = {job.name: number for number, job in enumerate(wanted) if job.kind == "cell"}
     board = Board(plan, sorted(plan.needed_by(wanted), key=lambda job: order.get(job.name, -1)))
     board.done = {job.name for job in board.wanted if jobs.is_done(plan.out, job)}
     processes: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    asked = 0
     try:
         with _terminating():
             while not board.finished() and (until is None or time.time() < until):
@@ -133,6 +135,10 @@ def run(
                     board.running[job.name] = time.monotonic()
                 show(board)
                 time.sleep(_POLL)
+    except _Signal as ended:
+        asked = ended.number
+        if processes:
+            log(f"Stopping; {', '.join(board.running)} may take {patience:.0f} s to save.")
     finally:
         _stop([process for _, process in processes.values()], patience)
     for job, _ in processes.values():
@@ -140,7 +146,19 @@ def run(
         if jobs.is_done(plan.out, job):
             board.done.add(job.name)
     show(board)
+    if asked:
+        raise Stopped(asked, _kept(board, [job for job, _ in processes.values()]))
     return board
+
+
+def _kept(board: Board, stopped: Sequence[Job]) -> str:
+    """What is there after a stop, and how to go on."""
+    cut = [job.name for job in stopped if job.name not in board.done]
+    text = f"the grid was stopped with {len(board.done)} of {len(board.wanted)} jobs done, which are kept in "
+    text += f"{board.plan.out}."
+    if cut:
+        text += f" {', '.join(cut)} will go on from what {'it has' if len(cut) == 1 else 'they have'} saved."
+    return f"{text} The same command goes on."
 
 
 def _start(plan: Plan, job: Job, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -195,25 +213,32 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None
             process.wait()
 
 
-class Ended(SystemExit):
-    """A signal ended the grid; `code` is 128 + its number, as in shells. What ran has saved."""
+class _Signal(BaseException):
+    """A signal asked the grid to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-class _terminating:
-    """Within the block SIGTERM ends as Ctrl-C does: running jobs are asked to save."""
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM raise `_Signal`. A second one, after it, ends the process at once."""
+    before: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
-        self.before = None
-        with suppress(ValueError):  # not the main thread
-            self.before = signal.signal(signal.SIGTERM, self._raise)
+    def ask(number: int, _: object) -> None:
+        raise _Signal(number)
 
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-
-    @staticmethod
-    def _raise(signum: int, _: object) -> None:
-        raise Ended(128 + signum)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread
+                # Shells start what runs in the background with SIGINT ignored, and it should stay so.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    before[number] = signal.signal(number, ask)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def shard(cells: Sequence[Job], text: str) -> list[Job]:

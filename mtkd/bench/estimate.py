@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mtkd.bench import jobs
+from mtkd.bench.cells import weights_path
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import supervised, test_options
 from mtkd.build import build_image_set
@@ -20,11 +21,13 @@ from mtkd.config import Options, make_options
 from mtkd.contracts import MtkdError
 from mtkd.inference.evaluate import build_metrics, evaluate
 from mtkd.runtime.progress import clock
+from mtkd.runtime.run_folder import LATEST, RunFolder
 from mtkd.targets.combine import combine
 from mtkd.targets.store_check import size_text
 from mtkd.training.loop import train_step
 from mtkd.training.prepare import prepare
 from mtkd.training.run import Run
+from mtkd.training.saving import save_weights
 
 MINUTE = 60.0
 """Seconds that the steps of all kinds of cells are timed in, together."""
@@ -32,11 +35,11 @@ MINUTE = 60.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one cell.
+    """Of one cell or shared run.
 
     Attributes:
         step: seconds of an iteration.
-        measuring: seconds of all its validations and of its test.
+        measuring: seconds of all its validations, and of the test of a cell.
         nbytes: of its checkpoints and states.
     """
 
@@ -45,11 +48,25 @@ class Cost:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """What timing one kind of jobs gave.
+
+    Attributes:
+        cost: None where neither the job nor its student alone can be prepared.
+        why: what keeps the job itself from being prepared; `cost` is that of its student trained on the ground truth.
+    """
+
+    cost: Cost | None
+    why: str = ""
+
+
 def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
     """A text: each row with each student, how many of its seeds are done, what it needs, hours; then the sums.
 
-    Steps are timed here, on this machine as busy as it is; what needs weights that are not there yet is timed as a
-    supervised run, and marked.
+    Steps are timed here, on this machine as busy as it is. Weights and stores that are not there yet have stand-ins.
+    What cannot be prepared for another reason says it, and is timed as a supervised run of its student where that can
+    be.
     """
     needed = plan.needed_by(wanted)
     left = [job for job in needed if not _done(plan, job)]
@@ -63,7 +80,7 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
         if job.cell is not None:
             kinds.setdefault((job.cell.row or job.name, job.cell.subject, job.scale), []).append(job)
     costs = _timed(plan, {key: found[0] for key, found in kinds.items()})
-    seconds, nbytes = 0.0, 0
+    seconds, nbytes, unknown = 0.0, 0, 0
     groups: dict[tuple[str, str, int, int], list[Job]] = {}
     for job in needed:
         if job.cell is not None:
@@ -76,13 +93,18 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
             f"{len(found) - len(missing)} of {len(found)} done"
         )
         if missing:
-            cost, sure = costs[row, student, scale]
-            each = cost.step * iterations + cost.measuring
-            seconds += each * len(missing)
-            nbytes += cost.nbytes * len(missing)
-            needs = f", needs {', '.join(missing[0].needs)}" if missing[0].needs else ""
-            alone = "" if sure else ", timed without its teachers"
-            head += f", {clock(each)} each ({1000 * cost.step:.1f} ms a step{alone}){needs}"
+            timed = costs[row, student, scale]
+            if (cost := timed.cost) is not None:
+                each = cost.step * iterations + cost.measuring
+                seconds += each * len(missing)
+                nbytes += cost.nbytes * len(missing)
+                alone = ", its student alone" if timed.why else ""
+                head += f", {clock(each)} each ({1000 * cost.step:.1f} ms a step{alone})"
+            else:
+                unknown += len(missing)
+                head += ", not timed"
+            head += f", needs {', '.join(missing[0].needs)}" if missing[0].needs else ""
+            head += f"\n    as it is it cannot be prepared: {timed.why}" if timed.why else ""
         lines.append(head)
     stores = [job for job in left if job.kind == "target"]
     if stores:
@@ -92,6 +114,7 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
     lines.append(
         f"together {clock(seconds)} of work, {clock(seconds / jobs)} with --jobs {jobs} where that many cores or GPUs "
         f"are free; {size_text(nbytes)} of disk"
+        + (f"; without {unknown} jobs that could not be timed" if unknown else "")
     )
     return "\n".join(lines)
 
@@ -107,27 +130,43 @@ def _training_bytes(plan: Plan, scale: int) -> int:
     return sum(height * width * 3 for height, width in files.sizes)
 
 
-def _timed(plan: Plan, kinds: dict[Any, Job]) -> dict[Any, tuple[Cost, bool]]:
-    """The cost of one job of each kind, and whether it could be timed as it is."""
-    found: dict[Any, tuple[Cost, bool]] = {}
+def _timed(plan: Plan, kinds: dict[Any, Job]) -> dict[Any, _Timed]:
+    """The cost of one job of each kind."""
+    found: dict[Any, _Timed] = {}
     with TemporaryDirectory() as name:
         for key, job in kinds.items():
             budget = MINUTE / len(kinds) / 2
             try:
-                found[key] = _cost(plan, _stand_in(plan, job, Path(name)), budget), True
-            except MtkdError:
-                assert job.cell is not None
-                plain = supervised(plan.grid, job.scale)
-                plain |= {"network_g": job.cell.options["network_g"], "path": {"experiments_root": name}}
-                found[key] = _cost(plan, make_options(plain), budget), False
+                found[key] = _Timed(_cost(plan, job, _stand_in(plan, job, Path(name)), budget))
+            except MtkdError as error:
+                found[key] = _Timed(_alone(plan, job, Path(name), budget), str(error))
     return found
 
 
+def _alone(plan: Plan, job: Job, folder: Path, budget: float) -> Cost | None:
+    """The cost of the student of `job` trained on the ground truth; None for one that takes no lq, as a fusion
+    network.
+    """
+    assert job.cell is not None
+    plain = supervised(plan.grid, job.scale)
+    plain |= {"network_g": job.cell.options["network_g"], "path": {"experiments_root": str(folder)}}
+    try:
+        return _cost(plan, job, make_options(plain), budget)
+    except MtkdError:
+        return None
+
+
 def _stand_in(plan: Plan, job: Job, folder: Path) -> Options:
-    """The options of `job`, its run in `folder`, and gt in place of stores that are not there yet."""
+    """The options of `job`, its run in `folder`, and stand-ins for what is not there yet: gt for stores, weights at
+    their start for those of other runs.
+    """
     assert job.cell is not None
     options: dict[str, Any] = {**job.cell.options, "path": {**job.cell.options["path"]}}
     options["path"]["experiments_root"] = str(folder)
+    for need in (plan[name] for name in job.needs):
+        weights = weights_path(plan.out, need.name)
+        if need.cell is not None and not weights.exists():
+            options = _replaced(options, str(weights), str(_weights_at_start(plan, need, folder / "needed")))
     store = options.get("target_store")
     if store is not None and not Path(store).exists():
         options["target_store"] = str(folder / f"gt_x{job.scale}.safetensors")
@@ -138,7 +177,27 @@ def _stand_in(plan: Plan, job: Job, folder: Path) -> Options:
     return make_options(options, file=job.name)
 
 
-def _cost(plan: Plan, options: Options, budget: float) -> Cost:
+def _replaced(tree: Any, old: str, new: str) -> Any:
+    """`tree` with the text `new` wherever a value is `old`."""
+    if isinstance(tree, dict):
+        return {key: _replaced(value, old, new) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_replaced(value, old, new) for value in tree]
+    return new if tree == old else tree
+
+
+def _weights_at_start(plan: Plan, job: Job, folder: Path) -> Path:
+    """A weights file of `job` as its run writes it, before the first iteration."""
+    path = RunFolder(folder / job.name).model(LATEST)
+    if not path.exists():
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = prepare(_stand_in(plan, job, folder))
+            save_weights(run, 0, name=LATEST)
+            run.close()
+    return path
+
+
+def _cost(plan: Plan, job: Job, options: Options, budget: float) -> Cost:
     with contextlib.redirect_stdout(io.StringIO()):
         run = prepare(options)
     try:
@@ -148,10 +207,12 @@ def _cost(plan: Plan, options: Options, budget: float) -> Cost:
         parameters = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
         validations = max(total // (options.val.val_freq or total), 1)
         measuring = validations * sum(_of_a_set(run, images) for images in run.val_sets.values())
-        test = test_options(plan.grid, options.scale)
-        metrics = build_metrics(test.val.metrics)
-        for section in test.datasets.evaluation.values():
-            measuring += _of_a_set(run, build_image_set(section, options.scale), metrics)
+        # A shared run is not tested; its teachers may have answered the training images alone.
+        if job.kind == "cell":
+            test = test_options(plan.grid, options.scale)
+            metrics = build_metrics(test.val.metrics)
+            for section in test.datasets.evaluation.values():
+                measuring += _of_a_set(run, build_image_set(section, options.scale), metrics)
         # Weights, and a state with weights and Adam's two moments; the average (EMA) once more.
         copies = 4 + 2 * bool(settings.ema_decay)
         return Cost(step, measuring, 4 * parameters * copies * saves)

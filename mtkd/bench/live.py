@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from mtkd.bench import jobs
 from mtkd.bench.control import Board
 from mtkd.bench.jobs import Job
-from mtkd.runtime.progress import clock
+from mtkd.runtime.progress import clock, on_terminal
 
 _EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -27,7 +26,7 @@ class Live:
         self._live: Any = None
 
     def __enter__(self) -> Live:
-        if sys.stdout.isatty():
+        if on_terminal():
             from rich.live import Live as RichLive
 
             self._live = RichLive(auto_refresh=False)

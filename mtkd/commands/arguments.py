@@ -12,6 +12,8 @@ from mtkd.contracts import MtkdError
 from mtkd.runtime import given, shipped
 from mtkd.variants import variant
 
+_SCALE_HELP = "the scale, also where the file says {scale}; as --force_yml scale=N"
+
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -38,7 +40,7 @@ def option_file(command: argparse.ArgumentParser) -> None:
     changes(command)
 
 
-def changes(command: argparse.ArgumentParser) -> None:
+def changes(command: argparse.ArgumentParser, *, scale_help: str = _SCALE_HELP) -> None:
     """Add `--force_yml`, `--scale`, `--student` and `--import`."""
     command.add_argument(
         "--force_yml",
@@ -47,9 +49,7 @@ def changes(command: argparse.ArgumentParser) -> None:
         metavar="a:b=c",
         help="change values of the option file, e.g. train:optim_g:lr=1e-4 scale=2",
     )
-    command.add_argument(
-        "--scale", type=scale, metavar="N", help="the scale, also where the file says {scale}; as --force_yml scale=N"
-    )
+    command.add_argument("--scale", type=scale, metavar="N", help=scale_help)
     command.add_argument(
         "--student",
         type=student,
@@ -101,8 +101,8 @@ def typed(options: Path) -> str:
 
 
 def weights(text: str) -> str:
-    """A weights file's path, or `zoo:NAME`."""
-    return text if text.startswith("zoo:") else str(given.path(text))
+    """What `mtkd.load` takes: a path, or a name with its prefix."""
+    return text if text.startswith(("zoo:", "hf:")) else str(given.path(text))
 
 
 def scale(text: str) -> int:

@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         MtkdError: the grid, or an option file of it, is wrong; nothing was begun then.
+        Stopped: a signal ended it; what ran has saved.
     """
     from mtkd.bench import control, estimate, launchers, live
     from mtkd.bench.grid import load_grid
@@ -120,18 +121,14 @@ def run(args: argparse.Namespace) -> int:
             failed = launchers.wait(shares, plan, wanted)
         else:
             slots = control.Slots(args.jobs, control.cuda_devices())
-            try:
-                with live.Live(partial(print, flush=True)) as show:
-                    board = control.run(
-                        plan,
-                        wanted,
-                        slots,
-                        command=lambda job: control.python_command(["bench", *here, "--job", job.name]),
-                        show=show,
-                    )
-            except control.Ended as ended:
-                assert isinstance(ended.code, int)  # typed as anything that sys.exit takes
-                return ended.code
+            with live.Live(partial(print, flush=True)) as show:
+                board = control.run(
+                    plan,
+                    wanted,
+                    slots,
+                    command=lambda job: control.python_command(["bench", *here, "--job", job.name]),
+                    show=show,
+                )
             print(live.summary(board))
             failed = bool(board.failed)
     if not args.no_report:
@@ -147,15 +144,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(plan: Plan, name: str) -> int:
     from mtkd.bench import control, work
-    from mtkd.training.loop import Stopped
 
     try:
         work.execute(plan, plan[name])
     except work.HeldElsewhere:
         return control.HELD
-    except Stopped as stopped:
-        assert isinstance(stopped.code, int)  # typed as anything that sys.exit takes
-        return stopped.code
     return 0
 
 

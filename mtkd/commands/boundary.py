@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.runtime import given
 
 USER_ERROR, DEFECT = 2, 1
@@ -54,6 +54,10 @@ def run(work: Callable[[], int], arguments: Sequence[str], *, debug: bool = Fals
     try:
         try:
             code = work()
+        except Stopped as stopped:
+            if stopped.kept:
+                print(f"mtkd: {stopped.kept}", file=sys.stderr)
+            return stopped.code
         except SystemExit:  # argparse has printed its help, or what is wrong with the command line
             sys.stdout.flush()
             raise

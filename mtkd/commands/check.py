@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from mtkd.config import OptionError, load_options
     from mtkd.config.layers import runs_among
+    from mtkd.config.untested import is_for_upscale, why_untested
 
     files: list[Path] = []
     for place in args.files:
@@ -47,8 +48,13 @@ def run(args: argparse.Namespace) -> int:
     broken = 0
     for file in files:
         problems: list[Any] = []
+        remark = ""
         try:
             options = load_options(file, force=args.force_yml)
+            if is_for_upscale(options):
+                remark = f" (not for `mtkd test`: {why_untested(options)})"
+            elif not args.data and (why := why_untested(options)) is not None:
+                problems = [options.problem(("val", "metrics"), why)]
             if args.data:
                 from mtkd.training.check import check_data
 
@@ -65,6 +71,6 @@ def run(args: argparse.Namespace) -> int:
             if len(problems) > _PROBLEMS_SHOWN:
                 print(f"  and {len(problems) - _PROBLEMS_SHOWN:,} more problems")
         else:
-            print(f"ok   {file}")
+            print(f"ok   {file}{remark}")
     print(f"{len(files) - broken} of {len(files)} option files are valid.")
     return USER_ERROR if broken else 0

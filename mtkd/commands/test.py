@@ -66,6 +66,12 @@ image by image, those that are named compared with the first of them.""",
         action="store_true",
         help="also latency (median of 3 to 100 runs) and peak memory for one image of 1280x720 on this device",
     )
+    test.add_argument(
+        "--which",
+        choices=("latest", "best"),
+        default="latest",
+        help="weights of run folders: the last ones (default), or net_g_best.pth, chosen by the run's validation",
+    )
     arguments.tiles(test, "run in tiles of N lq pixels, which may change numbers (default: whole)")
     test.add_argument(
         "--no_page", action="store_true", help="write no report.html: the scores and some pictures to look at"
@@ -116,12 +122,15 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             command=arguments.command_line(),
             page=not args.no_page,
+            which=args.which,
         )
         return 0
     if args.networks or args.data:
         raise MtkdError(
             "-opt FILE gives the network and the images already. Leave out the networks and --data, or leave out -opt."
         )
+    if args.which != "latest":
+        raise MtkdError("--which best is for run folders. In an option file name RUN/models/net_g_best.pth.")
     options = load_options(args.opt, force=args.force_yml, kind="test")
     from mtkd.inference.run_test import in_tiles, run_test
     from mtkd.runtime.device import named_device

@@ -29,26 +29,23 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the training of the option file; 128 + signal when a signal stopped it, as `boundary` lists.
+    """Run the training of the option file.
 
     Raises:
         MtkdError: the options cannot be trained, or the run cannot be made.
+        Stopped: a signal ended the run; everything is saved.
     """
     from mtkd.config import load_options
 
     options = load_options(args.opt, force=args.force_yml, debug=args.debug, kind="train")
-    from mtkd.training.loop import Stopped, train
+    from mtkd.training.loop import train
 
-    try:
-        train(
-            options,
-            auto_resume=args.auto_resume,
-            launcher=args.launcher,
-            option_text=args.opt.read_text(encoding="utf-8"),
-            command=arguments.command_line(),
-            page=not args.no_page,
-        )
-    except Stopped as stopped:
-        assert isinstance(stopped.code, int)  # typed as anything that sys.exit takes
-        return stopped.code
+    train(
+        options,
+        auto_resume=args.auto_resume,
+        launcher=args.launcher,
+        option_text=args.opt.read_text(encoding="utf-8"),
+        command=arguments.command_line(),
+        page=not args.no_page,
+    )
     return 0

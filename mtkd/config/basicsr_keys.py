@@ -14,7 +14,6 @@ IGNORED_KEYS = {
     "dataset_enlarge_ratio": "a pass over the data set costs nothing to restart",
     "use_shuffle": "the order is drawn from the seed, every image once per pass",
     "io_backend": "folders are decoded once into an image store",
-    "color": "images are RGB",
     "mean": "networks take images in [0, 1] and shift them inside",
     "std": "networks take images in [0, 1] and scale them inside",
     "dist_params": "torchrun sets up the processes",
@@ -41,17 +40,11 @@ METRICS_BETTER: dict[str, Literal["higher", "lower"]] = {
 }
 """The better value, higher or lower, of metrics that are only in BasicSR."""
 
-UNSUPPORTED_MODELS = {
-    **dict.fromkeys(("SRGANModel", "ESRGANModel", "RealESRGANModel", "HiFaceGANModel", "StyleGAN2Model"), "GANs"),
-    **dict.fromkeys(
-        ("VideoBaseModel", "VideoGANModel", "VideoRecurrentModel", "VideoRecurrentGANModel", "EDVRModel"), "video"
-    ),
-    "RealESRNetModel": "degradations that are made during training",
+UNSUPPORTED_KEYS = {
+    "network_d": "GAN training is not part of mtkd. Remove it, and the terms and optimizer of the critic",
+    "degradation": "degradations that are made during training are not part of mtkd. Remove it",
 }
-"""BasicSR's other models -> what mtkd lacks for them."""
-
-UNSUPPORTED_KEYS = {"network_d": "GANs", "degradation": "degradations that are made during training"}
-"""Top-level keys of those models -> what mtkd lacks for them."""
+"""Top-level keys of BasicSR's other models -> why they are refused."""
 
 
 def apply_debug(data: dict[str, Any], *, debug: bool, is_train: bool) -> None:

@@ -15,6 +15,7 @@ from mtkd.config.schema import (
     SCHEDULERS,
     AnswersOptions,
     CurriculumOptions,
+    EarlyStopOptions,
     EvalSetOptions,
     Head,
     LoggerOptions,
@@ -174,7 +175,7 @@ def _train() -> dict[str, Any]:
         "type": "object",
         "description": about["optim_g"],
         "properties": {
-            "type": text("class of torch.optim: Adam, AdamW, SGD, ..."),
+            "type": text("class of torch.optim (Adam, AdamW, SGD, ...), or the path of one: package.module.Class"),
             "lr": {"type": "number", "exclusiveMinimum": 0, "description": "learning rate before the scheduler"},
         },
         "required": ["type", "lr"],
@@ -205,6 +206,7 @@ def _train() -> dict[str, Any]:
             "required": ["type"],
             "additionalProperties": False,
         },
+        "early_stop": {**section_schema(EarlyStopOptions, about=about["early_stop"]), "type": ["object", "null"]},
         "curriculum": {**section_schema(CurriculumOptions, about=about["curriculum"]), "type": ["object", "null"]},
     }
     return schema | {"patternProperties": {"_opt$": term}}

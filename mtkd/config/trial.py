@@ -117,6 +117,6 @@ def optimizer(cls: type[torch.optim.Optimizer], lr: float, arguments: Mapping[st
     make = cast(Callable[..., torch.optim.Optimizer], cls)  # pyright knows the base class, which takes no lr
     try:
         make([nn.Parameter(torch.zeros(1))], lr=lr, **arguments)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001  a class from outside may raise anything
         return f"{cls.__name__} refuses these arguments: {' '.join(str(error).split()).rstrip('.')}."
     return None

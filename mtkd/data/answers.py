@@ -155,7 +155,9 @@ class Answers(Sequence["NDArray[Any]"]):
             finally:
                 writer.close()
 
-        return cached(cache_dir, facts, opened=opened, make=make, what=f"The answers in {self.place}")
+        return cached(
+            cache_dir, facts, opened=opened, make=make, what=f"The answers in {self.place}", source=self.place
+        )
 
     def _pair(self, exact: bool, problems: list[str]) -> None:
         by_name: dict[str, list[Path]] = {}

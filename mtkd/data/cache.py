@@ -6,23 +6,29 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
 from mtkd.data.paired import raise_problems
+from mtkd.data.store import ImageStore
+from mtkd.runtime.cached import Cached, touch
 
 logger = logging.getLogger("mtkd")
 
 T = TypeVar("T")
 _DAY = 24 * 3600
+_SOURCE = "source.json"
+_STORES = ("lq", "gt", "answers")
 
 
 def cached(
@@ -32,6 +38,7 @@ def cached(
     opened: Callable[[Path], T],
     make: Callable[[Path], None],
     what: str,
+    source: str | os.PathLike[str] = "",
 ) -> T:
     """`opened(entry)` of the entry that belongs to `facts`; `make(folder)` fills it where there is none.
 
@@ -44,6 +51,7 @@ def cached(
             is made again.
         make: writes the files into an empty folder.
         what: the images, for the warning that they are decoded again.
+        source: where they come from, for `mtkd cache`, which tells it.
 
     Raises:
         MtkdError: the cache cannot be written, or `make` cannot go on.
@@ -56,7 +64,9 @@ def cached(
         if not entry.is_dir():
             return None
         try:
-            return opened(entry)
+            there = opened(entry)
+            touch(entry)
+            return there
         except MtkdError as error:
             logger.warning("%s %s are decoded again.", str(error).partition(" Delete it")[0], what)
             return None
@@ -69,11 +79,57 @@ def cached(
             # Another process may have made it in the meantime.
             if (there := found()) is None:
                 _discard(entry)
-                _fill(entry, make)
+                _fill(entry, make, source)
                 there = opened(entry)
         return there
     except OSError as error:
         raise MtkdError(f"The image cache {cache} cannot be written: {error.strerror or error}.") from error
+
+
+def entries(cache_dir: Path) -> list[Cached]:
+    """What lies in `cache_dir`: entries, and what processes left there that were killed while they made one."""
+    found = []
+    for path in sorted(cache_dir.iterdir()) if cache_dir.is_dir() else ():
+        key = re.fullmatch(r"([0-9a-f]{20})|\.([0-9a-f]{20})\.[\w.]+", path.name)
+        if key is None or path.is_symlink() or not path.is_dir():
+            continue
+        about = _about(path) if key[1] else "left by a process that was ended"
+        guard = partial(_nobody_makes, cache_dir / f"{key[1] or key[2]}.lock")
+        found.append(Cached("images", path.name, about, path, path.stat().st_mtime, guard))
+    return found
+
+
+def _about(entry: Path) -> str:
+    """Images, scale and source of an entry, as far as it tells them."""
+    try:
+        stores = [ImageStore(path) for name in _STORES if (path := entry / f"{name}.safetensors").is_file()]
+    except MtkdError:
+        stores = []
+    if not stores:
+        return "damaged"
+    scale = stores[0].facts.get("scale")
+    text = f"{len(stores[0])} images" if scale else f"answers to {len(stores[0])} images"
+    text += f" at x{scale}" if scale else ""
+    try:
+        return f"{text}, {json.loads((entry / _SOURCE).read_text(encoding='utf-8'))['source']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{text}: {', '.join(stores[0].names[:3])}, ..."
+
+
+@contextmanager
+def _nobody_makes(lock: Path) -> Iterator[str]:
+    """Hold the lock of an entry, if nobody does; gives why not, or ""."""
+    with open(lock, "a") as file:
+        why = ""
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            why = "another process makes it"
+        except (ImportError, OSError):
+            pass
+        yield why
 
 
 def decode_all(
@@ -106,11 +162,13 @@ def decode_all(
     raise_problems(f"The images of {root} cannot be used", [problems[i] for i in sorted(problems)])
 
 
-def _fill(entry: Path, make: Callable[[Path], None]) -> None:
+def _fill(entry: Path, make: Callable[[Path], None], source: str | os.PathLike[str]) -> None:
     _remove_leftovers(entry)
     temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}."))
     try:
         make(temporary)
+        if source:
+            (temporary / _SOURCE).write_text(json.dumps({"source": os.path.abspath(source)}), encoding="utf-8")
         # mkdtemp lets only the owner in; a cache may be shared.
         temporary.chmod(0o755)
         try:

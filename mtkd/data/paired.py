@@ -15,6 +15,7 @@ from mtkd.contracts import MtkdError
 from mtkd.data.images import expanded
 from mtkd.data.resize import bicubic_lq
 from mtkd.data.sources import FolderImages, ImageSource, LmdbImages, read_meta_info
+from mtkd.runtime.luma import luma_of_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,14 +28,15 @@ _SECTION_KEYS = ("dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl"
 
 @dataclass(frozen=True)
 class PairedImage:
-    """One pair: (h, w, 3) and (h * scale, w * scale, 3) uint8 RGB arrays. `name` is the gt file's, without suffix.
+    """One pair: (h, w, 3) and (h * scale, w * scale, 3) uint8 RGB arrays, unless `PairedLuma` made it. `name` is the gt
+    file's, without suffix.
 
     Where several gt files are called so, it has their sub-folder, or else their suffix, too.
     """
 
     name: str
-    lq: NDArray[np.uint8]
-    gt: NDArray[np.uint8]
+    lq: NDArray[Any]
+    gt: NDArray[Any]
 
 
 class PairedImages(Sequence[PairedImage]):
@@ -258,6 +260,17 @@ class PairedImages(Sequence[PairedImage]):
                 len(self.gt_paths),
                 odd[0].name,
             )
+
+
+class PairedLuma(PairedImages):
+    """The same pairs as Y alone, `color: y` of BasicSR: float32 arrays (h, w, 1) and (h * scale, w * scale, 1) in
+    [16/255, 235/255], not rounded. lq is made of gt, where it is, before both become Y.
+    """
+
+    def __getitem__(self, i: int) -> PairedImage:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Pair `i`, decoded; raises what `PairedImages` does."""
+        pair = super().__getitem__(i)
+        return PairedImage(pair.name, luma_of_pixels(pair.lq), luma_of_pixels(pair.gt))
 
 
 def names_of(paths: Sequence[Path], root: Path) -> list[str]:

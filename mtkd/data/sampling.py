@@ -24,6 +24,7 @@ from mtkd.data.paired import raise_problems
 from mtkd.data.residence import Residence, choose_residence
 from mtkd.data.store import ImageStore
 from mtkd.data.workers import prefetch_in_workers
+from mtkd.runtime.luma import luma
 
 
 class CropSampler:
@@ -53,6 +54,8 @@ class CropSampler:
             memory-mapped and larger than that; or "auto": `choose_residence` decides.
         workers: processes that cut crops ahead in `batches`, with residence "disk" alone; 0 cuts them in this one.
         memory_format: of the images in a batch.
+        color: "y" gives Y alone, one channel, of every image of a batch. Stores stay RGB; crops are converted on
+            `device` by `runtime.luma`, as floats and without rounding to 8 bits, as BasicSR does.
 
     Raises:
         MtkdError: stores that do not belong together, a gt_size that does not divide or does not fit.
@@ -77,6 +80,7 @@ class CropSampler:
         residence: Residence | Literal["auto"] = "auto",
         workers: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
+        color: Literal["rgb", "y"] = "rgb",
     ) -> None:
         if not 0 <= rank < world_size or batch_size < 1:
             raise MtkdError(
@@ -86,7 +90,7 @@ class CropSampler:
         self.scale, self.gt_size, self.batch_size = scale, gt_size, batch_size
         self.workers = workers
         self.device = _with_index(torch.device(device))
-        self.memory_format = memory_format
+        self.memory_format, self.color = memory_format, color
         _check_together(lq, gt, target, scale)
         for name, store in (answers or {}).items():
             _check_together(lq, None, store, scale, f"answers of {name}")
@@ -121,7 +125,7 @@ class CropSampler:
     def batch(self, k: int, gt_size: int | None = None) -> Batch:
         """The batch of iteration `k` (from 0) on `device`; `gt_size` replaces the constructor's for this one.
 
-        Images are float32 in [0, 1], (batch_size, 3, gt_size / scale or gt_size, likewise).
+        Images are float32 in [0, 1], (batch_size, 3, gt_size / scale or gt_size, likewise); one channel with color "y".
 
         Raises:
             MtkdError: gt_size does not divide by scale or is larger than the smallest image.
@@ -217,7 +221,8 @@ class CropSampler:
         images = []
         for part in crops:
             image = part.to(self.device, non_blocking=True).to(torch.float32, memory_format=self.memory_format)
-            images.append(image.div_(255) if part.dtype == torch.uint8 else image)
+            image = image.div_(255) if part.dtype == torch.uint8 else image
+            images.append(luma(image) if self.color == "y" else image)
         count = len(images) - len(self._answering)
         large = dict(zip(self._words, images[1:count], strict=True))
         answers = dict(zip(self._answering, images[count:], strict=True)) or None

@@ -82,6 +82,7 @@ def open_training_set(
         opened=lambda entry: _opened(entry, images),
         make=lambda folder: _decode(images, facts, folder, workers or cpus(), progress),
         what="The training images",
+        source=_root(images),
     )
 
 
@@ -93,6 +94,10 @@ def _opened(entry: Path, images: _Images) -> TrainingSet:
     if gt is not None:
         gt.verify()
     return TrainingSet(lq=lq, gt=gt, scale=images.scale)
+
+
+def _root(images: _Images) -> Path:
+    return images.dataroot_gt if isinstance(images, PairedImages) else images.dataroot_lq
 
 
 def _facts(images: _Images) -> dict[str, Any]:
@@ -129,8 +134,7 @@ def _decode(
             if gt is not None and isinstance(image, PairedImage):
                 gt.put(i, image.gt)
 
-        root = images.dataroot_gt if isinstance(images, PairedImages) else images.dataroot_lq
-        decode_all(decode, len(images), root, workers, progress)
+        decode_all(decode, len(images), _root(images), workers, progress)
         lq.finish()
         if gt is not None:
             gt.finish()

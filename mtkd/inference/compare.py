@@ -7,6 +7,7 @@ of a table have one scale, and are measured on the same images by the same metri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from mtkd.inference import results
 from mtkd.inference.baselines import bicubic_row
 from mtkd.inference.evaluate import Evaluation
 from mtkd.inference.image_sets import benchmark_sets, folder_sets
+from mtkd.inference.luma import as_rgb
 from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
-from mtkd.inference.named import Target, check_once, find_target, networks_of, unique
+from mtkd.inference.named import Target, Which, check_once, find_target, networks_of, unique
 from mtkd.inference.report import PAGE, Shots, report_of, write_beside
 from mtkd.inference.tiling import check_tiles
 from mtkd.runtime import given
@@ -42,6 +44,7 @@ def compare(
     command: str | None = None,
     results_root: Path = Path("results"),
     page: bool = False,
+    which: Which = "latest",
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure trained networks, print one table, write `results/NAME`; return (network's name, its result on a set).
@@ -60,6 +63,7 @@ def compare(
         tile_size: run in tiles of so many lq pixels.
         tile_pad: lq pixels of context around each tile.
         page: write `report.html` too, with a few pictures.
+        which: weights of run folders, as `find_target` has them.
 
     Raises:
         MtkdError: something named is missing or cannot be measured, scales or metrics differ, or there are no images;
@@ -67,7 +71,7 @@ def compare(
     """
     val = ValOptions() if tile_size is None else ValOptions(tile=tile_options(tile_size, tile_pad))
     where = named_device(device) if device else usual_device()
-    found = [find_target(target) for target in check_once(targets)]
+    found = [find_target(target, which=which) for target in check_once(targets)]
     scale = _common_scale(found)
     if teachers and not any(target.options is not None and target.options.teachers for target in found):
         raise MtkdError(
@@ -80,7 +84,9 @@ def compare(
     set_backends(sizes_vary=True)
 
     baselines = [bicubic_row(scale)] if bicubic else []
-    subjects = unique([*baselines, *networks_of(found, teachers=teachers)])
+    # Networks of Y enlarge RGB images here, so that one table holds them beside others.
+    networks = [_in_rgb(subject) for subject in networks_of(found, teachers=teachers)]
+    subjects = unique([*baselines, *networks])
     place(subjects, setting, {(dataset,): image_set for dataset, image_set in images.items()})
     name = _folder_name(found, scale)
     shots = Shots(images) if page else None
@@ -135,7 +141,9 @@ def _common_scale(found: Sequence[Target]) -> int:
 def _common_metrics(found: Sequence[Target], scale: int) -> Metrics:
     """What the runs measure in validation; else PSNR and SSIM on Y, without a border of `scale` pixels."""
     declared = [
-        (target, target.options.val.metrics) for target in found if target.options and target.options.val.metrics
+        (target, _on_y(target.options.val.metrics) if target.options.color == "y" else target.options.val.metrics)
+        for target in found
+        if target.options and target.options.val.metrics
     ]
     if not declared:
         settings = {"crop_border": scale, "test_y_channel": True}
@@ -149,6 +157,17 @@ def _common_metrics(found: Sequence[Target], scale: int) -> Metrics:
                 "files, models/net_g_latest.pth: files are measured by PSNR and SSIM on Y, crop_border = scale."
             )
     return metrics
+
+
+def _in_rgb(subject: results.Subject) -> results.Subject:
+    net = as_rgb(subject.net)
+    return subject if net is subject.net else replace(subject, net=net, bare=subject.net)
+
+
+def _on_y(metrics: Metrics) -> Metrics:
+    """The metrics of a run with `color: y` for the same images in RGB."""
+    own = ("calculate_psnr", "calculate_ssim")
+    return {name: {**one, "test_y_channel": True} if one["type"] in own else dict(one) for name, one in metrics.items()}
 
 
 def _bare(metrics: Metrics) -> dict[str, dict[str, Any]]:

@@ -119,7 +119,7 @@ def compile_for_images(
 
     def trial() -> None:
         with torch.no_grad(), autocast(), answering_anything(net):
-            net(to_tensor(np.zeros((48, 64, 3), np.uint8), device))
+            net(to_tensor(np.zeros((48, 64, getattr(net, "image_channels", 3)), np.uint8), device))
 
     return compile_networks([part], trial, dynamic=True, log=log)
 
@@ -281,6 +281,7 @@ def save_to(folder: Path, suffix: str) -> Callable[[str, np.ndarray], None]:
     """A `save` for `evaluate` that writes `folder/NAME_SUFFIX.png`."""
 
     def save(name: str, image: np.ndarray) -> None:
-        write_image(folder / f"{name}_{suffix}.png", image)
+        # Y is saved as a grey image, as BasicSR does.
+        write_image(folder / f"{name}_{suffix}.png", image[..., 0] if image.shape[-1] == 1 else image)
 
     return save

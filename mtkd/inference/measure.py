@@ -40,6 +40,7 @@ class Setting:
         val: its `tile` and `self_ensemble`.
         precision: "fp32", "bf16" or "fp16".
         memory_format: of the networks.
+        channels: of the images: 1 of Y, `color: y`.
     """
 
     scale: int
@@ -48,6 +49,7 @@ class Setting:
     val: ValOptions = field(default_factory=ValOptions)
     precision: str = "fp32"
     memory_format: torch.memory_format = torch.channels_last
+    channels: int = 3
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the precision."""
@@ -63,6 +65,7 @@ class Setting:
             "precision": self.precision,
             "tile": None if self.val.tile is None else self.val.tile.model_dump(),
             "self_ensemble": self.val.self_ensemble,
+            **({"color": "y"} if self.channels == 1 else {}),
             "device": str(self.device),
         }
 
@@ -101,7 +104,7 @@ def place(
             raise MtkdError(f"{error}{advice}") from error
         move(subject.net, setting.device, setting.memory_format)
         with setting.autocast():
-            try_network(subject.net, subject.name, scale=setting.scale)
+            try_network(subject.net, subject.name, scale=setting.scale, channels=setting.channels)
 
 
 def measure(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from torch import nn
 
@@ -17,7 +18,9 @@ from mtkd.inference.baselines import Teachers
 from mtkd.inference.results import Subject, describe
 from mtkd.methods.base import Method
 from mtkd.runtime import given
-from mtkd.runtime.run_folder import LATEST, RunFolder
+from mtkd.runtime.run_folder import BEST, DISTILLED, LATEST, RunFolder
+
+Which: TypeAlias = Literal["latest", "best"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ def check_once(targets: Sequence[str]) -> Sequence[str]:
     return targets
 
 
-def find_target(spec: str) -> Target:
+def find_target(spec: str, *, which: Which = "latest") -> Target:
     """What `spec` names. A file is read and its network built; a zoo entry is not fetched yet.
+
+    Args:
+        which: of the weights in a run folder: "latest", those that ended it, or "best", those of its best validation.
 
     Raises:
         MtkdError: nothing has that name, or it does not describe its network.
@@ -55,7 +61,7 @@ def find_target(spec: str) -> Target:
         return Target(spec, entry.name, entry.scale)
     path = given.path(spec)
     if path.is_dir():
-        return _run(spec, path)
+        return _run(spec, path, which)
     if path.suffix.lower() in (".yml", ".yaml"):
         raise MtkdError(f"{spec} looks like an option file. Use `mtkd test -opt {spec}`.")
     if not path.exists():
@@ -64,9 +70,14 @@ def find_target(spec: str) -> Target:
     return _file(spec, path)
 
 
-def _run(spec: str, path: Path) -> Target:
-    """The run in folder `path`: `net_g_latest.pth`, which ends a run, or the newest weights of one that goes on."""
+def _run(spec: str, path: Path, which: Which) -> Target:
+    """The run in folder `path`: `net_g_latest.pth`, which ends a run, or the newest weights of one that goes on; or
+    `net_g_best.pth`.
+    """
     described = path / "resolved.yml"
+    if not described.is_file() and (path / DISTILLED / "resolved.yml").is_file():
+        path = path / DISTILLED
+        described = path / "resolved.yml"
     if not described.is_file():
         raise MtkdError(
             f"{path} is not the folder of a run: it has no resolved.yml, which `mtkd train` writes. Name a run folder "
@@ -78,10 +89,20 @@ def _run(spec: str, path: Path) -> Target:
     if not folder.model(LATEST).is_file() and not steps:
         raise MtkdError(f"{path} holds no weights yet: there is no models/net_g_latest.pth, and no checkpoint.")
     weights = folder.model(LATEST) if folder.model(LATEST).is_file() else folder.model(steps[0])
+    if which == "best":
+        weights = folder.model(BEST)
+        if not weights.is_file():
+            raise MtkdError(
+                f"{path} holds no best weights, models/{weights.name}: it was trained without validation or with "
+                "`logger.save_best: false`. Leave --which out for its latest."
+            )
     # param_key_g and strict_load_g of the file describe the weights that the run started from, not its own.
     own = PathOptions(pretrain_network_g=str(weights))
     tested = options.model_copy(update={"train": None, "path": own})
-    total = options.train.total_iter if options.train else None
+    train = options.train
+    # A run that may end early is finished when it has its last file.
+    unfinished = train is not None and not (train.early_stop and folder.model(LATEST).is_file()) and which == "latest"
+    total = train.total_iter if train is not None and unfinished else None
     return Target(spec, path.resolve().name, options.scale, options=tested, total_iter=total)
 
 

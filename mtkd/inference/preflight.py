@@ -37,8 +37,8 @@ _TRIED_SIDE = 512
 
 
 def try_networks(options: Options) -> list[Problem]:
-    """A problem where a network cannot be built, its weights cannot be loaded, or it makes no 3-channel image `scale`
-    times as large of a 3-channel image.
+    """A problem where a network cannot be built, its weights cannot be loaded, or it makes no image `scale` times as
+    large of an image, which has 3 channels, or 1 with `color: y`.
 
     Weights that are missing are not a problem here (see `check_paths`); of a `zoo:` name that was not fetched yet only
     the network is built. Memory and time are those of one small image through every network.
@@ -75,7 +75,7 @@ def try_networks(options: Options) -> list[Problem]:
         return problems
     teachers = tried(("teachers",), lambda: build.build_teachers(options, stored=stored)) if taught else {}
     for name, teacher in (teachers or {}).items():
-        tried(("teachers", name), lambda: try_output(options, teacher, f"The teacher {name}"))  # noqa: B023
+        tried(("teachers", name), lambda: try_teacher(options, teacher, name))  # noqa: B023
     if problems or student is None or not _fetched(inside):
         return problems
     # num_samples only sizes what a method keeps of the images (CRD's queue). Counting them would mean opening them.
@@ -91,33 +91,55 @@ def try_output(options: Options, net: nn.Module, what: str) -> None:
     """`try_network` on an image of a training crop's size."""
     train = options.datasets.train
     side = train.gt_size // options.scale if isinstance(train, TrainSetOptions) else _SIDE
-    try_network(net, what, scale=options.scale, side=side)
+    try_network(net, what, scale=options.scale, side=side, channels=options.channels)
 
 
-def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE) -> None:
+def try_teacher(options: Options, net: nn.Module, name: str) -> None:
+    """`try_output` of a teacher; with `color: y` the error says what to do with teachers of RGB."""
+    try:
+        try_output(options, net, f"The teacher {name}")
+    except MtkdError as error:
+        if options.color == "rgb" or getattr(net, "image_channels", 3) == 1:
+            raise
+        if options.is_train:
+            remedy = (
+                "keep its images: write `target_store: FILE`, and `mtkd teach -opt` this file runs it in RGB; the "
+                "student gets Y of what it stored."
+            )
+        else:
+            remedy = "measure it in a file without `color`, where `test_y_channel: true` measures its Y."
+        raise MtkdError(
+            f"The teacher {name} takes RGB, and with `color: y` networks get Y alone, one channel. Take a teacher of "
+            f"Y, or {remedy}"
+        ) from error
+
+
+def try_network(net: nn.Module, what: str, *, scale: int, side: int = _SIDE, channels: int = 3) -> None:
     """Run `net` (lq -> sr, float32, on any device) on one image of `side` pixels a side; nothing of it changes.
     Teachers inside that are kept answers answer it with black.
 
     Raises:
-        MtkdError: it cannot take a (1, 3, h, w) image, or makes something else than (1, 3, h * scale, w * scale) of it.
+        MtkdError: it cannot take a (1, channels, h, w) image, or makes something else than (1, channels, h * scale,
+            w * scale) of it.
     """
+    rule = f"{_RULES[channels == 1]}{_channels(net, channels)}"
     device = next((value.device for value in net.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(net), answering_anything(net):
-            sr = net(torch.rand(1, 3, side, side, device=device))
+            sr = net(torch.rand(1, channels, side, side, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise MtkdError(
-            f"{what} cannot run on an image of 3 channels, {side}x{side} pixels: {_reason(error)}. Images are RGB, so "
-            f"networks take and make 3 channels{_channels(net)}."
+            f"{what} cannot run on an image of {channels} channel{'s' if channels > 1 else ''}, {side}x{side} pixels: "
+            f"{_reason(error)}. {rule[0].upper()}{rule[1:]}."
         ) from error
-    wanted = (1, 3, side * scale, side * scale)
+    wanted = (1, channels, side * scale, side * scale)
     if not isinstance(sr, Tensor) or tuple(sr.shape) != wanted:
         found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
         raise MtkdError(
-            f"{what} makes {found} of an image of (1, 3, {side}, {side}), and at scale {scale} it must be "
-            f"{wanted}: images are RGB, so networks take and make 3 channels{_channels(net)}."
+            f"{what} makes {found} of an image of {(1, channels, side, side)}, and at scale {scale} it must be "
+            f"{wanted}: {rule}."
         )
 
 
@@ -227,10 +249,19 @@ def _fetched(value: Any) -> bool:
     return all(_fetched(part) for part in parts if not isinstance(part, str) or part.startswith("zoo:"))
 
 
-def _channels(net: nn.Module) -> str:
+_RULES = (
+    "images are RGB, so networks take and make 3 channels",
+    "`color: y` gives Y alone, so networks take and make 1 channel",
+)
+
+
+def _channels(net: nn.Module, channels: int) -> str:
     taken = inspect.signature(type(net)).parameters
-    names = [name for name in ("num_in_ch", "num_out_ch", "in_chans") if name in taken]
-    return f" (leave {' and '.join(names)} at 3)" if names else ""
+    names = " and ".join(name for name in ("num_in_ch", "num_out_ch", "in_chans") if name in taken)
+    if not names or channels == 1:
+        return f" (set {names} to 1)" if names else ""
+    luma = "; a network of Y needs `color: y` in each data set" if getattr(net, "image_channels", 3) == 1 else ""
+    return f" (leave {names} at 3{luma})"
 
 
 def _opened(options: Options, problems: list[Problem]) -> ImageSets:

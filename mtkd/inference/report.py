@@ -96,7 +96,7 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def picture_of(pair: Any, dataset: str, scale: int, answers: Mapping[tuple[str, str], Image]) -> Picture:
-    """The picture of one image of `PairedImages`, with `answers`: (group, network) -> (H, W, 3) uint8.
+    """The picture of one image of `PairedImages`, with `answers`: (group, network) -> (H, W, 3) uint8. Y is shown grey.
 
     Raises:
         MtkdError: layers have different sizes.
@@ -105,11 +105,15 @@ def picture_of(pair: Any, dataset: str, scale: int, answers: Mapping[tuple[str, 
         Picture(
             dataset=dataset,
             image=pair.name,
-            gt=pair.gt,
-            bicubic=to_image(Bicubic(scale)(to_tensor(pair.lq))),
-            answers=answers,
+            gt=_shown(pair.gt if pair.gt.dtype == np.uint8 else to_image(to_tensor(pair.gt))),
+            bicubic=_shown(to_image(Bicubic(scale)(to_tensor(pair.lq)))),
+            answers={key: _shown(image) for key, image in answers.items()},
         )
     )
+
+
+def _shown(image: Image) -> Image:
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def report_of(

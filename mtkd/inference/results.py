@@ -79,7 +79,7 @@ def _cost(net: nn.Module, name: str) -> tuple[int, float | None]:
     if kept_inside(net):
         return sum(parameter.numel() for parameter in net.parameters()), None
     try:
-        cost = complexity(net)
+        cost = complexity(net, channels=getattr(net, "image_channels", 3))
         return cost.params, cost.macs / 1e9
     except Exception as error:  # noqa: BLE001  a network from outside may refuse an image of that size as it likes
         print(f"Multiply-adds of {name} cannot be counted: {type(error).__name__}: {error}")

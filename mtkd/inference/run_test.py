@@ -17,6 +17,7 @@ from mtkd import build
 from mtkd.archs.ensemble import FusedTeacher
 from mtkd.build import build_image_set
 from mtkd.config import Options, resolved_yaml
+from mtkd.config.untested import why_untested
 from mtkd.contracts import MtkdError
 from mtkd.data.kept import kept_inside
 from mtkd.inference.baselines import Memoized, bicubic_row
@@ -24,7 +25,7 @@ from mtkd.inference.compare import tile_options
 from mtkd.inference.evaluate import Evaluation, compile_for_images, save_to
 from mtkd.inference.image_sets import ImageSets
 from mtkd.inference.measure import Setting, measure, place, prepared_metrics, with_costs
-from mtkd.inference.named import Target, networks_of, unique
+from mtkd.inference.named import Target, find_target, networks_of, unique
 from mtkd.inference.report import PAGE, Shots, report_of, write_beside
 from mtkd.inference.results import Subject, print_table, results_folder, write
 from mtkd.runtime.device import choose_device, set_backends
@@ -42,6 +43,7 @@ def run_test(
     device: str | torch.device | None = None,
     command: str | None = None,
     page: bool = False,
+    beside: Sequence[str] = (),
     log: Log = print,
 ) -> list[tuple[str, Evaluation]]:
     """Measure every network of `options` on every test set, print the table, write `results/NAME`; return (network's
@@ -56,16 +58,14 @@ def run_test(
         teachers: measure them, where there are any.
         cost: measure latency and peak memory of each network too.
         page: write `report.html` too, with a few pictures.
+        beside: more networks by name, as `mtkd test NETWORK` takes them; the page compares `network_g` with the first.
 
     Raises:
         MtkdError: test sets or weights are missing or unusable, a metric cannot be used, or nothing is left to measure;
             nothing is measured then. Or the results cannot be written, after the table is printed.
     """
-    if not options.val.metrics:
-        raise MtkdError(
-            "val.metrics is missing, so nothing can be measured. Give, for example, `val: {metrics: {psnr: "
-            "{type: calculate_psnr, crop_border: 4}}}`. To enlarge images without gt: `mtkd upscale IN OUT -opt FILE`."
-        )
+    if (why := why_untested(options)) is not None:
+        raise MtkdError(why)
     if not options.datasets.evaluation:
         raise MtkdError("There is no test set. Give one: `datasets.test_1`.")
     teachers = teachers and bool(options.teachers)
@@ -87,10 +87,12 @@ def run_test(
         val=options.val,
         precision=options.precision,
         memory_format=torch.channels_last if options.channels_last else torch.preserve_format,
+        channels=options.channels,
     )
     metrics = prepared_metrics(setting, images)
     advice = f" To measure network_g without its teachers: `{LEAVE_OUT}`." if has_own else ""
-    subjects = _subjects(options, teachers=teachers, bicubic=bicubic, advice=advice)
+    more = networks_of([find_target(spec) for spec in beside], teachers=False)
+    subjects = _subjects(options, more, teachers=teachers, bicubic=bicubic, advice=advice)
     own = subjects[-1] if has_own else None
     sets = zip(options.datasets.evaluation, images.values(), strict=True)
     known = {build.names_of_set(options, key): image_set for key, image_set in sets}
@@ -111,7 +113,8 @@ def run_test(
     about = subjects[-1].facts() if has_own else {"name": options.name}
     write(folder, rows, {**about, **setting.facts(subjects, images), "command": command})
     if shots is not None:
-        _write_page(folder / PAGE, options, rows, subjects, shots, command, log)
+        asked = [subject.name for subject in subjects[len(subjects) - len(more) - has_own :]]
+        _write_page(folder / PAGE, options, rows, subjects, asked, shots, command, log)
     return rows
 
 
@@ -120,12 +123,12 @@ def _write_page(
     options: Options,
     rows: Sequence[tuple[str, Evaluation]],
     subjects: Sequence[Subject],
+    asked: Sequence[str],
     shots: Shots,
     command: str | None,
     log: Log,
 ) -> None:
     weights = options.path.pretrain_network_g
-    asked = [options.name] if weights else []
     write_beside(
         path,
         lambda: report_of(
@@ -153,14 +156,16 @@ def in_tiles(options: Options, tile_size: int, tile_pad: int) -> Options:
     return options.model_copy(update={"val": options.val.model_copy(update={"tile": tile})})
 
 
-def _subjects(options: Options, *, teachers: bool, bicubic: bool, advice: str) -> list[Subject]:
-    """The rows of the table, `network_g` last."""
+def _subjects(
+    options: Options, more: Sequence[Subject], *, teachers: bool, bicubic: bool, advice: str
+) -> list[Subject]:
+    """The rows of the table, `more` and then `network_g` last."""
     target = Target(options.name, options.name, options.scale, options=options)
     has_own = options.path.pretrain_network_g is not None
     networks = networks_of([target], teachers=teachers, advice=advice)
     # network_g first, so that it keeps its name.
     own, others = (networks[-1:], networks[:-1]) if has_own else ([], networks)
-    named = unique([*own, *([bicubic_row(options.scale)] if bicubic else []), *others])
+    named = unique([*own, *([bicubic_row(options.scale)] if bicubic else []), *others, *more])
     return [*named[len(own) :], *named[: len(own)]]
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from mtkd.contracts import MtkdError
 from mtkd.data.kept import kept_inside
-from mtkd.runtime.memory import free_memory
+from mtkd.runtime.memory import free_memory, resident_peak
 from mtkd.runtime.progress import Log
 
 SMALL_IMAGE = 256 * 256
@@ -31,6 +31,9 @@ tiles are no faster there."""
 LARGEST_RUN = {"cuda": 16 << 30, "cpu": 4 << 30}
 """Bytes of a run, at most. Far above those of a GPU single feature maps pass 2**31 elements, which not every kernel
 takes."""
+
+UNKNOWN_COST = 32 << 10
+"""Bytes for each lq pixel where they cannot be measured: those of 256 channels that are enlarged by 4."""
 
 Finish = Callable[[Tensor], Tensor]
 """Conversion of each piece of sr before it is put into the result, for example to 8 bits: a quarter of the memory."""
@@ -200,7 +203,8 @@ def tile_size(
     with the same `tile_pad`. The result is not cached: free memory changes from image to image.
 
     Args:
-        net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of `lq`.
+        net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), in eval mode, on the device of `lq`. One that
+            is `outside_torch` takes main memory that torch does not see: the growth of the process is measured.
         lq: (N, 3, H, W) as `net` will get it, under the autocast it will get it under.
         x8: `self_ensemble` of `net` is run, which holds its mean, one output, and that output turned.
         value_bytes: of a value of the result.
@@ -209,6 +213,9 @@ def tile_size(
         MtkdError: not even the smallest tile fits.
     """
     number, channels, height, width = lq.shape
+    if getattr(net, "outside_torch", False):
+        # Before its first image: later it may reuse memory that it kept, and seem to take less.
+        _bytes_per_pixel(net, lq)
     if number * height * width <= SMALL_IMAGE:
         return None
     per_pixel = number * (_bytes_per_pixel(net, lq) + (3 * channels * scale**2 * 4 if x8 else 0))
@@ -238,10 +245,12 @@ def _bytes_per_pixel(net: nn.Module, lq: Tensor) -> float:
     known = _COSTS.setdefault(net, {})
     if setting not in known:
         on_gpu = lq.device.type == "cuda"
-        side = 128 if on_gpu else 32
+        outside = getattr(net, "outside_torch", False)
+        side = 128 if on_gpu or outside else 32
         probe = torch.rand((1, lq.shape[1], side, side), device=lq.device, dtype=lq.dtype)
         # Not net(): the tensors of a compiled network cannot be counted, and it takes no more memory.
-        known[setting] = (_peak_on_gpu if on_gpu else _peak_on_cpu)(net.forward, probe) / side**2
+        peak = _peak_outside if outside else _peak_on_gpu if on_gpu else _peak_on_cpu
+        known[setting] = peak(net.forward, probe) / side**2
     return known[setting]
 
 
@@ -259,6 +268,12 @@ def _peak_on_cpu(run: Callable[[Tensor], Tensor], probe: Tensor) -> int:
     # Kernels copy tensors into layouts of their own: up to 1.25 times the tensors were measured in fp32, and 4.3 times
     # where a CPU without bf16 instructions unfolds its convolutions.
     return int(live.peak * (5 if torch.is_autocast_enabled("cpu") else 1.5))
+
+
+def _peak_outside(run: Callable[[Tensor], Tensor], probe: Tensor) -> int:
+    grown = resident_peak(lambda: run(probe))
+    # What was kept of earlier runs is not counted, and libraries keep memory of their own.
+    return int(1.5 * grown) if grown else probe.shape[-2] * probe.shape[-1] * UNKNOWN_COST
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
-from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
-from mtkd.data.images import IMAGE_SUFFIXES, list_images, try_writing
+from mtkd.data.formats import LONGEST_SIDE
+from mtkd.data.headers import Header
+from mtkd.data.images import read_bytes, try_writing, write_bytes
 from mtkd.data.paired import raise_problems
-from mtkd.data.photo import Photo, read_photo, write_photo
-from mtkd.data.resize import imresize
-from mtkd.inference.evaluate import compile_for_images
+from mtkd.data.photo import Photo, check_photo, decode_photo, encode_photo, without_hidden_colours
+from mtkd.inference.enlarging import NOT_FINITE, Levels, enlarged, naming, place, stage
+from mtkd.inference.photos import Job, Plan, plan
 from mtkd.inference.tiling import FittingTiles
-from mtkd.runtime.background import BackgroundCalls, prefetch, staged, to_host
-from mtkd.runtime.device import autocast, move, named_device, usual_device
-from mtkd.runtime.pixels import to_levels, to_tensor
-from mtkd.runtime.progress import Log, tracked
+from mtkd.runtime.background import BackgroundCalls, prefetch, to_host
+from mtkd.runtime.device import autocast, move
+from mtkd.runtime.pixels import to_tensor
+from mtkd.runtime.progress import Log, Progress
 
 _LARGE = 1 << 27
 """Values of a large result: only one such result is held in memory at once."""
 
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
 
 def upscale(
     net: nn.Module,
-    source: Path,
-    destination: Path,
+    source: Sources,
+    destination: str | os.PathLike[str],
     *,
     tile_size: int | None = None,
     tile_pad: int = 32,
@@ -39,16 +43,63 @@ def upscale(
     precision: str = "fp32",
     compile: bool = False,
     device: str | torch.device | None = None,
+    format: str | None = None,
+    quality: int | None = None,
+    recursive: bool = True,
     overwrite: bool = False,
     skip_existing: bool = False,
     log: Log = print,
 ) -> int:
-    """Upscale the image `source`, or every image of the folder `source`, and return how many were written.
+    """Upscale the images that `source` names into `destination`, and return how many were written.
 
-    A folder gives PNG files of the same names in the folder `destination`. Transparency is enlarged by bicubic
-    interpolation, and 16 bits, a colour profile and grey are kept; `log` names what is not kept. The next images are
-    decoded, and earlier ones encoded, while the network runs; a file appears under its name when it is complete. One
-    image of a folder that cannot be read or upscaled does not stop the others.
+    `photos.plan` tells which images become which files, `upscale_planned` how. The arguments are theirs.
+
+    Raises:
+        MtkdError: as these two.
+    """
+    planned = plan(
+        [source] if isinstance(source, str | os.PathLike) else source,
+        destination,
+        format=format,
+        quality=quality,
+        recursive=recursive,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        log=log,
+    )
+    return upscale_planned(
+        net,
+        planned,
+        tile_size=tile_size,
+        tile_pad=tile_pad,
+        x8=x8,
+        precision=precision,
+        compile=compile,
+        device=device,
+        log=log,
+    )
+
+
+def upscale_planned(
+    net: nn.Module,
+    planned: Plan,
+    *,
+    tile_size: int | None = None,
+    tile_pad: int = 32,
+    x8: bool = False,
+    precision: str = "fp32",
+    compile: bool = False,
+    device: str | torch.device | None = None,
+    stdout: BinaryIO | None = None,
+    log: Log = print,
+) -> int:
+    """Make the images of `planned`, and return how many were written.
+
+    Transparency is enlarged by bicubic interpolation, and the colours of wholly transparent pixels are those of the
+    nearest that are seen (`without_hidden_colours`); 16 bits, a colour profile and grey are kept; `log` names what is
+    not kept. Headers are read first. The next images are decoded, and earlier ones encoded, while the network runs; a
+    file appears under its name when it is complete. One image among several that cannot be read or upscaled does not
+    stop the others.
 
     Args:
         net: lq (N, 3, h, w) -> sr (N, 3, h * scale, w * scale), with its `scale`; it is moved to `device`.
@@ -57,160 +108,121 @@ def upscale(
         tile_pad: lq pixels of context on each side of a tile.
         x8: average over the eight flips and rotations.
         compile: run `torch.compile` on the network; if that fails, `log` gets the reason.
-        overwrite: replace images that exist.
-        skip_existing: leave images that exist, and make the others.
+        stdout: gets the bytes of an image that goes to standard output; None for `sys.stdout`.
         log: gets a line for each thing that was not done as the arguments say.
 
     Raises:
-        MtkdError: nothing to read, or a file to write exists and neither `overwrite` nor `skip_existing` is given;
-            nothing is written then. Or an image cannot be written; those before it are. Or, at the end, images could
-            not be read or upscaled: they are listed, and all others are written.
+        MtkdError: nothing can be written into the folder; nothing is done then. Or an image cannot be written; those
+            before it are. Or, at the end, images could not be read or upscaled: they are listed, and all others are
+            written.
     """
-    pairs = _pairs(source, destination)
-    existing = [out for _, out in pairs if out.exists()]
-    if skip_existing:
-        pairs = [(image, out) for image, out in pairs if not out.exists()]
-        if existing:
-            log(f"{len(existing)} {'image exists' if len(existing) == 1 else 'images exist'} in {destination}.")
-    elif existing and not overwrite:
-        raise MtkdError(
-            f"{existing[0]} exists ({len(existing)} such files); choose another folder, or add --overwrite, or "
-            "--skip_existing to make only the others."
-        )
-    if source.is_dir() and (others := _others(source)):
-        log(f"Left out {len(others)} files of {source} that are not images by their names, such as {others[0]}.")
-    if not pairs:
-        return 0
-    where = named_device(device) if device else usual_device()
-    net = move(net.eval(), where, torch.channels_last)
     scale: int = net.scale  # pyright: ignore[reportAssignmentType]
+    failures: dict[Job, str] = {}
+    work = _checked(planned.jobs, scale, failures)
+    _raise_if_alone(planned, failures)
+    if not work:
+        _raise_listed(planned, failures)
+        return 0
+    where = place(net, device)
+    net = move(net.eval(), where, torch.channels_last)
     predict = FittingTiles(net, scale=scale, tile_size=tile_size, tile_pad=tile_pad, x8=x8, log=log)
-    # The last check, because it makes the folder.
-    try_writing(pairs[0][1].parent)
+    first = next(iter(work))
+    if not first.stream:
+        try_writing(first.out.parent)  # the last check, because it makes the folder
     if (origin := getattr(net, "origin", None)) is not None:
         log(f"Weights: {origin}")
+    if failures:
+        log(f"{len(failures)} of {len(planned.jobs)} images are left out, and listed at the end.")
     if compile:
-        compile_for_images(net, where, partial(autocast, precision, where), log)
-    failures: dict[Path, str] = {}
+        from mtkd.inference.evaluate import compile_for_images
 
-    def read(pair: tuple[Path, Path]) -> tuple[Photo, Tensor] | MtkdError:
+        compile_for_images(net, where, partial(autocast, precision, where), log)
+
+    def read(job: Job) -> tuple[Photo, Tensor] | MtkdError:
         try:
-            photo = read_photo(pair[0])
+            photo = decode_photo(read_bytes(job.source) if job.data is None else job.data, job.source)
         except MtkdError as error:
             return error
-        pixels = photo.pixels
-        return photo, staged(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32) / 65535, where)
+        return photo, stage(without_hidden_colours(photo), where)
 
-    def write(path: Path, out: Path, photo: Photo, levels: Callable[[], Tensor], finite: Callable[[], Tensor]) -> None:
+    def write(job: Job, photo: Photo, levels: Callable[[], Tensor], finite: Callable[[], Tensor]) -> None:
         if not finite():
-            failures[path] = (
-                f"{path}: the network's output is not finite. In fp16 values above 65504 overflow: use bf16 or fp32."
-            )
+            failures[job] = f"{job.source}: {NOT_FINITE}"
             return
-        pixels = np.ascontiguousarray(levels().numpy(), dtype=photo.pixels.dtype)
-        alpha = None if photo.alpha is None else imresize(photo.alpha, scale)
-        lost = write_photo(out, replace(photo, pixels=pixels, alpha=alpha))
+        data, lost = encode_photo(job.out, enlarged(photo, levels(), scale), quality=planned.quality)
+        if job.stream:
+            (stdout or sys.stdout.buffer).write(data)
+        else:
+            write_bytes(job.out, data)
         for what in (*photo.lost, *lost):
-            log(f"{path}: not kept: {what}.")
+            log(f"{job.source}: not kept: {what}.")
 
+    done, all_pixels = 0, sum(work.values())
     with (
         torch.no_grad(),
         autocast(precision, where),
         BackgroundCalls() as calls,
-        closing(prefetch(read, pairs)) as images,
+        closing(prefetch(read, work)) as images,
+        Progress("upscaling", log, short=True) as progress,
     ):
-        for (path, out), found in zip(tracked(pairs, "upscaling"), images, strict=True):
+        for number, (job, found) in enumerate(zip(work, images, strict=True), start=1):
             if isinstance(found, MtkdError):
-                failures[path] = str(found)
+                failures[job] = str(found)
                 continue
             photo, image = found
             if image.numel() * scale**2 > _LARGE:
                 calls.settle()
-            levels = _Levels(photo)
+            levels = Levels(photo)
             try:
-                with _naming(path):
+                with naming(job.source):
                     sr = predict(to_tensor(image, where), levels, value_bytes=levels.nbytes)
             except MtkdError as error:
-                failures[path] = str(error)
+                failures[job] = str(error)
                 continue
-            # (1, C, H, W) -> (H, W, C), or (H, W) of a grey image
-            calls.submit(write, path, out, photo, to_host(sr[0].movedim(0, -1).squeeze(-1)), to_host(levels.finite))
-    if failures and not source.is_dir():
+            # (1, C, H, W) -> (H, W, C)
+            calls.submit(write, job, photo, to_host(sr[0].movedim(0, -1)), to_host(levels.finite))
+            done += work[job]
+            progress(number, len(work), done / all_pixels)
+    _raise_if_alone(planned, failures)
+    _raise_listed(planned, failures)
+    return len(planned.jobs) - len(failures)
+
+
+def _checked(jobs: Sequence[Job], scale: int, failures: dict[Job, str]) -> dict[Job, int]:
+    """The jobs whose headers speak for them, with their pixels as far as they are known; `failures` gets the others."""
+
+    def check(job: Job) -> Header | MtkdError | None:
+        try:
+            header = check_photo(job.source, job.data)
+            most = LONGEST_SIDE.get(job.out.suffix.lower())
+            if header is not None and most is not None and scale * max(header.size) > most:
+                height, width = (scale * side for side in header.size)
+                raise MtkdError(
+                    f"{job.source} becomes {width}x{height}, and a side of a {job.out.suffix} has {most} pixels at "
+                    "most. Write a .png."
+                )
+        except MtkdError as error:
+            return error
+        return header
+
+    work = {}
+    with closing(prefetch(check, jobs)) as headers:
+        for job, header in zip(jobs, headers, strict=True):
+            if isinstance(header, MtkdError):
+                failures[job] = str(header)
+            else:
+                work[job] = 1 if header is None else max(header.size[0] * header.size[1], 1)
+    return work
+
+
+def _raise_if_alone(planned: Plan, failures: dict[Job, str]) -> None:
+    if failures and planned.alone:
         raise MtkdError(next(iter(failures.values())))
-    made = len(pairs) - len(failures)
+
+
+def _raise_listed(planned: Plan, failures: dict[Job, str]) -> None:
+    made = len(planned.jobs) - len(failures)
     raise_problems(
-        f"{made} of {len(pairs)} images were upscaled into {destination}, and these were not",
-        [failures[path] for path, _ in pairs if path in failures],
+        f"{made} of {len(planned.jobs)} images were upscaled into {planned.into}, and these were not",
+        [failures[job] for job in planned.jobs if job in failures],
     )
-    return made
-
-
-class _Levels:
-    """Rounds pieces of sr, float (N, 3, h, w), to the levels of `photo`: uint8, or int32 for 16 bits, in one channel
-    where it is grey. `finite` covers all pieces together.
-    """
-
-    def __init__(self, photo: Photo) -> None:
-        deep = photo.pixels.dtype == np.uint16
-        # Few operations of torch support uint16.
-        self.dtype, self.most, self.nbytes = (torch.int32, 65535, 4) if deep else (torch.uint8, 255, 1)
-        self.grey = photo.grey
-        self._finite: Tensor | None = None
-
-    @property
-    def finite(self) -> Tensor:
-        assert self._finite is not None
-        return self._finite
-
-    def __call__(self, sr: Tensor) -> Tensor:
-        sr = sr.float()
-        finite = sr.isfinite().all()
-        self._finite = finite if self._finite is None else self._finite & finite
-        if self.grey:
-            sr = sr.mean(1, keepdim=True)
-        return to_levels(sr, self.most).to(self.dtype)
-
-
-@contextmanager
-def _naming(path: Path) -> Generator[None, None, None]:
-    try:
-        yield
-    except MtkdError as error:
-        raise MtkdError(f"{path}: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error) or "too little memory"
-        raise MtkdError(f"{path}: the network failed on this image: {reason}") from error
-
-
-def _others(folder: Path) -> list[str]:
-    """Names of the files in `folder` without the suffix of an image."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-
-
-def _pairs(source: Path, destination: Path) -> list[tuple[Path, Path]]:
-    if source.is_dir():
-        if destination.suffix.lower() in IMAGE_SUFFIXES and not destination.is_dir():
-            raise MtkdError(
-                f"{source} is a folder, and {destination} is the name of an image. Give the name of a folder to fill."
-            )
-        if destination.exists() and not destination.is_dir():
-            raise MtkdError(f"{destination} is a file; give the name of a folder to fill.")
-        pairs = [(path, destination / f"{path.stem}.png") for path in list_images(source)]
-        first: dict[Path, Path] = {}
-        for path, out in pairs:
-            if first.setdefault(out, path) != path:
-                raise MtkdError(f"{first[out]} and {path} would both become {out}; rename one of them.")
-    elif source.exists():
-        pairs = [(source, destination / f"{source.stem}.png" if destination.is_dir() else destination)]
-        if pairs[0][1].suffix.lower() not in IMAGE_SUFFIXES:
-            raise MtkdError(f"{destination} is neither a folder nor an image's name: {' '.join(IMAGE_SUFFIXES)}.")
-    else:
-        raise MtkdError(f"There is no image or folder {source}.")
-    for path, out in pairs:
-        if out.exists() and out.samefile(path):
-            raise MtkdError(f"{path} would be replaced by its own enlargement. Choose another OUT.")
-    return pairs

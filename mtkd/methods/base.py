@@ -81,6 +81,8 @@ class Method(nn.Module):
     """With `teacher_use = "network"`: it reads only the teachers' images of lq, so that they may be kept answers."""
     gt_terms: ClassVar[tuple[str, ...] | None] = None
     """The terms that read `batch.gt`; with all of them off the method trains without gt. None: it always needs gt."""
+    takes_luma: ClassVar[bool] = False
+    """It trains students of Y, `color: y`: it and its teachers are indifferent to the channels of images."""
     alone: ClassVar[str] = ""
     """Why the method cannot be one of several in a run; empty where it can."""
     combines: ClassVar[Mapping[str, type[Method]]] = {}

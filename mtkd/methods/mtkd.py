@@ -17,6 +17,7 @@ class MTKD(Method):
     """
 
     paper = "MTKD (Jiang et al., ECCV 2024, arXiv 2404.09571), stage 2"
+    takes_luma = True
     teacher_use = "image"
     gt_terms = ("pixel",)
     terms = {

@@ -27,6 +27,7 @@ class OutputKD(Method):
     """
 
     paper = "the logits baseline of DCKD (AAAI 2025, arXiv 2412.08939), equations 2-3; several teachers as in FAKD"
+    takes_luma = True
     teacher_use = "image"
     gt_terms = ("pixel",)
     terms = {

@@ -14,6 +14,7 @@ class Supervised(Method):
     """
 
     paper = "BasicSR's SRModel"
+    takes_luma = True
     terms = {"pixel": Term("sr against gt", weight=None, loss="L1Loss")}
 
     def forward(self, batch: Batch, step: int) -> Step:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
+from mtkd.runtime.luma import luma
 from mtkd.runtime.pixels import to_levels
 
 
@@ -17,9 +18,7 @@ def y_channel(image: Tensor) -> Tensor:
     """
     if image.shape[1] == 1:
         return image
-    red, green, blue = (image.float() / 255).double().unbind(1)
-    y = blue * 24.966 + green * 128.553 + red * 65.481 + 16.0
-    return ((y / 255).float() * 255)[:, None]
+    return luma(image.float() / 255) * 255
 
 
 @torch.no_grad()

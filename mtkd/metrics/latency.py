@@ -128,7 +128,7 @@ def latency(
     """
     device = torch.device(device)
     with torch.no_grad(), evaluating(net), autocast():
-        lq = _image(lq_hw, device)
+        lq = _image(net, lq_hw, device)
         for _ in range(_WARM_UPS.get(device.type, 1)):
             net(lq)
         timed = _on_cuda if device.type == "cuda" else _by_the_clock
@@ -154,7 +154,7 @@ def peak_memory(
     device = torch.device(device)
     held = sum(value.nbytes for value in (*net.parameters(), *net.buffers()))
     with torch.no_grad(), evaluating(net), autocast():
-        lq = _image(lq_hw, device)
+        lq = _image(net, lq_hw, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
@@ -169,9 +169,10 @@ def peak_memory(
     return None if grown is None else (held + lq.nbytes + grown) / _MIB
 
 
-def _image(lq_hw: tuple[int, int], device: torch.device) -> Tensor:
+def _image(net: nn.Module, lq_hw: tuple[int, int], device: torch.device) -> Tensor:
     # Of a generator of its own: measuring must not move the random numbers of a training.
-    image = torch.rand(1, 3, *lq_hw, generator=torch.Generator().manual_seed(0))
+    channels = getattr(net, "image_channels", 3)  # 1 of a network of Y
+    image = torch.rand(1, channels, *lq_hw, generator=torch.Generator().manual_seed(0))
     return image.to(device).contiguous(memory_format=torch.channels_last)
 
 

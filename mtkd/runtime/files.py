@@ -36,11 +36,16 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if temporary.stat().st_mode != mode:
             temporary.chmod(mode)
         if durable:
-            with open(temporary, "r+b") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _temporary_of(path: Path) -> Path:

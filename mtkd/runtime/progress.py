@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -20,17 +21,34 @@ def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-class Progress:
-    """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds."""
+def on_terminal() -> bool:
+    """Whether a bar can be drawn on the standard output: somebody watches it, and its lines can be drawn over.
 
-    def __init__(self, about: str, log: Log, *, bar: bool = True) -> None:
-        self.about, self.log = about, log
-        self._began, self._said = time.perf_counter(), 0.0
+    Not in a pipe or file, in a terminal that calls itself dumb, or in the log of a CI job, which may have a terminal
+    that nobody sees.
+    """
+    if os.environ.get("TERM", "") in ("dumb", "unknown") or os.environ.get("CI", "") not in ("", "0", "false"):
+        return False
+    return sys.stdout.isatty()
+
+
+class Progress:
+    """Progress of a long job: a bar on a terminal, else a line after the first image, then every 30 seconds.
+
+    Args:
+        bar: draw the bar on a terminal.
+        short: the job may be short: no line before 30 seconds, and none at the end, where the bar disappears.
+    """
+
+    def __init__(self, about: str, log: Log, *, bar: bool = True, short: bool = False) -> None:
+        self.about, self.log, self._short = about, log, short
+        self._began = time.perf_counter()
+        self._said = self._began if short else 0.0
         self._bar = None
-        if bar and sys.stdout.isatty():
+        if bar and on_terminal():
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn())
+            self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), transient=short)
 
     def __enter__(self) -> Progress:
         return self
@@ -51,14 +69,14 @@ class Progress:
                 self._bar.add_task(text, total=1.0)
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], completed=share, description=text)
-        elif done in (1, total) or now - self._said >= _SAY_EVERY:
+        elif (done in (1, total) and not self._short) or now - self._said >= _SAY_EVERY:
             self._said = now
             self.log(text)
 
 
 def tracked(items: Iterable[T], about: str) -> Iterable[T]:
     """`items`, with a bar on a terminal that disappears at the end."""
-    if not sys.stdout.isatty():
+    if not on_terminal():
         return items
     from rich.markup import escape
     from rich.progress import track

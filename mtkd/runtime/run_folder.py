@@ -8,6 +8,9 @@ from pathlib import Path
 from mtkd.runtime.files import is_temporary
 
 LATEST = "latest"
+BEST = "best"
+DISTILLED = "student"
+"""Name of the run that `mtkd distill` makes in its folder."""
 LOCK = ".lock"
 """File in a run folder that the process which trains there holds locked."""
 
@@ -49,7 +52,7 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def model(self, step: int | str) -> Path:
-        """Weights file of iteration `step`."""
+        """Weights file of iteration `step`, or LATEST or BEST."""
         return self.models / f"net_g_{step}.pth"
 
     def state(self, step: int) -> Path:

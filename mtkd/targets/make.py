@@ -244,6 +244,11 @@ class _Teacher(_InPrecision):
             )
         memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         (net,) = teachers.values()
+        if getattr(net, "image_channels", 3) == 1:
+            raise MtkdError(
+                f"{next(iter(teachers))} is a network of Y, one channel, and a store holds RGB images. Train with it "
+                "on line: leave target_store out."
+            )
         frozen = move(Frozen(net), device, memory_format)
         super().__init__(frozen, partial(autocast, precision, device), memory_format)
 

@@ -14,6 +14,7 @@ from mtkd import build, catalog, zoo
 from mtkd.build import open_items
 from mtkd.config import AnswersOptions, ItemSetOptions, Options, Problem
 from mtkd.config.problems import key_text
+from mtkd.config.untested import is_for_upscale, why_untested
 from mtkd.contracts import MtkdError
 from mtkd.data.kept import answers_to
 from mtkd.data.unlabelled import images_of_section
@@ -30,9 +31,20 @@ def check_data(options: Options) -> list[Problem]:
     exist in the zoo, and its file need not be here.
     """
     problems = [*check_machine(options), *check_folders(options), *check_paths(options), *_check_zoo_names(options)]
-    if not options.is_train and not options.val.metrics:
-        message = "missing: `mtkd test` would measure nothing. To enlarge images without gt: `mtkd upscale -opt FILE`."
-        problems.append(options.problem(("val", "metrics"), message))
+    without_gt = options.sets_without_gt
+    if (why := why_untested(options)) is not None and not is_for_upscale(options):
+        key = ("datasets", next(iter(without_gt))) if without_gt else ("val", "metrics")
+        problems.append(options.problem(key, why.replace("val.metrics is missing", "missing")))
+    for key, section in without_gt.items() if not options.is_train else ():
+        try:
+            images_of_section(section.args, scale=options.scale)
+        except MtkdError as error:
+            problems.append(options.problem(("datasets", key), str(error)))
+    if not options.is_train:
+        # Read by nothing but `mtkd upscale`, and there by itself.
+        measured = {key: one for key, one in options.datasets.evaluation.items() if key not in without_gt}
+        datasets = options.datasets.model_copy(update={"evaluation": measured})
+        options = options.model_copy(update={"datasets": datasets})
     missing = {problem.key.rpartition(".")[0] for problem in problems}
     for key, given in {"train": options.datasets.train, **options.datasets.evaluation}.items():
         where = f"datasets.{key}"

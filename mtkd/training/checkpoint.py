@@ -117,6 +117,11 @@ def _wrong_form(state: Any) -> str | None:
             isinstance(row, dict) and isinstance(row.get("val"), float) and _is_count(row.get("iter")) for row in rows
         ):
             return "its `best` holds no values with their iterations"
+    progress = state.get("progress") or {"val": 0.0, "iter": 0, "since": 0}
+    if not isinstance(progress, dict) or not isinstance(progress.get("val"), float):
+        return "its `progress` has no value"
+    if not _is_count(progress.get("iter")) or not _is_count(progress.get("since")):
+        return "its `progress` has no iteration"
     return None
 
 

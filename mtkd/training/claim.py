@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mtkd.contracts import MtkdError
-from mtkd.runtime.run_folder import LOCK, RunFolder
+from mtkd.runtime.run_folder import BEST, LOCK, RunFolder
 from mtkd.training.log import logged_step
 
 PATIENCE = 10.0
@@ -116,8 +116,11 @@ def refuse_to_begin_anew(folder: RunFolder, every: int) -> None:
         MtkdError: it holds more than that.
     """
     weights, logged = folder.saved_weights(), logged_step(folder.metrics)
-    others = [path.name for path in folder.models.glob("*.pth") if path.name not in _names(folder, weights)]
     first = weights[0] if weights else every
+    others = [path.name for path in folder.models.glob("*.pth") if path.name not in _names(folder, weights)]
+    if 0 < logged <= first and folder.model(BEST).name in others:
+        # Of a validation before the first checkpoint, which the log tells of.
+        others.remove(folder.model(BEST).name)
     if len(weights) <= 1 and not others and not folder.saved_states() and logged <= first:
         return
     held = [f"the weights {', '.join([*_names(folder, weights)[:3], *others[:1]])}"] if weights or others else []

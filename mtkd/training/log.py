@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtkd.runtime import strict_json
 from mtkd.runtime.files import atomic
+from mtkd.runtime.progress import on_terminal
+
+if TYPE_CHECKING:
+    from mtkd.training.bar import TrainingBar
 
 
 class RunLog:
@@ -43,7 +46,8 @@ class RunLog:
     ) -> None:
         self.active = rank == 0
         self.name, self.total_steps = name, total_steps
-        self._file = self._jsonl = self._writer = self._progress = self._wandb = None
+        self._file = self._jsonl = self._writer = self._wandb = None
+        self._bar: TrainingBar | None = None
         self._began: tuple[float, int] | None = None
         if not self.active:
             return
@@ -62,22 +66,18 @@ class RunLog:
             self._wandb = wandb_package.init(
                 project=wandb["project"], name=name, id=resume_id, resume="allow" if resume_id else None
             )
-        if bar and total_steps and sys.stdout.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        if bar and total_steps and on_terminal():
+            from mtkd.training.bar import TrainingBar
 
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            )
-            self._task = self._progress.add_task(name, total=total_steps)
-            self._progress.start()
+            self._bar = TrainingBar(name, total_steps, start)
 
     def info(self, text: str) -> None:
         """One message, to the screen and the log file."""
         if not self.active:
             return
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False)
+        if self._bar is not None:
+            self._bar.print(text)
         else:
             print(text, flush=True)
         if self._file:
@@ -108,12 +108,27 @@ class RunLog:
             f"[{self.name[:5]}..][epoch:{epoch:3d}, iter:{step:8,d}, lr:({rate:.3e},)] "
             f"[eta: {eta}, time: {seconds:.3f}] {parts}"
         )
+        if self._bar is not None and "l_total" in values:
+            self._bar.loss(values["l_total"])
         if not keep:
             return
         self._record({"step": step, "epoch": epoch, "lr": rate, "seconds_per_step": seconds, "losses": dict(values)})
         self._curves({f"losses/{name}": value for name, value in values.items()} | {"lr": rate}, step)
-        if self._progress:
-            self._progress.update(self._task, completed=step)
+
+    def step(self, done: int) -> None:
+        """Iteration `done` is over: moves the bar, where there is one, and reads nothing from the device."""
+        if self._bar is not None:
+            self._bar.step(done)
+
+    def pause(self, what: str) -> None:
+        """Say in the bar that training stands still for `what`."""
+        if self._bar is not None:
+            self._bar.pause(what)
+
+    def score(self, metric: str, best: float, last: float | None = None) -> None:
+        """Show the metric that decides in the bar: its best value so far, and that of the last validation."""
+        if self._bar is not None:
+            self._bar.score(metric, best, last)
 
     def validation(
         self, *, step: int, dataset: str, label: str, entry: str, values: Mapping[str, float], best: Mapping[str, Any]
@@ -137,8 +152,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close everything."""
-        if self._progress:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.close()
         for stream in (self._file, self._jsonl, self._writer):
             if stream is not None:
                 stream.close()

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from mtkd.config import Options
-from mtkd.contracts import Batch, Step
+from mtkd.contracts import Batch, Step, Stopped
 from mtkd.methods.base import Method
-from mtkd.runtime.run_folder import LATEST
+from mtkd.runtime.run_folder import BEST, LATEST
+from mtkd.training import early_stop
+from mtkd.training.best import best_score, is_kept, text
 from mtkd.training.compiled import compile_run
 from mtkd.training.failures import mendable, rescue
 from mtkd.training.prepare import prepare
@@ -29,17 +31,6 @@ from mtkd.training.saving import amend, describe, save, save_deployable, save_we
 from mtkd.training.stop import StopRequest, stop_requests
 from mtkd.training.terms import weighted_total
 from mtkd.training.validate import validate
-
-
-class Stopped(SystemExit):
-    """A signal ended the run before its last iteration; everything is saved.
-
-    If nobody catches it, the process exits with `code`, 128 + the signal's number as in shells: 130 after Ctrl-C, 143
-    after SIGTERM.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
 
 
 def train(
@@ -77,7 +68,7 @@ def train(
         describe(run, option_text, command)
         with stop_requests() as stop:
             _loop(run, stop)
-            if stop.asked and run.state.done < run.method.task.total_steps:
+            if stop.asked and run.state.done < run.method.task.total_steps and not early_stop.is_over(run):
                 raise Stopped(stop.asked)
         if page:
             write_run_page(run)
@@ -104,8 +95,11 @@ def _loop(run: Run, stop: StopRequest) -> None:
         validate(run, run.state.start)
         if run.state.saved == run.state.start:
             amend(run, run.state.start)
-    if run.state.start >= total_steps:
+    early = early_stop.is_over(run)
+    if run.state.start >= total_steps or early:
         log.info(f"{options.name} is finished: {run.state.start:,d} of {total_steps:,d} iterations.")
+        if early:
+            log.info(early_stop.why(run))
         if not run.folder.model(LATEST).exists():
             # The run was killed between its last checkpoint and its end.
             _finish(run)
@@ -113,6 +107,8 @@ def _loop(run: Run, stop: StopRequest) -> None:
     if options.compile:
         compile_run(run)
     log.start_clock(run.state.start)
+    if (best := best_score(run)) is not None:
+        log.score(best.metric, best.value)
     printed_at, printed_step = time.perf_counter(), run.state.start
     run.method.train()
     batches = run.batches()
@@ -122,6 +118,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
         run.state.done = done = step + 1
         validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
         run.state.validation_due = validating and bool(run.val_sets)
+        log.step(done)
         stopping = stop.agreed()
         last = done == total_steps or stopping
         if done % logger.print_freq == 0 or last:
@@ -135,6 +132,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
         saving = done % logger.save_checkpoint_freq == 0 or last
         if validating or saving:
             began = time.perf_counter()
+            log.pause("validating" if run.state.validation_due else "saving")
             trace.check(done)
             trace.check_weights(done, run.method.parameters())
             # Save first: a validation takes long, may fail, and the run may be killed in it.
@@ -148,6 +146,9 @@ def _loop(run: Run, stop: StopRequest) -> None:
                 run.state.validation_due = False
             # Do not count validation and saving as training time.
             printed_at += time.perf_counter() - began
+        if early_stop.is_over(run) and done < total_steps:
+            _end_early(run, saved=saving)
+            break
         if stopping and done < total_steps:
             log.info(f"Stopped at iteration {done:,d}; everything is saved. Continue with --auto_resume.")
             return
@@ -162,10 +163,21 @@ def _log_losses(run: Run, done: int, *, seconds: float, keep: bool = True) -> No
         run.trace.forget()
 
 
+def _end_early(run: Run, *, saved: bool) -> None:
+    """Save the iteration that a run ends at before its last one; resumed, it finds itself finished."""
+    done = run.state.done
+    if not saved:
+        run.trace.check(done)
+        save(run, done)
+    run.log.info(early_stop.why(run))
+
+
 def _finish(run: Run) -> None:
     deployable = save_deployable(run)
     # The last file, because its presence means that the run is finished.
-    save_weights(run, LATEST)
+    save_weights(run, run.state.done, name=LATEST)
+    if (best := best_score(run)) is not None and is_kept(run):
+        run.log.info(f"The best weights, {text(best)}: {run.folder.model(BEST)}")
     run.log.info(
         f"End of training. Weights: {run.folder.model(LATEST)}"
         + (f"; the network to deploy: {deployable}" if deployable else "")

@@ -6,7 +6,7 @@ Learning rates are computed, not accumulated: the rate of iteration k needs no s
 from __future__ import annotations
 
 import bisect
-import inspect
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtkd.config.optimizers import OPTIMIZERS, optimizer_class, own_group_keys
 from mtkd.contracts import MtkdError
 from mtkd.training.checkpoint import is_dense
 
@@ -22,23 +23,23 @@ LearningRate = Callable[[int], float]
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Optimizer `options["type"]` of `torch.optim` over `parameters`, the rest of `options` as its arguments.
+    """Optimizer `options["type"]` over `parameters`, the rest of `options` as its arguments: a name or a path, see
+    `config.optimizers.optimizer_class`.
 
-    Adam, AdamW and SGD use torch's fused implementation, unless `options` ask for another one.
+    Adam, AdamW and SGD use torch's fused implementation, unless `options` ask for another one. Classes from outside get
+    their arguments and nothing else.
 
     Raises:
-        MtkdError: torch has no such optimizer, or it refuses its arguments.
+        MtkdError: there is no such optimizer, or it refuses its arguments.
     """
     arguments = dict(options)
     name = arguments.pop("type")
-    cls = getattr(torch.optim, name, None)
-    if cls is None or not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
-        raise MtkdError(f"torch.optim has no optimizer {name!r}; use Adam, AdamW, SGD or another of torch.optim.")
+    cls: Any = optimizer_class(name)
     if name in ("Adam", "AdamW", "SGD") and not (arguments.get("foreach") or arguments.get("differentiable")):
         arguments.setdefault("fused", True)
     try:
         return cls(parameters, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise MtkdError(f"{name} cannot be built with {arguments}: {error}") from error
 
 
@@ -78,8 +79,10 @@ def checked_state(
             raise MtkdError(f"for {name} it holds {keys}, and {options['type']} keeps {sorted(expected[kind])}")
         state[position] = {key: _checked_value(name, key, found[key], expected[kind][key]) for key in found}
     groups = []
-    for group in optimizer.param_groups:
+    for group, before in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         kept = {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+        if options["type"] not in OPTIMIZERS:
+            kept |= _own_of_group(options, before)
         first = sum(len(other["params"]) for other in groups)
         groups.append({**kept, "params": list(range(first, first + len(group["params"])))})
     return {"state": state, "param_groups": groups}
@@ -92,13 +95,86 @@ def fresh_state(parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Any]
         MtkdError: it cannot be built, or cannot make a step.
     """
     like = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
+    return dict(_stepped(like, options).state[like])
+
+
+def _stepped(like: nn.Parameter, options: Mapping[str, Any]) -> torch.optim.Optimizer:
     like.grad = torch.zeros_like(like)
     optimizer = build_optimizer([like], options)
     try:
         optimizer.step()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise MtkdError(f"{options['type']} cannot make a step with these options: {error}") from error
-    return dict(optimizer.state[like])
+    return optimizer
+
+
+def try_going_on(options: Mapping[str, Any]) -> None:
+    """Steps of an optimizer from outside, stopped and gone on with from its checked state, against steps in one go.
+
+    Raises:
+        MtkdError: it cannot be built or make a step, its state cannot be kept, or it goes on otherwise than it stopped.
+    """
+    torch_random = torch.random.get_rng_state()
+    try:
+        whole, half = _Steps(options), _Steps(options)
+        whole.take(0, 6)
+        half.take(0, 3)
+        saved = {key: copy.deepcopy(value) for key, value in half.optimizer.state_dict().items()}
+        try:
+            half.optimizer = build_optimizer(half.parameters, options)
+            half.optimizer.load_state_dict(checked_state(saved, half.optimizer, options, half.names))
+            half.take(3, 6)
+        except Exception as error:
+            text = f"the state of {options['type']} cannot be kept, so that no run could be resumed: {error}."
+            raise MtkdError(text) from error
+        if not all(map(torch.equal, whole.parameters, half.parameters)):
+            raise MtkdError(
+                f"{options['type']} does not go on as it stopped: after its state is saved and loaded its steps are "
+                "others, so that it keeps something outside of it. Take another, or mend its state_dict()."
+            )
+    finally:
+        torch.random.set_rng_state(torch_random)
+
+
+class _Steps:
+    """An optimizer on a kernel, a matrix and a bias, with gradients that are the same in every trial."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.type = options["type"]
+        self.parameters = [nn.Parameter(torch.ones(shape)) for shape in ((4, 3, 3, 3), (4, 6), (4,))]
+        self.names = ["a kernel", "a matrix", "a bias"]
+        self.optimizer = build_optimizer(self.parameters, options)
+
+    def take(self, start: int, stop: int) -> None:
+        """Steps `start` to `stop`, each seeded as in training."""
+        for step in range(start, stop):
+            torch.manual_seed(step)
+            for parameter in self.parameters:
+                parameter.grad = torch.randn_like(parameter)
+            try:
+                self.optimizer.step()
+            except Exception as error:
+                raise MtkdError(f"{self.type} cannot make a step with these options: {error}") from error
+
+
+def _own_of_group(options: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class from outside keeps of its own in a group of parameters, from a file: Prodigy its `d`."""
+    fresh = _stepped(nn.Parameter(torch.zeros(4, 4)), options)
+    own = {}
+    for key in own_group_keys(type(fresh), fresh.param_groups[0]):
+        if key not in saved:
+            raise MtkdError(f"its group of parameters lacks {key}")
+        if not _is_plain(saved[key]):
+            raise MtkdError(f"{key} of its group of parameters is no finite number")
+        own[key] = saved[key]
+    return own
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    value = value.item() if is_dense(value) and value.numel() == 1 else value
+    return isinstance(value, int | float | str | None) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _checked_value(name: str, key: str, found: Any, like: Any) -> Any:

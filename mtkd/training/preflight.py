@@ -7,9 +7,10 @@ import importlib
 import torch
 
 from mtkd.config import Options, Problem
+from mtkd.config.optimizers import OPTIMIZERS
 from mtkd.contracts import MtkdError
 from mtkd.inference.preflight import try_images, try_metrics, try_networks
-from mtkd.training.optim import fresh_state
+from mtkd.training.optim import fresh_state, try_going_on
 
 
 def try_parts(options: Options) -> list[Problem]:
@@ -43,13 +44,17 @@ def try_packages(options: Options) -> list[Problem]:
 
 
 def try_optimizers(options: Options) -> list[Problem]:
-    """A problem for each optimizer that torch refuses to build, or that cannot make a step."""
+    """A problem for each optimizer that refuses to be built, or cannot make a step; for one from outside also where a
+    run with it could not be resumed.
+    """
     problems = []
     given = {"optim_g": options.train.optim_g, "optim_d": options.train.optim_d} if options.train else {}
     for key, optimizer in given.items():
         if optimizer is not None:
             try:
                 fresh_state(torch.zeros(2, 2), optimizer.arguments())
+                if optimizer.type not in OPTIMIZERS:
+                    try_going_on(optimizer.arguments())
             except MtkdError as error:
                 problems.append(options.problem(("train", key), str(error)))
     return problems

@@ -26,7 +26,7 @@ from mtkd.data.sampling import CropSampler
 from mtkd.data.store import ImageStore
 from mtkd.data.training import TrainingSet
 from mtkd.inference.evaluate import build_metrics
-from mtkd.inference.preflight import raise_if_any, try_images, try_metrics, try_output
+from mtkd.inference.preflight import raise_if_any, try_images, try_metrics, try_output, try_teacher
 from mtkd.methods.base import Frozen, Method
 from mtkd.runtime.device import move, set_backends
 from mtkd.runtime.launch import launch, together
@@ -34,6 +34,7 @@ from mtkd.runtime.progress import Progress
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.targets.store_check import open_targets
 from mtkd.training import checkpoint, preflight, resume
+from mtkd.training.best import restore_best
 from mtkd.training.claim import Claim, claim
 from mtkd.training.ema import Ema
 from mtkd.training.log import RunLog, trim_metrics
@@ -92,6 +93,8 @@ def _prepared(
         if state_path is not None:
             notices = [*notices, *resume.restore(run, saved, state_path)]
             run.state.saved = run.state.start if state_path.parent == folder.states else 0
+            if fabric.is_global_zero:
+                notices += restore_best(run, RunFolder(state_path.parent.parent))
         # Open the log last: its rows are dropped from the iteration on that the run starts at.
         run = replace(run, log=_open_log(run), notices=tuple(notices))
     return run
@@ -263,6 +266,7 @@ def _build_sampler(options: Options, data: _Data, seed: int, fabric: Fabric) -> 
         use_rot=train_set.use_rot,
         seed=seed,
         residence=train_set.residence,
+        color=options.color,
         **sampler_settings,
     )
 
@@ -271,7 +275,7 @@ def _try_parts(options: Options, method: Method, val_sets: ValidationSets, fabri
     """Run every network once, and on rank 0 read every validation image and try every metric."""
     for name, teacher in method.teachers.items():
         assert isinstance(teacher, Frozen)
-        try_output(options, teacher.net, f"The teacher {name}")
+        try_teacher(options, teacher.net, name)
     predictor = method.predictor(method.student)
     try_output(options, predictor, options.network_g.type)
     learn_sets(predictor, {names_of_set(options, key): images for key, images in val_sets.items()})

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     pass
 
-_KEPT = ("model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size")
+_KEPT = (
+    "model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size",
+    "datasets.train.color",
+)  # fmt: skip
 """Keys whose change makes another run."""
 _ELSEWHERE = ("name", "path", "logger", "manual_seed", "num_gpu", *_KEPT)
 _BATCH = ("datasets.train.batch_size_per_gpu", "train.accumulate")
@@ -142,6 +145,7 @@ def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
         run.fabric._precision.load_state_dict(state["precision"])
     run.trace.take_up(state.get("losses", {}))
     run.state.best = state.get("best", {})
+    run.state.progress = state.get("progress", {})
     run.state.start = run.state.done = done
     run.state.validation_due = bool(state.get("validation_due")) and bool(run.val_sets)
     return lines
@@ -256,7 +260,8 @@ def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: 
     """
     before, after = (then or {}).get("options", {}), now["options"]
     differing = [key for key in {*before, *after} if key.startswith("train.") and before.get(key) != after.get(key)]
-    differing = sorted(key for key in differing if key != "train.total_iter")
+    harmless = ("train.total_iter", "train.early_stop")
+    differing = sorted(key for key in differing if not _is_under(key, harmless))
     if then is None or not differing:
         return
     found = re.compile(r"net_g_(\d+)\.pth")

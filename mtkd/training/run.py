@@ -39,6 +39,8 @@ class RunState:
         validation_due: iteration `done` is still to be validated. A checkpoint is saved before its validation and
             amended after it; a run that is killed or fails in between validates first when it is resumed.
         best: validation set -> metric -> the best value so far and its iteration.
+        progress: of `train.early_stop`: the value `val` and iteration `iter` of the last progress, and the validations
+            `since`; {} before the first.
         validation_copy: the copy of the student that is validated when `val.compile` is on and there is no EMA.
         compile_validation: False once `val.compile` has failed, so that it is not tried at every validation.
     """
@@ -49,6 +51,7 @@ class RunState:
     stepping: bool = False
     validation_due: bool = False
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
     validation_copy: Ema | None = None
     compile_validation: bool = True
 

@@ -11,7 +11,7 @@ from typing import Any
 from mtkd import build
 from mtkd.config import resolved_yaml
 from mtkd.runtime.environment import environment
-from mtkd.runtime.run_folder import LATEST
+from mtkd.runtime.files import flush
 from mtkd.training import checkpoint
 from mtkd.training.run import Run
 
@@ -49,6 +49,8 @@ def save(run: Run, done: int) -> None:
     pending = run.trace.pending()
     if run.fabric.is_global_zero:
         save_alone(run, done, pending)
+        if run.options.logger.keep_last is not None:
+            forget_old(run, done, run.options.logger.keep_last)
     run.state.saved = done
     run.fabric.barrier()
 
@@ -57,6 +59,25 @@ def save_alone(run: Run, done: int, pending: dict[str, Any]) -> None:
     """The part of `save` that rank 0 does, without waiting for others."""
     save_weights(run, done)
     _save_state(run, done, pending)
+
+
+def forget_old(run: Run, done: int, count: int) -> None:
+    """Remove all checkpoints but the newest `count` up to iteration `done`, which is one of them; rank 0 only.
+
+    Those of later iterations, which a run resumed from an earlier one finds, are not its own to remove.
+    """
+    folder = run.folder
+    # Nothing older is removed before the newest would survive a loss of power.
+    for path in (folder.model(done), folder.state(done)):
+        flush(path)
+    steps = sorted({*folder.saved_states(), *folder.saved_weights()} - {0}, reverse=True)
+    for step in [step for step in steps if step <= done][count:]:
+        # The state first: a state on disk always has its weights.
+        for path in (folder.state(step), folder.model(step)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                run.log.info(f"logger.keep_last: {path} cannot be removed: {error.strerror or error}.")
 
 
 def amend(run: Run, done: int) -> None:
@@ -68,14 +89,14 @@ def amend(run: Run, done: int) -> None:
     run.fabric.barrier()
 
 
-def save_weights(run: Run, step: int | str) -> None:
-    """Write the weights file of iteration `step` (or "latest"); rank 0 only."""
+def save_weights(run: Run, done: int, *, name: str | None = None) -> None:
+    """Write the weights of iteration `done`, under its number or a `name` ("latest", "best"); rank 0 only."""
     if not run.fabric.is_global_zero:
         return
     facts = build.network_facts(run.options) | build.plain(run.method.metadata())
-    facts["iteration"] = run.options.training.total_iter if step == LATEST else step
+    facts["iteration"] = done
     ema = run.ema.net if run.ema is not None else None
-    checkpoint.write_weights(run.folder.model(step), run.method.student, ema, facts)
+    checkpoint.write_weights(run.folder.model(name or done), run.method.student, ema, facts)
 
 
 def save_deployable(run: Run) -> Path | None:
@@ -105,6 +126,7 @@ def _save_state(run: Run, done: int, pending: dict[str, Any]) -> None:
         "precision": run.fabric._precision.state_dict(),
         "seed": run.seed,
         "best": run.state.best,
+        "progress": run.state.progress,
         "validation_due": run.state.validation_due,
         "losses": pending,
         "run": run.record,

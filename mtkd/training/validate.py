@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,8 @@ from torch import nn
 from mtkd import build
 from mtkd.inference.evaluate import compile_for_images, evaluate_sharded, save_to, val_predict
 from mtkd.inference.results import write_results
+from mtkd.training.best import judge, note_best, save_best
+from mtkd.training.early_stop import count_validation
 from mtkd.training.ema import Ema
 from mtkd.training.run import Run
 
@@ -27,6 +27,7 @@ def validate(run: Run, done: int) -> None:
     if options.val.compile and run.state.compile_validation:
         part = student if student in net.modules() else net
         run.state.compile_validation = compile_for_images(net, fabric.device, fabric.autocast, run.log.info, part=part)
+    deciding = judge(options)
     entry, rows = "params" if run.ema is None else "params_ema", []
     for name, images in run.val_sets.items():
         save = partial(_save_visualization, run, name, done) if options.val.save_img else None
@@ -41,24 +42,19 @@ def validate(run: Run, done: int) -> None:
                 save=save,
             )
         means = result.means()
-        best = _keep_best(run, name, means, done)
+        best = note_best(run, name, means, done)
+        if deciding is not None and deciding[0] == name:
+            last = means[deciding[1]]
+            count_validation(run, last, done)
+            run.log.score(deciding[1], best[deciding[1]]["val"], last)
         run.log.validation(step=done, dataset=name, label=run.label(name), entry=entry, values=means, best=best)
         rows.append((options.name, result))
+    save_best(run, done)
     if run.log.active and run.metrics:
         # `mtkd compare` pairs images, which means in the log do not allow.
         facts = {"name": options.name, "scale": options.scale, "entry": entry, "iteration": done}
         write_results(run.folder.validation, rows, {**facts, "metrics": build.plain(dict(options.val.metrics))})
     fabric.barrier()
-
-
-def _keep_best(run: Run, name: str, means: Mapping[str, float], done: int) -> dict[str, Any]:
-    """The best values so far of the set `name`, those of iteration `done` among them; the later of equals wins."""
-    for metric, value in means.items():
-        best = run.state.best.setdefault(name, {})
-        higher = run.options.val.metrics[metric]["better"] == "higher"
-        if metric not in best or (value >= best[metric]["val"] if higher else value <= best[metric]["val"]):
-            best[metric] = {"val": value, "iter": done}
-    return run.state.best[name] if means else {}
 
 
 def _student_to_validate(run: Run) -> nn.Module:

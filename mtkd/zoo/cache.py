@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given
+from mtkd.runtime.cached import touch
 from mtkd.runtime.files import atomic
 from mtkd.runtime.files import sha256 as sha256_of
 from mtkd.zoo import building, download, files, keymaps, loading, originals, students
@@ -106,6 +107,7 @@ def ensure(item: Entry, *, weights_dir: Path | None = None) -> Path:
     target = converted_path(item, weights_dir)
     if target.is_file():
         _check_converted(item, folder)
+        touch(target)
         return target
     with _locked(folder, item.name):
         if not target.is_file():  # another process may have been faster

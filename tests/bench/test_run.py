@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from mtkd.bench import control, jobs
+from mtkd.bench import control, estimate, jobs
 from mtkd.bench.control import Board, Slots
 from mtkd.bench.grid import load_grid
-from mtkd.bench.jobs import Plan, Record
+from mtkd.bench.jobs import Job, Plan, Record
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy
 
@@ -208,15 +209,23 @@ def test_submitit_runs_the_shares(tmp_path: Path) -> None:
 def test_a_stop_saves_what_runs(tmp_path: Path) -> None:
     path, out = toy(tmp_path, iterations=[20000]), tmp_path / "out"
     process = subprocess.Popen(
-        command(path, out, "--only", "scratch*_s1", "--no_report"), env=environment(), stdout=subprocess.PIPE, text=True
+        command(path, out, "--only", "scratch*_s1", "--no_report"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     log = out / "runs/scratch_small_x2_20000_s1/metrics.jsonl"
     until = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size) and time.monotonic() < until:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # SIGINT is ignored where the tests run in a shell's background
-    process.wait(120)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 143
+    assert said == (
+        f"mtkd: the grid was stopped with 0 of 1 jobs done, which are kept in {out}. scratch_small_x2_20000_s1 "
+        "will go on from what it has saved. The same command goes on.\n"
+    )
     states = list((out / "runs/scratch_small_x2_20000_s1/training_states").glob("*.state"))
     assert states, "the run had no time to save"
 
@@ -231,6 +240,58 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
 
 
 # -- without processes ---------------------------------------------------------
+
+
+def test_a_dry_run_times_each_job_as_it_is_and_says_why_where_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fusion network whose teachers answered the training images alone; a teacher that is a run to come."""
+    monkeypatch.setattr(estimate, "MINUTE", 0.0)
+    l1 = {"type": "L1Loss"}
+    teacher = {"model_type": "OutputKD", "train": {"pixel_opt": None, "target_opt": l1}}
+    path = toy(
+        tmp_path,
+        seeds=[1],
+        runs={
+            "fusion": {
+                "model_type": "MTKDFusion",
+                "teachers": ["kept", "live"],
+                "network_g": {"type": "DCTSwin", "embed_dim": 8, "depths": [2], "num_heads": [2], "num_feat": 4},
+                "train": {"pixel_opt": l1},
+                "datasets": {"val": None},
+                "val": None,
+            },
+            "large": {
+                "model_type": "SRModel",
+                "network_g": {"type": "EDSR", "num_feat": 6, "num_block": 1},
+                "train": {"pixel_opt": l1},
+            },
+        },
+        targets={},
+        rows={
+            "scratch": {"model_type": "SRModel", "train": {"pixel_opt": l1}},
+            "kd": {**teacher, "teachers": {"teacher": "run:large"}},
+            "absent": {**teacher, "teachers": {"teacher": {"network": {"type": "EDSR"}, "pretrain": "absent.pth"}}},
+        },
+    )
+    shutil.rmtree(tmp_path / "data/answers/Photos")
+    plan, timed = planned(path, tmp_path / "out"), []
+    monkeypatch.setattr(
+        estimate, "_seconds_of_a_step", lambda run, _: timed.append(run.options.network_g.type) or len(timed)
+    )
+    text = estimate.describe(plan, [*plan.cells, plan["fusion_x2"]], jobs=1)
+    about = {line.split()[0]: line for line in text.splitlines() if "iterations:" in line}
+    assert timed == ["DCTSwin", "EDSR", "EDSR", "EDSR", "EDSR"]
+    assert all("each (" in line for line in about.values()), text
+    assert [name for name, line in about.items() if "its student alone" in line] == ["absent"], text
+    assert "absent.pth" in text.partition("as it is it cannot be prepared: ")[2].splitlines()[0]
+    assert not (tmp_path / "out/runs").exists()
+
+    broken = Job(name="fusion_x2", kind="run", scale=2, cell=plan["fusion_x2"].cell)
+    shutil.rmtree(tmp_path / "data/answers")
+    text = estimate.describe(Plan(plan.grid, plan.out, (broken,)), [broken], jobs=1)
+    assert "0 of 1 done, not timed\n    as it is it cannot be prepared: " in text, text
+    assert "without 1 jobs that could not be timed" in text
 
 
 def test_what_a_failed_job_blocks_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import NoReturn
 
 import pytest
 
-from mtkd import cli
+from mtkd import cli, config
 from mtkd.commands import boundary
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
+from mtkd.training import loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +114,20 @@ def test_ctrl_c_is_130_wherever_it_comes(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(cli, "parser", lambda: raising(KeyboardInterrupt()))
     assert cli.main(["train"]) == 130
     assert capsys.readouterr().err == "mtkd: interrupted.\n"
+
+
+def test_a_stop_of_ours_keeps_its_code_and_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of commands that know nothing of it: an exit by foreign code is an error, this one is none."""
+
+    def stop(options: object, **_: object) -> None:
+        raise Stopped(signal.SIGTERM, "stopped; all is in OUT.")
+
+    monkeypatch.setattr(loop, "train", stop)
+    monkeypatch.setattr(config, "load_options", lambda *_, **__: None)
+    assert cli.main(["train", "-opt", __file__]) == 143
+    assert capsys.readouterr().err == "mtkd: stopped; all is in OUT.\n"
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:

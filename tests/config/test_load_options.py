@@ -386,8 +386,14 @@ def test_lmdb_is_kept_and_memcached_is_refused() -> None:
     assert "not supported" in only_problem(train, {"datasets.train.io_backend": {"type": "memcached"}}).message
 
 
-def test_basicsrs_colour_and_normalisation_keys_are_refused_unless_off() -> None:
-    assert "not supported" in only_problem(train, {"datasets.train.color": "y"}).message
+def test_basicsrs_colour_of_one_set_is_that_of_all() -> None:
+    assert train({"datasets.train.color": "rgb"}).channels == train({"datasets.val.color": None}).channels == 3
+    with pytest.raises(OptionError, match="datasets.val.color: must be y as in datasets.train") as raised:
+        train({"datasets.train.color": "y"})
+    assert "num_in_ch and num_out_ch to 1" in str(raised.value)
+
+
+def test_basicsrs_normalisation_keys_are_refused_unless_off() -> None:
     assert "not supported" in only_problem(train, {"datasets.val.mean": [0.5, 0.5, 0.5]}).message
     assert len(train({"datasets.train.mean": None, "datasets.train.std": None}).notices) == 2
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtkd.config import OptionError, Options, load_options, make_options, trial, yaml_loader
+from mtkd.config import OptionError, Options, load_options, make_options, resolved_yaml, trial, yaml_loader
 from mtkd.config.problems import FORCE
 from tests.config.samples import BASICSR_EDSR, TEST, changed, evaluation, only_problem, problems, train
 
@@ -178,22 +178,43 @@ def test_a_huge_file_is_answered_soon_and_shortly(text: str, tmp_path: Path) -> 
     assert len(str(raised.value).splitlines()) <= 102
 
 
-@pytest.mark.parametrize("name", ["ESRGANModel", "RealESRGANModel", "EDVRModel", "StyleGAN2Model", "RealESRNetModel"])
-def test_a_kind_of_model_that_is_not_supported_is_said_once(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ESRGANModel", "GAN training is not part of mtkd"),
+        ("RealESRGANModel", "GAN training is not part of mtkd"),
+        ("SwinIRGANModel", "GAN training is not part of mtkd"),
+        ("EDVRModel", "video super-resolution is not part of mtkd"),
+        ("VideoRecurrentGANModel", "video super-resolution is not part of mtkd"),
+        ("HiFaceGANModel", "restoring faces is not part of mtkd"),
+        ("StyleGAN2Model", "images without an input is not part of mtkd"),
+        ("RealESRNetModel", "degradations that are made during training are not part of mtkd"),
+    ],
+)
+def test_a_kind_of_model_that_is_not_supported_is_said_once(name: str, said: str, tmp_path: Path) -> None:
     text = BASICSR_EDSR.replace("SRModel", name) + "network_d:\n  type: VGG\ngt_usm: true\n"
     (tmp_path / "gan.yml").write_text(text)
     problem = only_problem(load_options, tmp_path / "gan.yml")
     assert (problem.line, problem.key) == (3, "model_type")
-    assert f"{name} is not supported: mtkd has no " in problem.message and "Did you mean" not in problem.message
+    assert f"{name} is not supported: " in problem.message and "Did you mean" not in problem.message
+    assert said in problem.message
 
 
-def test_a_test_file_of_a_gan_is_told_how_it_is_measured() -> None:
-    assert "write SRModel" in only_problem(make_options, changed(TEST, {"model_type": "ESRGANModel"})).message
+@pytest.mark.parametrize("name", ["SRGANModel", "ESRGANModel", "RealESRGANModel", "RealESRNetModel"])
+def test_a_test_file_of_a_gan_is_that_of_a_plain_network(name: str) -> None:
+    options = make_options(changed(TEST, {"model_type": name, "network_d": {"type": "VGG"}}))
+    assert options.model_type == "SRModel" and name in " ".join(options.notices)
+    assert make_options(yaml_loader.parse(resolved_yaml(options)).data).model_dump() == options.model_dump()
+
+
+def test_a_test_file_of_video_or_faces_is_refused() -> None:
+    for name in ("EDVRModel", "HiFaceGANModel"):
+        assert "is not part of mtkd" in only_problem(make_options, changed(TEST, {"model_type": name})).message
 
 
 def test_a_discriminator_is_not_supported_rather_than_misspelt() -> None:
     problem = only_problem(train, {"network_d": {"type": "UNetDiscriminatorSN"}})
-    assert (problem.key, problem.message) == ("network_d", "not supported: mtkd has no GANs.")
+    assert problem.key == "network_d" and "GAN training is not part of mtkd. Remove it" in problem.message
 
 
 def forced(tmp_path: Path, *items: str) -> Options:

@@ -223,6 +223,7 @@ def _craft(draw: st.DrawFn, content: dict[str, Any]) -> None:
                 "params",
                 "method",
                 "best",
+                "progress",
                 "seed",
                 "optimizers",
                 "precision",
@@ -255,6 +256,10 @@ def _craft(draw: st.DrawFn, content: dict[str, Any]) -> None:
                 (None, [], {"val": None}, {"val": {"psnr": 3}}, {"val": {"psnr": {"val": "x", "iter": 2}}}, 3)
             )
         )
+    elif action == "progress":
+        content["progress"] = draw(
+            st.sampled_from(([], {"val": 3}, {"val": 3.0, "iter": -1}, {"val": 3.0, "iter": 2, "since": "x"}, 3))
+        )
     elif action == "seed":
         content["seed"] = draw(st.sampled_from((None, -1, 4, 2**70, "3", [3], 3.0)))
     elif action == "optimizers":
@@ -283,7 +288,7 @@ _BEFORE: dict[str, dict[str, torch.Tensor]] = {}
 def _untouched(code: int, arguments: tuple[str, ...], facts: Mapping[str, Any]) -> str:
     """Weights of an older run are what they were, unless they were made again bit for bit."""
     for name, state in _BEFORE.items():
-        if name.endswith("latest.pth") and not code:
+        if name.endswith(("latest.pth", "best.pth")) and not code:
             continue
         if not Path(name).exists():
             return f"{name} is gone"

@@ -369,7 +369,7 @@ def test_numbers_that_cannot_be_written_are_printed_all_the_same(
 def test_multiply_adds_that_cannot_be_counted_cost_no_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(net: torch.nn.Module) -> None:
+    def refuse(net: torch.nn.Module, **_: object) -> None:
         raise ValueError("images of 64 pixels only")
 
     monkeypatch.setattr(results, "complexity", refuse)

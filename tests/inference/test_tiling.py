@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from mtkd.archs.edsr import EDSR
 from mtkd.archs.swinir import SwinIR
 from mtkd.contracts import MtkdError
 from mtkd.inference import tiling
+from mtkd.inference.enlarging import place
 from mtkd.inference.tiling import FittingTiles, self_ensemble, tile_size, tiled
 
 nearest = partial(nn.functional.interpolate, scale_factor=2)
@@ -199,3 +202,29 @@ def test_a_gpu_runs_batches_of_tiles_that_fit_its_memory() -> None:
         taken = torch.cuda.max_memory_allocated() - before
         assert 0.5 < taken / (per_pixel * 500 * 700) < 1.5
         assert tile_size(net, lq, scale=2) is None
+
+
+class Elsewhere(nn.Module):
+    """A network of another library: its memory is numpy's, 4 KiB for each lq pixel."""
+
+    scale = 2
+    outside_torch = True
+
+    def forward(self, lq: Tensor) -> Tensor:
+        held = np.ones((lq.shape[-2] * lq.shape[-1], 512))
+        return nearest(lq) * float(held[0, 0])
+
+
+def test_memory_outside_torch_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Elsewhere()
+    assert tile_size(net, torch.rand(1, 3, 8, 8), scale=2) is None
+    found = tiling._bytes_per_pixel(net, torch.rand(1, 3, 8, 8))
+    if sys.platform == "linux":
+        # Half as much again is taken; the system hands out whole pages, and some were free.
+        assert 0.9 * 4096 < found < 3 * 4096
+    # Where the system does not say, much is assumed.
+    monkeypatch.setattr(tiling, "resident_peak", lambda call: None)
+    assert tiling._bytes_per_pixel(Elsewhere(), torch.rand(1, 3, 8, 8)) == tiling.UNKNOWN_COST
+    with pytest.raises(MtkdError, match="Elsewhere runs on the CPU, and meta|There is no device"):
+        place(net, "meta")
+    assert place(net, None) == place(net, "cpu") == torch.device("cpu")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.data.images import write_image
 from mtkd.training import loop as train_module
 from mtkd.training.log import RunLog
-from mtkd.training.loop import Stopped, train
+from mtkd.training.loop import train
 from mtkd.training.optim import build_optimizer, checked_state
 from mtkd.training.prepare import prepare
 from mtkd.training.resume import compare

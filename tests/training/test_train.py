@@ -18,9 +18,9 @@ import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current to
 from mtkd import zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.config import resolved_yaml
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.training import loop as train_module
-from mtkd.training.loop import Stopped, train
+from mtkd.training.loop import train
 from mtkd.training.run import Run
 from tests.runs import FUSION, STUDENT, make_images, make_teachers, run_options
 
@@ -65,7 +65,7 @@ def test_run_folder_holds_what_basicsr_users_expect(tmp_path: Path) -> None:
     root = tmp_path / "experiments" / "tiny"
     assert latest == root / "models" / "net_g_latest.pth"
     assert sorted(p.name for p in (root / "models").iterdir()) == [
-        f"net_g_{step}.pth" for step in ("2", "4", "6", "8", "latest")
+        f"net_g_{step}.pth" for step in ("2", "4", "6", "8", "best", "latest")
     ]
     assert sorted(p.name for p in (root / "training_states").iterdir()) == [f"{step}.state" for step in (2, 4, 6, 8)]
     assert (root / "visualization" / "chelsea" / "chelsea_8.png").exists()

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from mtkd.config import Options
-from mtkd.contracts import MtkdError
+from mtkd.contracts import MtkdError, Stopped
 from mtkd.training import loop as train_module
 from mtkd.training import prepare as prepare_module
-from mtkd.training.loop import Stopped, prepare, train
+from mtkd.training.loop import prepare, train
 from tests.runs import run_options
 
 SGD = {"type": "SGD", "lr": 1.0}

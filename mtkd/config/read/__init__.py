@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd import catalog
-from mtkd.config import layers
-from mtkd.config.basicsr_keys import IGNORED_AT_TOP, UNSUPPORTED_MODELS, apply_debug
+from mtkd.config import basicsr_models, layers
+from mtkd.config.basicsr_keys import IGNORED_AT_TOP, apply_debug
 from mtkd.config.problems import KeyPath, OptionError, Origin, Problem, in_order_of_the_file
 from mtkd.config.read.arguments import lookup
 from mtkd.config.read.datasets import read_datasets
 from mtkd.config.read.edits import apply_force, filled
 from mtkd.config.read.folders import read_logger, read_path
 from mtkd.config.read.methods import check_effects, check_teachers, read_method
-from mtkd.config.read.networks import read_fusion, read_teachers, read_tested
+from mtkd.config.read.networks import check_luma, read_fusion, read_teachers, read_tested
 from mtkd.config.read.reader import Reader, is_training_file, keys_of
-from mtkd.config.read.training import check_curriculum, check_gt, read_training
+from mtkd.config.read.training import check_curriculum, check_early_stop, check_gt, read_training
 from mtkd.config.read.validation import read_validation
 from mtkd.config.schema import Head, Options
 from mtkd.config.yaml_nodes import Document
@@ -65,7 +64,7 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
         reader.problem(("datasets",), "has no `train` set: this is a test file, and a training file is expected.")
     if kind == "test" and reader.is_train:
         reader.problem(("datasets",), "has a `train` set: this is a training file, and a test file is expected.")
-    _refuse_unsupported_model(reader)
+    _read_model_of_basicsr(reader)
     top = {key: value for key, value in reader.data.items() if _is_known(reader, key)}
     if isinstance(top.get("model_type"), str) and "+" in top["model_type"]:
         top["model_type"] = " + ".join(name.strip() for name in top["model_type"].split("+"))
@@ -88,7 +87,9 @@ def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool,
     logger = read_logger(reader, top.get("logger"))
     check_teachers(reader, method, has_store=target_store is not None)
     check_curriculum(reader, train, datasets)
+    check_early_stop(reader, train, val, datasets)
     check_gt(reader, train, datasets)
+    check_luma(reader, network_g, datasets)
     check_effects(reader, method, train, datasets, has_store=target_store is not None)
     if head is None or reader.problems:
         raise OptionError(in_order_of_the_file(reader.problems, document.file))
@@ -130,15 +131,19 @@ def _reader(document: Document, force: Sequence[str], *, debug: bool, check: boo
     return Reader(data, origin, problems, check=check)
 
 
-def _refuse_unsupported_model(reader: Reader) -> None:
-    """Report once that the file is of another kind, and not each of its keys as unknown."""
+def _read_model_of_basicsr(reader: Reader) -> None:
+    """Report once that the file is of another kind, and not each of its keys as unknown; test generators of GANs as
+    the plain networks that they are.
+    """
     name = reader.data.get("model_type")
-    if not isinstance(name, str) or (what := UNSUPPORTED_MODELS.get(name)) is None:
+    if not isinstance(name, str):
         return
-    message = f"{name} is not supported: mtkd has no {what}. Its models are {', '.join(catalog.names('method'))}."
-    if not reader.is_train and what == "GANs":
-        message += " To measure its generator, write SRModel."
-    raise OptionError([reader.origin.problem(("model_type",), message)])
+    if not reader.is_train and name in basicsr_models.GENERATORS:
+        reader.data["model_type"] = basicsr_models.TESTED_AS
+        reader.data.pop("network_d", None)
+        reader.notices.append(f"model_type {name}: its network_g is tested as a plain network of images.")
+    elif (why := basicsr_models.refusal(name)) is not None:
+        raise OptionError([reader.origin.problem(("model_type",), why)])
 
 
 def _is_known(reader: Reader, key: str) -> bool:

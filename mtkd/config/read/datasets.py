@@ -9,7 +9,14 @@ from mtkd.config.basicsr_keys import IGNORED_KEYS, IGNORED_OUTSIDE_DATASETS, LOA
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import lookup
 from mtkd.config.read.reader import Reader, keys_of
-from mtkd.config.schema import DatasetsOptions, EvalSetOptions, ItemSetOptions, ItemTrainSetOptions, TrainSetOptions
+from mtkd.config.schema import (
+    WITHOUT_GT,
+    DatasetsOptions,
+    EvalSetOptions,
+    ItemSetOptions,
+    ItemTrainSetOptions,
+    TrainSetOptions,
+)
 
 DataSet = TypeVar("DataSet", TrainSetOptions, EvalSetOptions)
 
@@ -50,15 +57,35 @@ def read_datasets(reader: Reader, data: Any) -> DatasetsOptions:
             if one.name in [other.name for other in evaluation.values()]:
                 reader.problem((*path, "name"), f"{one.name!r} names two data sets; their results would mix.")
             evaluation[key] = one
+    _check_color(reader, train, evaluation)
     if isinstance(train, TrainSetOptions) and reader.scale and train.gt_size % reader.scale:
         message = f"must be a multiple of the scale {reader.scale}, found {train.gt_size}."
         reader.problem(("datasets", "train", "gt_size"), message)
     return DatasetsOptions(train=train, evaluation=evaluation)
 
 
+def _check_color(
+    reader: Reader,
+    train: TrainSetOptions | ItemTrainSetOptions | None,
+    evaluation: dict[str, EvalSetOptions | ItemSetOptions],
+) -> None:
+    """Report sets that differ in `color`, and what cannot be with `color: y`."""
+    sets = {"train": train, **evaluation} if train is not None else evaluation
+    luma = [key for key, given in sets.items() if getattr(given, "color", None) == "y"]
+    for key in sets if luma else ():
+        if key not in luma:
+            message = f"must be y as in datasets.{luma[0]}: the networks of a file get images of one kind."
+            reader.problem(("datasets", key, "color"), message)
+    if luma and reader.is_train and reader.method is not None and not reader.method.takes_luma:
+        able = ", ".join(name for name in catalog.names("method") if catalog.get("method", name).takes_luma)
+        message = f"y is one channel, and {reader.model_type} reads RGB. Methods that train on Y: {able}."
+        reader.problem(("datasets", luma[0], "color"), message)
+
+
 def _item_set(reader: Reader, data: dict[str, Any], path: KeyPath) -> ItemSetOptions | None:
     """A data set of a class from outside: our keys are checked, the rest is the class's."""
-    if lookup(reader, "dataset", data["type"], (*path, "type")) is None and reader.check:
+    without_gt = data["type"] == WITHOUT_GT and path[-1] != "train"  # needs no class: nothing is measured on it
+    if not without_gt and lookup(reader, "dataset", data["type"], (*path, "type")) is None and reader.check:
         return None
     model = ItemTrainSetOptions if path[-1] == "train" else ItemSetOptions
     for key in data:
@@ -82,8 +109,8 @@ def _data_set(reader: Reader, model: type[DataSet], data: Any, path: KeyPath) ->
             given[key] = _io_backend(reader, value, (*path, key))
         elif key == "gt_size" and model is TrainSetOptions and isinstance(value, dict):
             given[key] = _of_scale(reader, value, (*path, key))
-        elif key == "color" and value not in (None, "rgb"):
-            reader.problem((*path, key), f"{value!r} is not supported yet; images are RGB.")
+        elif key == "color" and value not in (None, "rgb", "y"):
+            reader.problem((*path, key), f"must be 'y' or 'rgb', found {format_value(value)}.")
         elif key in ("mean", "std") and value is not None:
             reader.problem((*path, key), f"not supported: {IGNORED_KEYS[key]}.")
         elif key == "num_worker_per_gpu" and model is TrainSetOptions:

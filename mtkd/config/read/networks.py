@@ -7,12 +7,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mtkd import zoo
+from mtkd import catalog, zoo
 from mtkd.config import trial
 from mtkd.config.problems import KeyPath, format_value, key_text
 from mtkd.config.read.arguments import check_arguments, lookup, parameters_of, typed
 from mtkd.config.read.reader import Reader
-from mtkd.config.schema import NO_NETWORK, AnswersOptions, FusionOptions, NetworkOptions, TeacherOptions
+from mtkd.config.schema import (
+    NO_NETWORK,
+    AnswersOptions,
+    DatasetsOptions,
+    FusionOptions,
+    NetworkOptions,
+    TeacherOptions,
+)
 from mtkd.contracts import MtkdError
 from mtkd.runtime.given import check_readable
 from mtkd.runtime.given import path as given_path
@@ -67,6 +74,23 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
     if len(reader.problems) == before and (why := trial.network(name, args)) is not None:
         reader.problem(path, why)
     return NetworkOptions(type=name, args=args)
+
+
+def check_luma(reader: Reader, network: NetworkOptions, datasets: DatasetsOptions) -> None:
+    """Report networks and teachers that cannot work on Y where the data sets have `color: y`."""
+    sets = [datasets.train, *datasets.evaluation.values()]
+    if network.is_none or not reader.check or all(getattr(given, "color", None) != "y" for given in sets):
+        return
+    arch = lookup(reader, "arch", network.type, ("network_g", "type"))
+    if arch is not None and (channels := catalog.image_channels(arch, network.args)) != 1:
+        names = [name for name in ("num_in_ch", "num_out_ch", "in_chans") if name in parameters_of(arch)]
+        how = f"Set {' and '.join(names)} to 1" if names else "Take a network of one channel"
+        message = f"takes images of {channels} channels, and `color: y` gives Y alone. {how}, or remove `color`."
+        reader.problem(("network_g",), message)
+    kept = {} if reader.is_train else reader.mapping(reader.data.get("teachers"), ("teachers",))
+    for name, value in kept.items():
+        if isinstance(value, dict) and value.get("images") is not None:
+            reader.problem(("teachers", name, "images"), "answers RGB images, and `color: y` measures Y alone.")
 
 
 def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions | AnswersOptions]:

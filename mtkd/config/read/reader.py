@@ -75,7 +75,7 @@ class Reader:
         """Report that the key at `path` is none of `valid`, with the nearest of them, or where it belongs."""
         name = str(path[-1])
         if len(path) == 1 and name in UNSUPPORTED_KEYS:
-            self.problem(path, f"not supported: mtkd has no {UNSUPPORTED_KEYS[name]}.")
+            self.problem(path, f"not supported: {UNSUPPORTED_KEYS[name]}.")
             return
         if len(self.problems) >= PROBLEMS_SHOWN:
             self.problem(path, f"{kind}.")  # not shown, and the search for near names takes time
@@ -183,7 +183,8 @@ def _homes() -> dict[str, list[str]]:
         for key in keys_of(model):
             if key not in ("name", "type"):
                 homes.setdefault(key, []).append(prefix + key)
-    return homes
+    # BasicSR's older files have the first at the top, and ignore it there.
+    return homes | {key: [f"val.metrics.NAME.{key}"] for key in ("crop_border", "test_y_channel")}
 
 
 _HOMES = _homes()

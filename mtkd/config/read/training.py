@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from mtkd.config import trial
+from mtkd.config.optimizers import OPTIMIZERS, optimizer_class
 from mtkd.config.problems import KeyPath, format_value, key_text, no_mapping, unknown_choice
 from mtkd.config.read.arguments import check_arguments, typed
 from mtkd.config.read.reader import Reader
@@ -20,10 +19,10 @@ from mtkd.config.schema import (
     SchedulerOptions,
     TrainOptions,
     TrainSetOptions,
+    ValOptions,
 )
 from mtkd.config.signatures import is_number
-
-_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Rprop", "Adagrad", "Adadelta")
+from mtkd.contracts import MtkdError
 
 
 def read_training(reader: Reader, data: Any) -> TrainOptions | None:
@@ -72,6 +71,24 @@ def check_curriculum(reader: Reader, train: TrainOptions | None, datasets: Datas
             reader.problem(("train", "curriculum", "gt_size", index), message)
 
 
+def check_early_stop(reader: Reader, train: TrainOptions | None, val: ValOptions, datasets: DatasetsOptions) -> None:
+    """Report `train.early_stop` where nothing is measured that it could follow; note that it comes too late."""
+    if train is None or train.early_stop is None:
+        return
+    if not datasets.evaluation or not val.metrics:
+        what = (
+            "there are no val.metrics" if datasets.evaluation else "there is no data set to validate on (datasets.val)"
+        )
+        reader.problem(("train", "early_stop"), f"has no effect: {what}. Give some, or leave early_stop out.")
+        return
+    first = (train.early_stop.patience + 1) * (val.val_freq or train.total_iter)
+    if first >= train.total_iter:
+        reader.notices.append(
+            f"train.early_stop ends no run of {train.total_iter} iterations: with a validation every {val.val_freq} "
+            f"iterations, {train.early_stop.patience + 1} validations are needed."
+        )
+
+
 def check_gt(reader: Reader, train: TrainOptions | None, datasets: DatasetsOptions) -> None:
     """Report terms that compare with gt where the training images have none."""
     images = datasets.train
@@ -106,18 +123,24 @@ def _optimizer(reader: Reader, data: Any, path: KeyPath) -> OptimOptions:
         return OptimOptions(type="", lr=0.0)
     name, args = found
     given = dict(args)
-    if name not in _OPTIMIZERS:
-        reader.problem((*path, "type"), unknown_choice(name, _OPTIMIZERS))
-        return OptimOptions(type="", lr=0.0)
+    foreign = name not in OPTIMIZERS
+    optimizer = None
+    if reader.check or not foreign:
+        try:
+            optimizer = optimizer_class(name)
+        except MtkdError as error:
+            reader.problem((*path, "type"), str(error))
+            return OptimOptions(type="", lr=0.0)
     lr = args.pop("lr", None)
     if not is_number(lr) or lr <= 0:
         found_lr = "required, and missing." if lr is None else f"must be a positive number, found {format_value(lr)}."
         reader.problem((*path, "lr"), found_lr)
         lr = 1.0
-    optimizer = getattr(torch.optim, name)
+    if optimizer is None:
+        return OptimOptions(type=name, lr=float(lr), args=args)
     before = len(reader.problems)
     args = check_arguments(reader, optimizer, args, path, f"a key of {name}", skip={"params", "lr"}, more=["lr"])
-    for key, value in args.items():
+    for key, value in () if foreign else args.items():
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if is_number(v)]
         if any(v < 0 for v in numbers) or (key == "betas" and any(v >= 1 for v in numbers)):
             reader.problem((*path, key), f"out of range, found {format_value(given[key])}.")

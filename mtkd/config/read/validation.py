@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtkd.config.basicsr_keys import METRICS_BETTER
-from mtkd.config.problems import KeyPath, format_value, key_text
+from mtkd.config.problems import KeyPath, format_value, key_text, unknown_choice
 from mtkd.config.read.arguments import check_arguments, lookup, typed
 from mtkd.config.read.reader import Reader
 from mtkd.config.schema import ValOptions
@@ -32,9 +32,24 @@ def read_validation(reader: Reader, data: Any) -> ValOptions:
     elif given.get("val_freq") is not None:
         reader.ignore(("val", "val_freq"), "a test file is measured once")
         del given["val_freq"]
+    _read_best(reader, given, sets)
     metrics = reader.mapping(given.get("metrics"), ("val", "metrics"))
     given["metrics"] = {name: _metric(reader, value, ("val", "metrics", name)) for name, value in metrics.items()}
     return reader.section(ValOptions, given, ("val",)) or ValOptions()
+
+
+def _read_best(reader: Reader, given: dict[str, Any], sets: list[str]) -> None:
+    """Check `best_metric` and `best_set`; what has no effect is taken out of `given`."""
+    metrics = given.get("metrics")
+    for key, names in (("best_metric", list(metrics) if isinstance(metrics, dict) else []), ("best_set", sets)):
+        name = given.get(key)
+        if name is None:
+            continue
+        if not reader.is_train:
+            reader.ignore(("val", key), "a test keeps no weights")
+            del given[key]
+        elif isinstance(name, str) and sets and name not in names:
+            reader.problem(("val", key), unknown_choice(name, names))
 
 
 def _metric(reader: Reader, data: Any, path: KeyPath) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mtkd.config.schema.datasets import (
+    WITHOUT_GT,
     DatasetsOptions,
     EvalSetOptions,
     ItemSetOptions,
@@ -16,6 +17,7 @@ from mtkd.config.schema.run import Head, Options
 from mtkd.config.schema.training import (
     SCHEDULERS,
     CurriculumOptions,
+    EarlyStopOptions,
     OptimOptions,
     SchedulerName,
     SchedulerOptions,
@@ -27,9 +29,11 @@ from mtkd.config.schema.validation import TileOptions, ValOptions
 __all__ = [
     "NO_NETWORK",
     "SCHEDULERS",
+    "WITHOUT_GT",
     "AnswersOptions",
     "CurriculumOptions",
     "DatasetsOptions",
+    "EarlyStopOptions",
     "EvalSetOptions",
     "FusionOptions",
     "Head",

@@ -10,6 +10,9 @@ from pydantic import Field, model_serializer, model_validator
 from mtkd.config.problems import format_value
 from mtkd.config.schema.fields import Batch, Count, FileName, Section, UserPath, Workers
 
+WITHOUT_GT = "SingleImageDataset"
+"""BasicSR's type of a set of images without gt, for `mtkd upscale -opt` alone."""
+
 
 class _SetOptions(Section):
     name: FileName = Field(description="what the data set is called in logs, tables and file names")
@@ -29,6 +32,12 @@ class _SetOptions(Section):
     )
     io_backend: dict[str, str] | None = Field(
         default=None, description="`{type: disk}` for folders of images, `{type: lmdb}` for BasicSR's lmdb folders"
+    )
+
+    color: Literal["rgb", "y"] | None = Field(
+        default=None,
+        description="`y`: networks get and make Y of YCbCr alone, one channel, as BasicSR's ECBSR; in every data set "
+        "of the file or in none. `~` is RGB",
     )
 
     @model_validator(mode="after")

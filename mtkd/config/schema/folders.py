@@ -45,5 +45,15 @@ class LoggerOptions(Section):
         default=100, description="iterations between lines of the log, and over which their losses are averaged"
     )
     save_checkpoint_freq: Count = Field(default=5000, description="iterations between checkpoints")
+    keep_last: Count | None = Field(
+        default=None,
+        description="checkpoints and training states that are kept, the newest ones; `~`: all. `net_g_best` and "
+        "`net_g_latest` are never removed",
+    )
+    save_best: bool = Field(
+        default=True,
+        description="keep the weights that were the best in a validation as `models/net_g_best.pth`; "
+        "`val.best_metric` says by what",
+    )
     use_tb_logger: bool = Field(default=False, description="write TensorBoard events to `tb_logger/NAME`")
     wandb: WandbOptions | None = Field(default=None, description="log to Weights & Biases; `~`: do not")

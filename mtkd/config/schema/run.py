@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 
 from mtkd.config.problems import KeyPath, Origin, Problem, format_value
 from mtkd.config.schema.datasets import (
+    WITHOUT_GT,
     DatasetsOptions,
     EvalSetOptions,
     ItemSetOptions,
@@ -101,6 +102,26 @@ class Options(Head):
     def is_train(self) -> bool:
         """The file describes a training run."""
         return self.train is not None
+
+    @property
+    def sets_without_gt(self) -> dict[str, ItemSetOptions]:
+        """The evaluation sets that nothing can be measured on, by key."""
+        return {
+            key: given
+            for key, given in self.datasets.evaluation.items()
+            if isinstance(given, ItemSetOptions) and given.type == WITHOUT_GT
+        }
+
+    @property
+    def color(self) -> Literal["rgb", "y"]:
+        """What images are for the networks of this file: all sets agree."""
+        sets = [self.datasets.train, *self.datasets.evaluation.values()]
+        return "y" if any(getattr(given, "color", None) == "y" for given in sets) else "rgb"
+
+    @property
+    def channels(self) -> int:
+        """Channels of such an image."""
+        return 1 if self.color == "y" else 3
 
     def problem(self, path: KeyPath, message: str) -> Problem:
         """`message` about the value at `path`, with the file and line where it was written."""

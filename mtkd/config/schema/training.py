@@ -13,7 +13,7 @@ SchedulerName = Literal["MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRes
 
 
 class OptimOptions(Section):
-    """`{type, lr, **args}` of a `torch.optim` optimizer."""
+    """`{type, lr, **args}` of an optimizer, see `config.optimizers`."""
 
     type: str
     lr: float
@@ -123,6 +123,17 @@ class CurriculumOptions(Section):
         return next(side for start, side in reversed(self.gt_size) if start <= step)
 
 
+class EarlyStopOptions(Section):
+    """`train.early_stop`."""
+
+    patience: Count = Field(
+        description="the run ends after so many validations in a row in which `val.best_metric` did not become better"
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="what counts as better: more than this, in units of the metric"
+    )
+
+
 class TrainOptions(Section):
     """`train`.
 
@@ -140,8 +151,8 @@ class TrainOptions(Section):
         "validated; 0 keeps none",
     )
     optim_g: OptimOptions = Field(
-        description="optimizer of the student, and of what a method trains beside it: one of torch.optim with its "
-        "arguments"
+        description="optimizer of the student, and of what a method trains beside it: one of torch.optim, or any "
+        "class by its path (`my_package.my_module.Lion`), with its arguments"
     )
     optim_d: OptimOptions | None = Field(default=None, description="the same for the critic of a method that has one")
     scheduler: SchedulerOptions = Field(description="learning rate as a function of the iteration")
@@ -154,6 +165,9 @@ class TrainOptions(Section):
     )
     accumulate: Count = Field(default=1, description="batches whose gradients are averaged for one optimizer step")
     curriculum: CurriculumOptions | None = Field(default=None, description="what grows during the run")
+    early_stop: EarlyStopOptions | None = Field(
+        default=None, description="end the run when its validations no longer become better; `~`: never"
+    )
     terms: dict[str, TermOptions] = {}
     off: list[str] = []
 

@@ -29,6 +29,16 @@ class ValOptions(Section):
         default=None, description="what `mtkd test` adds to the names of the images it keeps; `~`: the file's `name`"
     )
     metrics: dict[str, dict[str, Any]] = Field(default={}, description="what is measured, by the name of its column")
+    best_metric: str | None = Field(
+        default=None,
+        description="the metric by which weights are the best, for `logger.save_best` and `train.early_stop`; `~`: the "
+        "first. Not in a test file",
+    )
+    best_set: str | None = Field(
+        default=None,
+        description="key of the validation set whose `best_metric` counts, such as `val_2`; `~`: the first. Not in a "
+        "test file",
+    )
     tile: TileOptions | None = Field(
         default=None, description="run the network over tiles of an image, for large images; `~`: over whole images"
     )

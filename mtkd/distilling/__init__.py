@@ -1,0 +1,1 @@
+"""`mtkd distill`: own photographs and a strong network in, an own student out."""
