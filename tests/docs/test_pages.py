@@ -26,6 +26,7 @@ FOLLOWED = {"CONTRIBUTING.md": "tests/test_contributing.py"}
 ELSEWHERE = {
     "mtkd.distill(": "tests/distilling/test_run.py",  # takes minutes, and a teacher
     'mtkd.load("hf:': "tests/inference/test_hub.py",  # needs a repository of the hub
+    "mtkd.export.export(": "tests/export/test_export.py",  # as the command of the same page
 }
 """What a block of Python does that is not done here -> the test that does it, with what it needs."""
 
@@ -33,6 +34,7 @@ RUN = {
     "README.md": ["mtkd list methods", "mtkd list recipes", "mtkd zoo list --scale 4", "mtkd data list"],
     "CONTRIBUTING.md": ["mtkd config schema"],
     "docs/zoo.md": ["mtkd zoo info rcan_x4"],
+    "docs/deploy.md": ["mtkd export tiny_x4 tiny.onnx", "mtkd export tiny_x4 models/tiny-x4.param"],
     "docs/start.md": [
         "mtkd upscale photo.jpg out.png",
         "mtkd upscale photo.jpg own.png --weights mine/student.safetensors",
