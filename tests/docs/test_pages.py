@@ -34,7 +34,6 @@ RUN = {
     "README.md": ["mtkd list methods", "mtkd list recipes", "mtkd zoo list --scale 4", "mtkd data list"],
     "CONTRIBUTING.md": ["mtkd config schema"],
     "docs/zoo.md": ["mtkd zoo info rcan_x4"],
-    "docs/deploy.md": ["mtkd export tiny_x4 tiny.onnx", "mtkd export tiny_x4 models/tiny-x4.param"],
     "docs/start.md": [
         "mtkd upscale photo.jpg out.png",
         "mtkd upscale photo.jpg own.png --weights mine/student.safetensors",
