@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtkd.contracts import MtkdError
-from mtkd.runtime.modes import evaluating
+from mtkd.runtime.modes import deployed, evaluating
 
 PUBLISHED_LQ = {2: (360, 640), 3: (240, 424), 4: (180, 320)}
 """Scale -> (height, width) of the lq that stands for a 1280x720 output; 424 is 1280 / 3 cut to a multiple of 8."""
@@ -33,7 +33,7 @@ def published_lq_size(scale: int) -> tuple[int, int]:
 def complexity(
     net: nn.Module, lq_hw: tuple[int, int] | None = None, *, scale: int | None = None, channels: int = 3
 ) -> Complexity:
-    """Parameters and multiply-adds of `net` on one image.
+    """Parameters and multiply-adds of `net`, as it is used (`deployed`), on one image.
 
     Convolutions, matrix products and attention count, half of PyTorch's flops; element-wise work, norms and FFTs do
     not, as in the papers. A network that pads its input is counted with the padding. It runs on meta tensors, which
@@ -58,6 +58,7 @@ def complexity(
         if not isinstance(scale, int):
             raise MtkdError(f"{type(net).__name__} has no `scale`: give complexity() lq_hw=(height, width) or scale.")
         lq_hw = published_lq_size(scale)
+    net = deployed(net)
     # Some networks move a plain tensor attribute to the device of their input; restore it, because `meta` loses values.
     plain = [
         (vars(m), name, value) for m in net.modules() for name, value in vars(m).items() if isinstance(value, Tensor)

@@ -17,7 +17,7 @@ from mtkd.contracts import MtkdError
 from mtkd.metrics.complexity import published_lq_size
 from mtkd.runtime.environment import device_name
 from mtkd.runtime.memory import resident_peak
-from mtkd.runtime.modes import evaluating
+from mtkd.runtime.modes import deployed, evaluating
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -77,7 +77,8 @@ class RunningCost:
 def running_cost(
     net: nn.Module, *, scale: int | None = None, device: torch.device | str = "cpu", autocast: Context = nullcontext
 ) -> RunningCost:
-    """Latency and peak memory of `net` for one image of 1280x720 pixels (at x3 1272x720), as `complexity` counts it.
+    """Latency and peak memory of `net`, as it is used, for one image of 1280x720 pixels (at x3 1272x720), which is
+    what `complexity` counts.
 
     Args:
         net: (1, 3, h, w) -> image, on `device`, in the precision and memory format it is to run in.
@@ -91,7 +92,7 @@ def running_cost(
     scale = scale if scale is not None else getattr(net, "scale", None)
     if not isinstance(scale, int):
         raise MtkdError(f"{type(net).__name__} has no `scale`: give running_cost() one.")
-    lq_hw, device = published_lq_size(scale), torch.device(device)
+    net, lq_hw, device = deployed(net), published_lq_size(scale), torch.device(device)
     time = latency(net, lq_hw, device, autocast=autocast)
     memory = peak_memory(net, lq_hw, device, autocast=autocast)
     return RunningCost(

@@ -1,4 +1,4 @@
-"""Train and eval mode of networks."""
+"""Networks in train and eval mode, and as they are used."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def deployed(net: nn.Module) -> nn.Module:
+    """`net` as it is used: what `deployable()` gives of one that trains more weights than it keeps, else itself."""
+    fold = getattr(net, "deployable", None)
+    return net if fold is None else fold()

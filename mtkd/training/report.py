@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mtkd.inference.evaluate import val_predict
 from mtkd.inference.report import PAGE, Shots, direction, facts_of, picture_of, write_beside
 from mtkd.report.content import Curve, Picture, Report, Row
+from mtkd.runtime.modes import deployed
 from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.training.log import metric_rows
 from mtkd.training.run import Run
@@ -53,7 +54,7 @@ def run_report(run: Run) -> Report:
         name=options.name,
         seeds=(run.seed,),
         scores=scores,
-        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        parameters=sum(parameter.numel() for parameter in deployed(student).parameters()),
         curves=curves,
         training_seconds=max((curve.seconds[-1] for curve in curves), default=None),
         note=f"{options.model_type}, average of the weights (EMA)" if run.ema is not None else options.model_type,

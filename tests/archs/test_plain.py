@@ -9,6 +9,7 @@ from mtkd import zoo
 from mtkd.archs.plain import PlainSR, cubic_kernels
 from mtkd.contracts import MtkdError
 from mtkd.data.resize import imresize
+from mtkd.metrics.complexity import complexity
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 5])
@@ -87,3 +88,9 @@ def test_a_residual_of_luma_changes_all_colours_alike() -> None:
 def test_what_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(MtkdError, match=next(iter(wrong))):
         PlainSR(**wrong)
+
+
+def test_cost_is_counted_of_the_network_as_it_is_used() -> None:
+    trained, plain = PlainSR(expand=256), PlainSR()
+    assert complexity(trained) == complexity(plain)
+    assert complexity(plain).params == 16_688

@@ -309,7 +309,7 @@ def test_upscale_and_load_take_networks_of_y(place: Path, capsys: pytest.Capture
     assert np.array_equal(read_image(place / "one.png"), read_image(place / "two.png"))
     assert read_image(place / "one.png").shape == (100, 144, 3)
     assert main(["export", "y.safetensors", "y.onnx"]) == 2
-    assert "a network of Y" in capsys.readouterr().err
+    assert "computes Y alone" in capsys.readouterr().err
 
 
 def test_networks_know_their_channels() -> None:

@@ -25,6 +25,8 @@ PARAMETERS = {
     "swinir_s": 929_628,
     "dctswin": 1_335_603,
     "fsrcnn": 24_518,
+    "tiny": 273_456,  # in training; 16,688 in use
+    "small": 476_464,  # 51,760
 }
 PUBLISHED = {
     "edsr_m": "edsr_m_x4",

@@ -64,7 +64,7 @@ def test_photographs_are_lq_and_nothing_stands_for_gt(tmp_path: Path) -> None:
         lq = read_image(path)
         assert np.array_equal(images.lq[i], lq) and np.array_equal(files[i].lq, lq)
         assert images.sizes[i] == (2 * lq.shape[0], 2 * lq.shape[1])
-    assert sorted(file.name for file in images.lq.path.parent.iterdir()) == ["lq.safetensors"]
+    assert sorted(file.name for file in images.lq.path.parent.iterdir()) == ["lq.safetensors", "source.json"]
     # Opened again from the cache.
     assert open_training_images(options).lq.path == images.lq.path
 
