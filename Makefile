@@ -46,7 +46,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the images, answers and weights, JOBS=2
 	@test -n "$(SHARED)" || { echo "make tables SHARED=FOLDER: benchmarks/grid_data.py says what FOLDER holds" >&2; exit 1; }
 	$(VENV)/bin/python benchmarks/grid_data.py $(SHARED) .cache/grid/data
-	for grid in cpu_x4 cpu_x4_few; do $(VENV)/bin/mtkd bench benchmarks/$$grid.yml --out .cache/grid/$$grid --jobs $(JOBS) \
+	for grid in cpu_x4 cpu_x4_few branches_x4 students_x2 students_x3 students_x4; do $(VENV)/bin/mtkd bench benchmarks/$$grid.yml --out .cache/grid/$$grid --jobs $(JOBS) \
 	  --keep benchmarks/results/$$grid || exit 1; done
 	$(VENV)/bin/mtkd bench benchmarks/demo_x2.yml --out .cache/grid/demo_x2 --jobs $(JOBS) --keep benchmarks/results/demo_x2 \
 	  --data "$$($(VENV)/bin/python -c 'from mtkd.demo import photographs; print(photographs())')"
