@@ -110,7 +110,7 @@ class PlainSR(nn.Module):
         self.scale = upscale
         self.num_feat = num_feat
         self.expand = expand
-        self.residual = residual
+        self.residual: Literal["luma", "rgb"] = residual
         self.head = _layer(3, num_feat, expand)
         self.body = nn.Sequential(*(_layer(num_feat, num_feat, expand) for _ in range(num_conv)))
         self.tail = nn.Conv2d(num_feat, (1 if residual == "luma" else 3) * upscale**2, 3, 1, 1)
