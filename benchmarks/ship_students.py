@@ -31,8 +31,6 @@ from mtkd.variants import variant
 from mtkd.zoo.students import FOLDER
 
 SETS = ("Set5", "Set14", "B100", "Urban100")
-LQ = {2: (360, 640), 3: (240, 427), 4: (180, 320)}
-"""lq of a 1280x720 image (of 1281x720 at x3)."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def ship(student: Student, grids: Path, iterations: int) -> dict[str, Any]:
         difference = float((net(image) - trained(image)).abs().max())
     assert difference < 1e-6, f"{student.name}: folding changed the output by {difference}"
     arguments = {key: value for key, value in described.items() if key != "expand"}
-    cost = complexity(net, LQ[student.scale])
+    cost = complexity(net)
     data = "BSDS500 train, General100 (299 crops)"
     facts = {
         "name": student.name,

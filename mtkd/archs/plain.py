@@ -39,11 +39,11 @@ class SummedConv(nn.Module):
         nn.init.kaiming_uniform_(self.narrow, a=math.sqrt(5))
         self.has_identity = _is_square(self.conv.weight)
 
-    def kernel(self) -> Tensor:
-        """The kernel of the sum: (out, in, 3, 3)."""
-        with torch.autocast(self.wide.device.type, enabled=False):
-            expanded = self.narrow @ self.wide.flatten(1)
-            kernel = self.conv.weight + expanded.view_as(self.conv.weight)
+    def kernel(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The kernel of the sum, (out, in, 3, 3), computed in `dtype`, by default that of the weights."""
+        own, narrow, wide = (weight.to(dtype or weight.dtype) for weight in (self.conv.weight, self.narrow, self.wide))
+        with torch.autocast(wide.device.type, enabled=False):
+            kernel = own + (narrow @ wide.flatten(1)).view_as(own)
             if self.has_identity:
                 identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
                 kernel = kernel + F.pad(identity[:, :, None, None], (1, 1, 1, 1))
@@ -53,10 +53,7 @@ class SummedConv(nn.Module):
     def plain(self) -> nn.Conv2d:
         """One convolution with the summed kernel, a copy; summed in float64."""
         conv = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 3, 1, 1).to(self.conv.weight)
-        kernel = self.conv.weight.double() + (self.narrow.double() @ self.wide.double().flatten(1)).view_as(conv.weight)
-        if self.has_identity:
-            kernel[:, :, 1, 1] += torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-        conv.weight.copy_(kernel)
+        conv.weight.copy_(self.kernel(torch.float64))
         assert conv.bias is not None and self.conv.bias is not None
         conv.bias.copy_(self.conv.bias)
         return conv

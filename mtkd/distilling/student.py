@@ -14,6 +14,7 @@ from mtkd.config import NetworkOptions, Options
 from mtkd.contracts import Batch, MtkdError, Task
 from mtkd.inference.preflight import try_network
 from mtkd.runtime.device import autocast, move
+from mtkd.runtime.modes import deployed
 from mtkd.training.optim import build_optimizer
 from mtkd.training.terms import weighted_total
 from mtkd.variants import variant
@@ -77,16 +78,9 @@ def find_student(name: str, scale: int, *, from_scratch: bool) -> Student:
     except MtkdError as error:
         raise MtkdError(f"--student {name} cannot be one: {error}") from error
     entry = f"{name}_x{scale}"
-    start = f"zoo:{entry}" if not from_scratch and is_shipped(entry) else None
-    folded = hasattr(net, "deployable")
-    deployed: Any = net.deployable() if folded else net  # pyright: ignore[reportCallIssue]
-    return Student(name, start, sum(parameter.numel() for parameter in deployed.parameters()), folded)
-
-
-def is_shipped(name: str) -> bool:
-    """Whether the weights `name` come with mtkd, so that nothing is fetched."""
-    entry = zoo.ENTRIES.get(name)
-    return entry is not None and entry.shipped
+    start = f"zoo:{entry}" if not from_scratch and zoo.is_shipped(entry) else None
+    used = deployed(net)
+    return Student(name, start, sum(parameter.numel() for parameter in used.parameters()), used is not net)
 
 
 def seconds_of_a_step(options: Options, device: torch.device) -> float:

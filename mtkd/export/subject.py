@@ -15,6 +15,7 @@ import mtkd
 from mtkd import zoo
 from mtkd.contracts import MtkdError
 from mtkd.runtime.files import sha256
+from mtkd.runtime.modes import deployed
 
 NOT_STATED = "not stated"
 """Licence of weights whose file names none."""
@@ -118,10 +119,8 @@ class Subject:
 
 
 def _deployed(net: nn.Module) -> nn.Module:
-    fold = getattr(net, "deployable", None)
-    deployed = fold() if callable(fold) else copy.deepcopy(net)
-    assert isinstance(deployed, nn.Module)
-    return deployed.cpu().float().eval().requires_grad_(False)
+    folded = deployed(net)
+    return (copy.deepcopy(net) if folded is net else folded).cpu().float().eval().requires_grad_(False)
 
 
 def _own_arguments(net: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from mtkd import catalog, zoo
+from mtkd import zoo
 from mtkd.contracts import MtkdError
 from mtkd.inference import hub
 from mtkd.inference.luma import as_rgb
@@ -18,6 +17,7 @@ from mtkd.runtime import given
 from mtkd.runtime.device import named_device
 from mtkd.runtime.names import closest
 from mtkd.zoo.conversion import guess
+from mtkd.zoo.described import network_by_spandrel
 
 Source = str | os.PathLike[str]
 
@@ -28,8 +28,7 @@ def load_network(source: Source, *, scale: int | None = None, device: str | torc
     | source | network |
     |---|---|
     | `tiny_x4`, `zoo:NAME` | a student that comes with mtkd, published weights (fetched once) |
-    | FILE.pth, FILE.pt, FILE.safetensors | weights that say which network they are: those of mtkd, and what `mtkd zoo
-      convert --to safetensors` writes; others where spandrel, an extra, knows them |
+    | FILE.pth, FILE.pt, FILE.safetensors | weights that say which network they are; others where spandrel knows them |
     | FILE.onnx | runs in onnxruntime, an extra (`mtkd.export.onnx_network.OnnxNetwork`) |
     | FOLDER | the run in it, as `mtkd test` measures it |
     | `hf:USER/NAME[/FILE][@REVISION]` | one of these files in a repository of the Hugging Face hub, an extra |
@@ -104,21 +103,10 @@ def _file(path: Path) -> nn.Module:
         return target.net
     if guess(checkpoint)[0]:
         return zoo.build(path)  # refuses with the network as far as the tensors show it, and the remedy
-    return _foreign(path, checkpoint)
-
-
-def _foreign(path: Path, checkpoint: zoo.Checkpoint) -> nn.Module:
-    """The network whose tensors tell all of its arguments, which spandrel knows many of."""
-    unknown = (
-        f"{path} does not say which network it holds, and is not EDSR, RCAN or SwinIR. `mtkd zoo convert IN OUT --to "
-        "safetensors --arch TYPE` writes a file that does."
+    net = network_by_spandrel(
+        path,
+        checkpoint.state,
+        remedy="`mtkd zoo convert IN OUT --to safetensors --arch TYPE` writes a file that does.",
     )
-    if find_spec("spandrel") is None:
-        raise MtkdError(f"{unknown} More kinds are known where spandrel is: pip install 'mtkd[spandrel]'.")
-    net = catalog.get("arch", "spandrel")()
-    try:
-        zoo.load_into(net, checkpoint.state, source=str(path))
-    except MtkdError as error:
-        raise MtkdError(f"{unknown} {error}") from error
-    net.origin = checkpoint.origin(path)
+    net.origin = checkpoint.origin(path)  # pyright: ignore[reportArgumentType]
     return net

@@ -54,7 +54,7 @@ def find_target(spec: str, *, which: Which = "latest") -> Target:
     Raises:
         MtkdError: nothing has that name, or it does not describe its network.
     """
-    if spec.startswith("zoo:") or (spec in zoo.ENTRIES and zoo.ENTRIES[spec].shipped and not Path(spec).exists()):
+    if spec.startswith("zoo:") or (zoo.is_shipped(spec) and not Path(spec).exists()):
         entry = zoo.entry(spec)
         if entry.scale is None:
             raise MtkdError(f"{spec} does not enlarge images; `mtkd zoo list` shows what each entry is for.")

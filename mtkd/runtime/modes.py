@@ -23,4 +23,4 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 def deployed(net: nn.Module) -> nn.Module:
     """`net` as it is used: what `deployable()` gives of one that trains more weights than it keeps, else itself."""
     fold = getattr(net, "deployable", None)
-    return net if fold is None else fold()
+    return fold() if callable(fold) else net

@@ -11,7 +11,7 @@ from mtkd.zoo.conversion import build, convert
 from mtkd.zoo.described import Described, describe
 from mtkd.zoo.files import Checkpoint, Origin, read_checkpoint, write_safetensors
 from mtkd.zoo.loading import load_into
-from mtkd.zoo.table import ENTRIES, Entry, Published, Source, entry
+from mtkd.zoo.table import ENTRIES, Entry, Published, Source, entry, is_shipped
 
 __all__ = [
     "ENTRIES",
@@ -29,6 +29,7 @@ __all__ = [
     "entry",
     "home",
     "import_file",
+    "is_shipped",
     "load_into",
     "read_checkpoint",
     "resolve",

@@ -24,7 +24,7 @@ from mtkd.runtime.cached import touch
 from mtkd.runtime.files import atomic
 from mtkd.runtime.files import sha256 as sha256_of
 from mtkd.zoo import building, download, files, keymaps, loading, originals, students
-from mtkd.zoo.table import ENTRIES, Entry, Source, entry
+from mtkd.zoo.table import ENTRIES, Entry, Source, entry, is_shipped
 
 logger = logging.getLogger("mtkd")
 
@@ -78,7 +78,7 @@ def resolve(spec: str, *, weights_dir: Path | None = None) -> Path:
     except MtkdError as error:
         if str(spec) not in ENTRIES:
             raise
-        if ENTRIES[str(spec)].shipped:
+        if is_shipped(str(spec)):
             return ensure(ENTRIES[str(spec)])
         raise MtkdError(f"{error} For the published weights of that name write zoo:{spec}.") from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import MtkdError
@@ -56,12 +56,21 @@ def describe(source: str, *, key: str | None = "auto") -> Described:
     if guessed:
         name, arguments, _ = building.check_described({"arch": guessed}, checkpoint.state, source=str(path))
         return Described(name, arguments, assumed)
-    return _by_spandrel(path, checkpoint.state)
+    network_by_spandrel(
+        path,
+        checkpoint.state,
+        remedy="Give the network beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`.",
+    )
+    return Described("spandrel", {})
 
 
-def _by_spandrel(path: Path, state: Mapping[str, Tensor]) -> Described:
+def network_by_spandrel(path: Path, state: Mapping[str, Tensor], *, remedy: str) -> nn.Module:
+    """The network of `state`, whose tensors tell all of its arguments, as spandrel knows many.
+
+    Raises:
+        MtkdError: spandrel is not there, or does not know it; `remedy` says what else the user can do.
+    """
     unknown = f"{path} does not say which network it holds, and is not EDSR, RCAN or SwinIR"
-    remedy = "Give the network beside the file: `{network: {type: ARCH, ...}, pretrain: FILE}`."
     if importlib.util.find_spec("spandrel") is None:
         raise MtkdError(f"{unknown}. {remedy} More kinds are known where spandrel is: pip install 'mtkd[spandrel]'.")
     net = catalog.get("arch", "spandrel")()
@@ -69,4 +78,4 @@ def _by_spandrel(path: Path, state: Mapping[str, Tensor]) -> Described:
         loading.load_into(net, state, source=str(path))
     except MtkdError as error:
         raise MtkdError(f"{unknown}. {error} {remedy}") from error
-    return Described("spandrel", {})
+    return net

@@ -88,6 +88,11 @@ def entry(name: str) -> Entry:
     raise MtkdError(f"The zoo has no weights called {bare!r}.{hint} `mtkd zoo list` shows all {len(ENTRIES)}.")
 
 
+def is_shipped(name: str) -> bool:
+    """Whether the weights `name` come with the package, so that nothing is fetched."""
+    return name in ENTRIES and ENTRIES[name].shipped
+
+
 FILE_NAME = "the publisher's file name"
 ONE_MIRROR = "one mirror"
 TWO_MIRRORS = "two mirrors that agree"
