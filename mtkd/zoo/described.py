@@ -77,5 +77,5 @@ def network_by_spandrel(path: Path, state: Mapping[str, Tensor], *, remedy: str)
     try:
         loading.load_into(net, state, source=str(path))
     except MtkdError as error:
-        raise MtkdError(f"{unknown}. {error} {remedy}") from error
+        raise MtkdError(f"{unknown}. {remedy} {error}") from error
     return net
