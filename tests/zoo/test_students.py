@@ -12,6 +12,7 @@ from mtkd.archs.plain import PlainSR
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image
 from mtkd.data.resize import bicubic_lq, imresize
+from mtkd.metrics.complexity import complexity
 from mtkd.metrics.psnr import psnr
 from mtkd.runtime.pixels import to_tensor
 from mtkd.zoo import students
@@ -57,6 +58,16 @@ def test_its_card_tells_data_scores_licence_and_how_it_was_made(name: str) -> No
         assert word in card
     psnr_y, ssim_y = students.index()[name]["scores"]["Set5"]
     assert f"{psnr_y:.2f} / {ssim_y:.4f}" in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_shows_the_scores_of_its_card(name: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
+    facts = students.index()[name]
+    gmacs = complexity(zoo.build(name)).macs / 1e9
+    scores = [f"{psnr_y:.2f}" for psnr_y, _ in facts["scores"].values()]
+    assert row == f"| `{name}` | {facts['params']:,} | {gmacs:.2f} G | {' | '.join(scores)} |"
 
 
 def test_a_changed_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
