@@ -23,4 +23,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 def deployed(net: nn.Module) -> nn.Module:
     """`net` as it is used: what `deployable()` gives of one that trains more weights than it keeps, else itself."""
     fold = getattr(net, "deployable", None)
-    return fold() if callable(fold) else net
+    if not callable(fold):
+        return net
+    folded = fold()
+    assert isinstance(folded, nn.Module)
+    return folded
