@@ -1,4 +1,4 @@
-"""What holds for every test: few threads, and the same random numbers whichever tests ran before.
+"""What holds for every test: few threads, one kind of terminal, and the same random numbers whichever tests ran before.
 
 Where basicsr is not installed, as on Python 3.13, files of tests that import it are left out, and so are tests that
 come to need it.
@@ -23,6 +23,11 @@ collect_ignore = [
     if not HAS_BASICSR
     and re.search(r"^(import|from) (mtkd\.)?basicsr\b", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
 ]
+
+# Hosts that run tests say so, and some terminals call themselves dumb: what is drawn would hang on where tests run.
+for _name in ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+    os.environ.pop(_name, None)
+os.environ["TERM"] = "xterm"
 
 if "OMP_NUM_THREADS" not in os.environ:
     # On networks this small two processes (`pytest -n`) are worth more than two threads, which wait for each other.
