@@ -8,6 +8,8 @@ SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100
 - `train/`: centre crops of at most 256x256 of the training images, b_NAME and g_NAME, those that the answers are for;
 - `test/SET/gt` and `test/SET/lq`: links to the images, and MATLAB's bicubic of them, so that no run makes it again;
 - `answers/NETWORK/{train,Set5,Set14}`: links, and CRAFT's answers, which are made here (8 minutes on one core);
+- `answers/craft_x3/...`: for `students_x3.yml`, CRAFT's x4 answers to the lq of x3, made 3/4 as large (15 minutes). The
+  bicubic filter has the same width in lq pixels at every scale, so the network sees what it was trained for;
 - `weights/`: a link to the teacher of `students_x2.yml`;
 - `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread, and
   `bsds.txt` of those of BSDS500.
@@ -25,7 +27,7 @@ import torch
 from mtkd import build
 from mtkd.config import NetworkOptions
 from mtkd.data.images import list_images, read_image, write_image
-from mtkd.data.resize import bicubic_lq
+from mtkd.data.resize import bicubic_lq, imresize
 from mtkd.runtime.pixels import to_image, to_tensor
 
 SCALE, SIDE = 4, 256
@@ -65,29 +67,25 @@ def lay_out(shared: Path, out: Path) -> None:
         (out / f"photos_{number}.txt").write_text(text, encoding="utf-8")
     bsds = sorted(path.name for path in (out / "train").glob("b_*.png"))
     (out / "bsds.txt").write_text("\n".join(bsds) + "\n", encoding="utf-8")
-    answer(shared / "weights/CRAFT_x4.pth", out)
+    for folder, scale in (("craft", SCALE), ("craft_x3", 3)):
+        answer(shared / "weights/CRAFT_x4.pth", out, out / "answers" / folder, scale)
 
 
-def answer(weights: Path, out: Path) -> None:
-    """The network in `weights` answers the training crops, Set5 and Set14."""
-    folders = {"train": out / "train", "Set5": out / "test/Set5/lq", "Set14": out / "test/Set14/lq"}
-    work = [
-        (path, out / "answers/craft" / kind / f"{path.stem}.png")
-        for kind, f in folders.items()
-        for path in list_images(f)
-    ]
+def answer(weights: Path, data: Path, out: Path, scale: int) -> None:
+    """The x4 network in `weights` answers the lq of the training crops, of Set5 and of Set14, as images of `scale`."""
+    folders = {"train": data / "train", "Set5": data / "test/Set5/gt", "Set14": data / "test/Set14/gt"}
+    work = [(path, out / kind / f"{path.stem}.png") for kind, f in folders.items() for path in list_images(f)]
     work = [(source, target) for source, target in work if not target.exists()]
     if not work:
         return
     net = build.build_network(NetworkOptions(type="spandrel"), SCALE).eval()
     build.load_weights(net, str(weights))
     for number, (source, target) in enumerate(work):
-        image = read_image(source)
-        lq = bicubic_lq(image, SCALE) if target.parent.name == "train" else image
         with torch.no_grad():
-            write_image(target, to_image(net(to_tensor(lq))))
+            sr = net(to_tensor(bicubic_lq(read_image(source), scale)))
+        write_image(target, to_image(sr if scale == SCALE else imresize(sr, scale / SCALE)))
         if number % 20 == 0:
-            print(f"CRAFT: {number} of {len(work)} images", flush=True)
+            print(f"CRAFT, x{scale}: {number} of {len(work)} images", flush=True)
 
 
 def _crop(source: Path, target: Path) -> None:
