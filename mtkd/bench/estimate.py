@@ -171,9 +171,7 @@ def _stand_in(plan: Plan, job: Job, folder: Path) -> Options:
     if store is not None and not Path(store).exists():
         options["target_store"] = str(folder / f"gt_x{job.scale}.safetensors")
         with contextlib.redirect_stdout(io.StringIO()):
-            plain = supervised(plan.grid, job.scale)
-            gt = plain["datasets"]["train"]["dataroot_gt"]
-            combine(make_options(plain), Path(options["target_store"]), [gt])
+            combine(make_options(supervised(plan.grid, job.scale)), Path(options["target_store"]), [], gt=1.0)
     return make_options(options, file=job.name)
 
 

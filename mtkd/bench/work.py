@@ -83,10 +83,7 @@ def _make_target(plan: Plan, job: Job, log: Log) -> None:
     if section is not None and section.run is None:
         options = make_options(supervised(grid, job.scale))
         sources: list[str | Path] = [target_path(plan.out, member, job.scale) for member in section.members]
-        gt = section.gt
-        if not sources:
-            sources, gt = [plain["datasets"]["train"]["dataroot_gt"]], 0.0
-        combine(options, path, sources, weights=section.weights, gt=gt, progress=log)
+        combine(options, path, sources, weights=section.weights, gt=section.gt, progress=log)
         return
     loss = {"pixel_opt": None, "target_opt": {"type": "L1Loss"}}
     one = {**plain, "model_type": "OutputKD", "train": {**plain["train"], **loss}}

@@ -48,9 +48,9 @@ def combine(
         path: the store; training takes it as `target_store` beside no `teachers`.
         sources: stores, or folders of images named as the training images they answer, each at gt size, or folders that
             hold such a one as `train`. Folders are decoded once, into the image cache. One is allowed: a folder becomes
-            a store.
+            a store. None with `gt` 1.
         weights: one for each source, finite and above 0, divided by their sum; None for equal ones.
-        gt: share of the ground truth, in [0, 1).
+        gt: share of the ground truth, in [0, 1]; 1 is the ground truth alone, cut to sides that the scale divides.
         dtype: "uint8", or "float16", which keeps what 8 bits round away, unclamped, in twice the space.
 
     Raises:
@@ -105,6 +105,8 @@ def blend(
     Args:
         shares: one weight for each answer; they are divided by their sum.
     """
+    if not answers and truth is not None:
+        return to_tensor(truth).float()
     most = max(shares)
     # By the largest: equal weights become 1, and the result exactly the mean.
     relative = [share / most for share in shares]
@@ -117,10 +119,16 @@ def blend(
 
 def _shares(sources: Sequence[Any], weights: Sequence[float] | None, gt: float) -> list[float]:
     """The weights, which sum to 1."""
+    if gt == 1:
+        if sources:
+            raise MtkdError(
+                "Ground truth with a share of 1 leaves nothing to the answers. Name none, or a smaller share."
+            )
+        return []
     if not sources:
         raise MtkdError("There is nothing to combine: name at least one store or folder of answers.")
     if not 0 <= gt < 1:
-        raise MtkdError(f"The share of the ground truth must be at least 0 and below 1, found {gt}.")
+        raise MtkdError(f"The share of the ground truth must lie in [0, 1], found {gt}.")
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     if len(given) != len(sources):
         raise MtkdError(f"{len(given)} weights are given for {len(sources)} sources of answers. Give one for each.")

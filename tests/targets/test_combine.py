@@ -14,7 +14,8 @@ from mtkd.build import open_training_images
 from mtkd.cli import main
 from mtkd.config import Options, resolved_yaml
 from mtkd.contracts import MtkdError
-from mtkd.data.images import read_image, write_image
+from mtkd.data.images import list_images, read_image, write_image
+from mtkd.data.resize import modcrop
 from mtkd.data.store import ImageStore, StoreWriter, write
 from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.targets.combine import combine
@@ -99,6 +100,16 @@ def test_equal_weights_are_the_mean_that_fusion_makes(tmp_path: Path, options: O
     for i in range(4):
         images = torch.cat([to_tensor(store[i]) for store in stores], dim=1)
         assert np.array_equal(mean[i], to_image(MeanFusion(3)(images)))
+
+
+def test_the_ground_truth_alone_is_cut_to_the_scale(tmp_path: Path, options: Options) -> None:
+    whole = [read_image(path)[:-1, :-1] for path in list_images(Path(str(options.train_set.dataroot_gt)))]
+    for number, image in enumerate(whole):
+        write_image(tmp_path / "odd" / f"{number}.png", image)
+    odd = run_options(tmp_path, images=tmp_path / "odd", model_type="OutputKD", target_store=str(tmp_path / "targets"))
+    store = combine(odd, tmp_path / "gt", [], gt=1.0, progress=quiet)
+    for made, image in zip(store, whole, strict=True):
+        assert made.shape != image.shape and np.array_equal(made, modcrop(image, 2))
 
 
 def test_float16_keeps_what_eight_bits_round_away(tmp_path: Path, options: Options, sources: list[Path]) -> None:
@@ -198,8 +209,8 @@ def test_a_store_of_other_lq_images_is_refused(tmp_path: Path, options: Options,
         ({"weights": [1, 2]}, "2 weights are given for 3 sources"),
         ({"weights": [1, 0, 2]}, "above 0, found 0.0"),
         ({"weights": [1, float("nan"), 2]}, "finite"),
-        ({"gt": 1.0}, "below 1, found 1.0"),
-        ({"gt": -0.1}, "at least 0"),
+        ({"gt": 1.0}, "leaves nothing to the answers"),
+        ({"gt": -0.1}, r"must lie in \[0, 1\], found -0.1"),
     ],
 )
 def test_weights_that_are_none(
