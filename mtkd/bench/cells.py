@@ -54,6 +54,8 @@ def cells(grid: Grid, out: Path) -> Iterator[Cell]:
             continue
         if iterations not in given.get("iterations", grid.iterations):
             continue
+        if subject.setting not in given.get("settings", [subject.setting]):
+            continue
         own = {key: value for key, value in given.items() if key not in OF_A_ROW}
         name = f"{row}_{name_of_subject}_x{scale}_{iterations}_s{seed}"
         place = {"scale": scale, "iterations": iterations, "seed": seed}

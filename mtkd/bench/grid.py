@@ -82,6 +82,7 @@ class Subject(NamedTuple):
 
     Attributes:
         student: key under `students`.
+        setting: key under `settings`; "" where there are none.
         network: of the student.
         options: of the setting, which lie over the protocol.
         title: for readers.
@@ -89,6 +90,7 @@ class Subject(NamedTuple):
     """
 
     student: str
+    setting: str
     network: Any
     options: dict[str, Any]
     title: str
@@ -122,12 +124,12 @@ class Grid(Part):
         found = {}
         for student, network in self.students.items():
             if not self.settings:
-                found[student] = Subject(student, network, {}, student, self.iterations)
+                found[student] = Subject(student, "", network, {}, student, self.iterations)
             for setting, given in self.settings.items():
                 own = {key: value for key, value in given.items() if key not in OF_A_ROW}
                 title = f"{student}, {given.get('title', setting)}"
                 lengths = given.get("iterations", self.iterations)
-                found[f"{student}_{setting}"] = Subject(student, network, own, title, lengths)
+                found[f"{student}_{setting}"] = Subject(student, setting, network, own, title, lengths)
         return found
 
     def title_of(self, section: Literal["rows", "runs"], name: str) -> str:
@@ -181,6 +183,14 @@ def _problems(grid: Grid) -> Iterator[tuple[KeyPath, str]]:
         for member in target.members:
             if member not in grid.teachers and member not in grid.targets:
                 yield ("targets", name, "from"), f"{member} is neither a teacher nor a target."
+    limits = {"students": grid.students, "settings": grid.settings, "iterations": grid.iterations}
+    for section, keys in (("rows", limits), ("settings", ["iterations"])):
+        for name, given in getattr(grid, section).items():
+            for key in keys:
+                for one in given.get(key, ()):
+                    if one not in limits[key]:
+                        there = ", ".join(map(str, limits[key])) or "none"
+                        yield (section, name, key), f"names {one}, which the grid has not: {there}."
     for section in ("rows", "runs", "settings"):
         for name, given in getattr(grid, section).items():
             known = {

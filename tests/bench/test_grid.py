@@ -169,6 +169,13 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
         ({"targets": {"fused": {"run": "fusion", "from": ["kept"]}}}, "not both"),
         ({"targets": {"fused": {}}}, "says neither"),
         ({"targets": {}}, "target:fused, which there is not"),
+        (
+            {"rows": {"scratch": {"students": ["smal"]}}},
+            "rows.scratch.students: names smal, which the grid has not: small",
+        ),
+        ({"rows": {"scratch": {"settings": ["few"]}}}, "names few, which the grid has not: none"),
+        ({"rows": {"scratch": {"iterations": [5]}}}, "names 5, which the grid has not: 4"),
+        ({"settings": {"few": {"iterations": [5]}}}, "settings.few.iterations: names 5"),
         ({"students": {"a b": "edsr_m"}}, "letters, digits"),
         ({"rows": {"a": {"model_type": "OutputKD", "teachers": ["nobody"]}}}, "nobody is not among"),
         (
@@ -225,6 +232,17 @@ def test_settings_make_a_table_each(tmp_path: Path) -> None:
     cell = made["scratch_small_few_x2_4_s1"].cell
     assert cell is not None and cell.options["train"]["optim_g"] == {"type": "Adam", "lr": 1e-4}
     assert made.grid.subjects()["small_few"].title == "small, two photographs"
+
+
+def test_a_row_may_stand_in_some_settings_alone(tmp_path: Path) -> None:
+    l1 = {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}
+    rows = {"scratch": l1, "more": {**l1, "settings": ["few"]}}
+    made = planned(toy(tmp_path, settings={"all": {}, "few": {}}, rows=rows))
+    assert {job.cell.subject for job in made.cells if job.cell and job.cell.row == "more"} == {"small_few"}
+    assert {job.cell.subject for job in made.cells if job.cell and job.cell.row == "scratch"} == {
+        "small_all",
+        "small_few",
+    }
 
 
 def test_the_grid_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
