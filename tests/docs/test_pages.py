@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtkd import catalog, cli, zoo
-from mtkd.archs.edsr import EDSR
 from mtkd.data.images import read_image, write_image
+from mtkd.inference.evaluate import Evaluation
+from mtkd.inference.results import write_results
+from mtkd.training.loop import train
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, commands_of, links, module_of_the_site, spans
+from tests.runs import run_options
 
 FOLLOWED = {"CONTRIBUTING.md": "tests/test_contributing.py"}
 """Page whose Python another test follows to the letter."""
@@ -31,9 +35,43 @@ ELSEWHERE = {
 """What a block of Python does that is not done here -> the test that does it, with what it needs."""
 
 RUN = {
-    "README.md": ["mtkd list methods", "mtkd list recipes", "mtkd zoo list --scale 4", "mtkd data list"],
+    "README.md": [
+        "mtkd upscale photo.jpg out.png",
+        "mtkd distill photos/ --teacher CRAFT_x4.pth --student tiny --scale 4 --minutes 10",
+        "mtkd export distilled/photos_tiny_x4 student.onnx student.param",
+        "mtkd list methods",
+        "mtkd list recipes",
+        "mtkd zoo list --scale 4",
+        "mtkd compare results/A results/B",
+        "mtkd data list",
+        "mtkd upscale photos/ upscaled/ --weights experiments/MTKD_edsr_m_x4_best",
+        "mtkd distill photos/ --teacher CRAFT_x4.pth --scale 4",
+        "mtkd init mine.yml --photos photos/ --teacher CRAFT_x4.pth --scale 4",
+        "mtkd export experiments/MTKD_edsr_m_x4_best edsr.onnx",
+        "mtkd cache",
+    ],
     "CONTRIBUTING.md": ["mtkd config schema"],
-    "docs/zoo.md": ["mtkd zoo info rcan_x4"],
+    "datasets/README.md": [
+        "mtkd data list",
+        "mtkd data manifest datasets/DIV2K/DIV2K_train_HR",
+        "mtkd data lr my/HR my/LR_bicubic --scale 2 3 4",
+        "mtkd data check my/HR --lq my/LR_bicubic/X4 --scale 4 --filename_tmpl {}x4 --gt_size 192",
+        "mtkd data check my/HR --lq my/LR_bicubic/X4 --scale 4 --filename_tmpl {}x4 --bicubic",
+        "mtkd data meta datasets/Flickr2K/Flickr2K_HR datasets/Flickr2K/meta_info.txt --min_size 192",
+    ],
+    "docs/distill.md": [
+        "mtkd distill photos --teacher CRAFT_x4.pth --scale 4",
+        "mtkd init mine.yml --photos photos --teacher CRAFT_x4.pth --scale 4 --iterations 20000",
+        "mtkd check mine.yml",
+        "mtkd teach -opt mine.yml",
+        "mtkd train -opt mine.yml",
+    ],
+    "docs/zoo.md": [
+        "mtkd zoo list --arch RCAN --scale 4",
+        "mtkd zoo info rcan_x4",
+        "mtkd zoo verify",
+        "mtkd zoo convert IN OUT --to safetensors",
+    ],
     "docs/start.md": [
         "mtkd upscale photo.jpg out.png",
         "mtkd upscale photo.jpg own.png --weights mine/student.safetensors",
@@ -43,9 +81,62 @@ RUN = {
         "mtkd export tiny_x4 tiny.onnx",
         "mtkd upscale photo.jpg out.png --weights tiny.onnx",
         "mtkd export tiny_x4 models/tiny-x4.param",
+        "mtkd export tiny_x4 deploy/ --format onnx ncnn torch safetensors --precision fp32 fp16 int8 --photos photos/",
+    ],
+    "docs/photos.md": [
+        "mtkd upscale photo.jpg large.png",
+        "mtkd upscale photos/ large/",
+        "mtkd upscale photo.jpg photos/trip out/",
+        "mtkd upscale photos/**/*.jpg jpgs/ --format jpg --quality 90",
+        "mtkd upscale photo.jpg own.png --weights experiments/my_student",
+        "mtkd upscale photo.jpg onnx.png --weights my_student.onnx",
+    ],
+    "docs/reports.md": [
+        "mtkd compare results/A results/B",
+        "mtkd compare experiments/A experiments/B",
+        "mtkd compare results/comparison_x4:net_a results/comparison_x4:net_b --metric psnr --csv out.csv",
+        "mtkd compare --a results/A_1 results/A_2 results/A_3 --b results/B_1 results/B_2 results/B_3",
+    ],
+    "docs/training.md": [
+        "mtkd check first.yml --data",
+        "mtkd train -opt first.yml",
+        "mtkd train -opt first.yml --auto_resume",
+        "mtkd test experiments/first_run --which best --data held_out",
+        "mtkd cache",
+        "mtkd cache clear images --older_than 30",
+        "mtkd cache clear --all --yes",
     ],
 }
-"""Page -> its commands that are cheap enough to be run, in a folder that `made` fills."""
+"""Page -> its commands that are run, in its order, in a folder that `made` fills; SHORTER makes some of them short."""
+
+SHORTER = {
+    "mtkd train": ("--force_yml", "train:total_iter=4", "val:val_freq=2", "datasets:train:batch_size_per_gpu=2"),
+    "mtkd distill": ("--iterations", "2"),
+}
+"""What is added to a command, so that it takes seconds; `--minutes N` is left out."""
+
+APART = {
+    "mtkd distill": ("tests/distilling/test_run.py", "a teacher that must be downloaded, or as above"),
+    "mtkd demo": ("tests/test_wheel.py", "minutes"),
+    "mtkd train": (
+        "tests/test_recipes.py",
+        "DIV2K and published weights; there every recipe trains on small stand-ins",
+    ),
+    "mtkd teach": ("tests/targets/test_make.py", "DIV2K and published weights"),
+    "mtkd test": ("tests/inference", "published weights and test sets"),
+    "mtkd check options/": ("tests/config/test_option_files.py", "every file, at every scale"),
+    "mtkd bench": ("tests/bench/test_run.py", "hours"),
+    "mtkd data": ("tests/data", "archives of published sets"),
+    "mtkd upscale": ("tests/inference/test_photos.py", "published weights, the hub, a pipe"),
+    "mtkd export": ("tests/export", "minutes"),
+    "mtkd push": ("tests/inference/test_hub.py", "a repository of the hub"),
+    "mtkd zoo": ("tests/zoo", "a download"),
+    "make": ("Makefile", "CI"),
+    "python -m mtkd.config.page": ("tests/config", "writes a page"),
+    "python benchmarks/gpu.py": ("tests/test_gpu_rehearsal.py", "a GPU"),
+    "python -m tests.hostile.soak": ("tests/hostile", "minutes"),
+}
+"""Beginning of commands that are not run here -> the tests that run them small, and what they need."""
 
 OTHERS = {"pip", "cd", "mkdir", "bash", "export", "source", "xdg-open"}
 """Programs that are not ours, and stand in the pages."""
@@ -168,24 +259,82 @@ def test_commands_in_sentences_have_the_options_that_are_named(page: str) -> Non
     assert wrong == []
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two iterations at x4."""
+    place = tmp_path_factory.mktemp("pages")
+    write_image(place / "photos/1.png", read_image(sorted((ROOT / "datasets/demo/test").glob("*.png"))[0])[:96, :96])
+    network = {"type": "EDSR", "num_feat": 4, "num_block": 1}
+    train(run_options(place, images=place / "photos", name="run", scale=4, network_g=network, train={"total_iter": 2}))
+    return place / "experiments/run"
+
+
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a reader, in which we are: a photograph, a folder of them, a run, a distilled student."""
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> Path:
+    """The folder of a reader, in which we are: a photograph, folders of them, runs, a teacher, a distilled student."""
     photographs = sorted((ROOT / "datasets/demo/test").glob("*.png"))
     write_image(tmp_path / "photo.jpg", read_image(photographs[0])[:96, :144])
-    (tmp_path / "photos").mkdir()
-    for number, file in enumerate(photographs):
-        write_image(tmp_path / "photos" / f"{number + 1}.jpg", read_image(file)[100:292, 200:392])
-    weights = tmp_path / "experiments/MTKD_edsr_m_x4_best/models/net_g_latest.pth"
-    weights.parent.mkdir(parents=True)
-    arguments = {"num_feat": 4, "num_block": 1, "upscale": 4}
-    facts = {"arch": {"type": "EDSR", "args": arguments}, "scale": 4}
-    zoo.write_safetensors(tmp_path / "student.safetensors", EDSR(**arguments).state_dict(), facts)
-    shutil.move(tmp_path / "student.safetensors", weights)
+    for folder in ("photos", "held_out"):
+        for number, file in enumerate(photographs):
+            write_image(tmp_path / folder / f"{number + 1}.jpg", read_image(file)[100:292, 200:392])
+    for name in ("MTKD_edsr_m_x4_best", "my_student"):
+        shutil.copytree(run_folder, tmp_path / "experiments" / name)
+    shutil.copy(run_folder / "models/net_g_latest.pth", tmp_path / "CRAFT_x4.pth")
     (tmp_path / "mine").mkdir()
     shutil.copy(zoo.resolve("zoo:tiny_x4"), tmp_path / "mine/student.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def fill(page: str) -> None:
+    """Add what the commands of `page` read beside that."""
+    if page == "datasets/README.md":
+        for folder in ("my/HR", "datasets/DIV2K/DIV2K_train_HR", "datasets/Flickr2K/Flickr2K_HR"):
+            for number in (1, 2):
+                write_image(Path(folder) / f"{number}.png", read_image(Path(f"photos/{number}.jpg")))
+    elif page == "docs/photos.md":
+        shutil.copytree("held_out", "photos/trip")
+        assert cli.main(["export", "experiments/my_student", "my_student.onnx"]) == 0
+    elif page == "docs/training.md":
+        (block,) = [block for block in blocks(page) if "name: first_run" in block.text]
+        Path("first.yml").write_text(block.text, encoding="utf-8")
+    elif page == "docs/zoo.md":
+        shutil.copy("CRAFT_x4.pth", "IN")
+    elif page in ("README.md", "docs/reports.md"):
+        for folder in ("A", "B", "A_1", "A_2", "A_3", "B_1", "B_2", "B_3"):
+            write_results(Path("results") / folder, [measured("net")], {"name": "net"})
+        write_results(Path("results/comparison_x4"), [measured("net_a"), measured("net_b")], {"name": "comparison_x4"})
+        for name in ("A", "B") if page == "docs/reports.md" else ():
+            photos = {"type": "PairedImageDataset", "dataroot_gt": "photos"}
+            sets = {"train": {"name": "photos", **photos, "gt_size": 16, "batch_size_per_gpu": 2}}
+            val = {"val_freq": 8, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}
+            train(
+                run_options(
+                    Path.cwd(),
+                    images=Path("photos"),
+                    name=name,
+                    datasets={**sets, "val": {"name": "held_out", **photos}},
+                    val=val,
+                )
+            )
+
+
+def measured(name: str) -> tuple[str, Evaluation]:
+    """A row of results, of noise."""
+    values = torch.rand(5, dtype=torch.float64).add(28).tolist()
+    return name, Evaluation("Set5", tuple("abcde"), {"psnr": tuple(values), "ssim": tuple(v / 40 for v in values)})
+
+
+def short(words: list[str]) -> list[str]:
+    """The arguments of a command of mtkd, with what makes it short."""
+    arguments = words[1:]
+    for beginning, more in SHORTER.items():
+        if words[: len(beginning.split())] == beginning.split():
+            if "--minutes" in arguments:
+                at = arguments.index("--minutes")
+                arguments = arguments[:at] + arguments[at + 2 :]
+            arguments = [*arguments, *more]
+    return arguments
 
 
 def run_of(page: str) -> list[tuple[str, str | list[str]]]:
@@ -208,12 +357,26 @@ def test_code_and_cheap_commands_run_in_the_order_of_the_page(
         importlib.import_module("mtkd.basicsr")
         registry = getattr(importlib.import_module("basicsr.utils.registry"), f"{kind}_REGISTRY")
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))  # other tests count on what is in it
+    fill(page)
     names: dict[str, Any] = {"__name__": "__page__"}  # what a block defines the next one may use, as for a reader
     for where, what in run_of(page):
         if isinstance(what, str):
             exec(compile(what, where, "exec"), names)
         else:
-            assert cli.main(what[1:]) == 0, where
+            assert cli.main(short(what)) == 0, where
+
+
+def test_every_other_command_is_run_small_by_a_test_of_its_own() -> None:
+    left = [
+        f"{where}: {' '.join(words)}"
+        for page in PAGES
+        if page not in ("CHANGELOG.md", "docs/log.md")
+        for where, words in commands(page)
+        if words[0] not in OTHERS and " ".join(words) not in RUN.get(page, ())
+        if not any(" ".join([*words, ""]).startswith(f"{beginning} ") for beginning in APART)
+    ]
+    assert left == [], "run them in RUN, or name the test that does in APART"
+    assert [test for test, _ in APART.values() if not (ROOT / test).exists()] == []
 
 
 @pytest.mark.parametrize("page", RUN)
