@@ -135,7 +135,9 @@ def local_file(path: str | Path, what: str = "file") -> Path:
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a file that says what it is: `facts` as JSON in the metadata. Appears whole or not at all."""
+    """Write a file that says what it is: `facts` as JSON in the metadata. Appears whole or not at all; the same tensors
+    and facts make the same bytes.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -143,8 +145,21 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[st
     try:
         with atomic(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", FACTS: json.dumps(facts)})
+            _order_metadata(temporary)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
+
+
+def _order_metadata(path: Path) -> None:
+    """safetensors writes metadata in the order of a hash that changes from process to process."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # spaces may follow
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def write_pth(path: Path, content: Mapping[str, Any]) -> None:

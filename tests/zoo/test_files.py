@@ -89,6 +89,16 @@ def test_safetensors_carry_facts_whatever_the_file_is_called(tmp_path: Path, nam
     assert torch.equal(checkpoint.state["w"], B["w"])
 
 
+def test_the_same_tensors_and_facts_make_the_same_bytes(tmp_path: Path) -> None:
+    path, facts = tmp_path / "a.safetensors", {"name": 'é "a"\n', "scale": 4}
+    written = set()
+    for _ in range(12):
+        write_safetensors(path, {**B, "v": torch.ones(2, 3)}, facts)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    assert read_checkpoint(path).facts == facts and torch.equal(read_checkpoint(path).state["w"], B["w"])
+
+
 def test_foreign_safetensors_have_no_facts(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
