@@ -111,6 +111,25 @@ def test_the_readme_says_what_the_stored_results_say() -> None:
                 assert report.table(stored) in page
 
 
+def test_the_frames_a_second_of_the_page_are_those_that_were_measured() -> None:
+    def cells(line: str) -> list[str]:
+        return [cell.strip() for cell in line.strip("| \n").split("|")]
+
+    section = (ROOT / "benchmarks/results/speed.md").read_text(encoding="utf-8").partition("## Deployed: frames")[2]
+    measured = {}
+    for line in section.splitlines():
+        if line.startswith("| ") and line.count("|") == 10 and "---" not in line:
+            network, params, _, form, *_, frames, _ = cells(line)
+            measured[network, form] = params, frames
+    page = (ROOT / "docs/deploy.md").read_text(encoding="utf-8").partition("| network | parameters | torch |")
+    head = cells(page[1] + page[2].partition("\n")[0])
+    rows = [cells(line) for line in page[2].splitlines()[2:] if line.startswith("| ")]
+    assert len(rows) == 6
+    for network, params, *frames in rows:
+        for form, shown in zip(head[2:], frames, strict=True):
+            assert (params, shown) == (measured[network, form][0], f"{float(measured[network, form][1]):.0f}")
+
+
 def test_cases_are_timed_in_turn_and_ratios_are_taken_round_by_round() -> None:
     calls: list[str] = []
     cases = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
