@@ -148,8 +148,9 @@ def test_every_method_says_which_of_its_terms_read_gt() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 def test_from_a_folder_of_photographs_to_a_measured_student(
-    tmp_path: Path, shards: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     plain = section(tmp_path, target_store=str(tmp_path / "targets"))
     plain["datasets"]["val"] = {"name": "pairs", "type": "PairedImageDataset", "dataroot_gt": str(tmp_path / "pairs")}
     plain["val"] = {"val_freq": 8, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}
