@@ -24,8 +24,8 @@ mtkd zoo convert IN OUT --to safetensors    also --to basicsr, --to official
 ```
 
 The networks called `tiny` and `small` come with the package and are fetched from nowhere; where weights are named,
-their names need no `zoo:`. Each has a card: [tiny_x2](../mtkd/zoo/students/tiny_x2.md),
-[tiny_x3](../mtkd/zoo/students/tiny_x3.md), [tiny_x4](../mtkd/zoo/students/tiny_x4.md).
+their names need no `zoo:`. Each has a card:
+{cards}.
 
 Files lie in the platform's cache folder, in `$MTKD_HOME/weights`, or in `--weights-dir DIR`. Without a network: fetch a
 file listed below elsewhere and put it, under its name, into that folder. A file with the wrong hash is set aside and
@@ -97,7 +97,8 @@ NOT_LISTED = """\
 
 def page() -> str:
     """The whole page."""
-    lines = [INTRODUCTION]
+    cards = ",\n".join(f"[{name}](../mtkd/zoo/students/{name}.md)" for name in students.index())
+    lines = [INTRODUCTION.replace("{cards}", cards)]
     lines += [
         "| name | network | scale | trained on | parameters | size | Set5 PSNR-Y / SSIM-Y | DIV2K100 PSNR-Y "
         "| Set5 PSNR-RGB | DIV2K100 PSNR-RGB | hash |",
