@@ -56,12 +56,17 @@ def _gain(found: list[Comparison], row: str, base: str) -> str:
         else:
             continue
         text = f"{signed(gain, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
-        return f"**{text}**" if low > 0 or high < 0 else text
+        return f"**{text}**" if (low > 0 or high < 0) and one.seeds > 1 else text
     return ""
 
 
 def _note(report: Report, found: list[Comparison], rows: int) -> str:
     seeds, images = max(one.seeds for one in found), max(one.images for one in found)
+    if seeds == 1:
+        return (
+            f"† One seed, {images} images of {', '.join(report.pooled)}; intervals of 95 % over images alone, which say "
+            "nothing of another seed.\n"
+        )
     return (
         f"{seeds} seeds, {images} images of {', '.join(report.pooled)}; intervals of 95 % over seeds and images for "
         f"all {found[0].family} comparisons together, bold where zero is outside. A gain of "
