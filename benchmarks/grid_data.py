@@ -10,6 +10,7 @@ SHARED holds `data` (BSDS500_train and General100 to train on, Set5, Set14, B100
 - `answers/NETWORK/{train,Set5,Set14}`: links, and CRAFT's answers, which are made here (8 minutes on one core);
 - `answers/craft_x3/...`: for `students_x3.yml`, CRAFT's x4 answers to the lq of x3, made 3/4 as large (15 minutes). The
   bicubic filter has the same width in lq pixels at every scale, so the network sees what it was trained for;
+- `answers/craft_x8/train`: CRAFT's answers to five photographs, the mean over the eight turned and mirrored ones;
 - `weights/`: a link to the teacher of `students_x2.yml`;
 - `photos_5.txt`, `photos_20.txt`, `photos_100.txt`: meta_info files of as many images of General100, evenly spread, and
   `bsds.txt` of those of BSDS500.
@@ -28,6 +29,7 @@ from mtkd import build
 from mtkd.config import NetworkOptions
 from mtkd.data.images import list_images, read_image, write_image
 from mtkd.data.resize import bicubic_lq, imresize
+from mtkd.inference.tiling import self_ensemble
 from mtkd.runtime.pixels import to_image, to_tensor
 
 SCALE, SIDE = 4, 256
@@ -67,25 +69,35 @@ def lay_out(shared: Path, out: Path) -> None:
         (out / f"photos_{number}.txt").write_text(text, encoding="utf-8")
     bsds = sorted(path.name for path in (out / "train").glob("b_*.png"))
     (out / "bsds.txt").write_text("\n".join(bsds) + "\n", encoding="utf-8")
-    for folder, scale in (("craft", SCALE), ("craft_x3", 3)):
-        answer(shared / "weights/CRAFT_x4.pth", out, out / "answers" / folder, scale)
+    folders = {"train": out / "train", "Set5": out / "test/Set5/gt", "Set14": out / "test/Set14/gt"}
+    every = [(path, f"{kind}/{path.stem}.png") for kind, folder in folders.items() for path in list_images(folder)]
+    few = [(out / "train" / name, f"train/{name}") for name in (out / "photos_5.txt").read_text().split()]
+    for name, images, scale, turned in (
+        ("craft", every, SCALE, False),
+        ("craft_x3", every, 3, False),
+        ("craft_x8", few, SCALE, True),
+    ):
+        answer(shared / "weights/CRAFT_x4.pth", images, out / "answers" / name, scale, turned=turned)
 
 
-def answer(weights: Path, data: Path, out: Path, scale: int) -> None:
-    """The x4 network in `weights` answers the lq of the training crops, of Set5 and of Set14, as images of `scale`."""
-    folders = {"train": data / "train", "Set5": data / "test/Set5/gt", "Set14": data / "test/Set14/gt"}
-    work = [(path, out / kind / f"{path.stem}.png") for kind, f in folders.items() for path in list_images(f)]
-    work = [(source, target) for source, target in work if not target.exists()]
+def answer(weights: Path, images: list[tuple[Path, str]], out: Path, scale: int, *, turned: bool) -> None:
+    """The x4 network in `weights` answers the lq of gt `images`, each as the image of `scale` that it is paired with.
+
+    Args:
+        turned: the mean over eight turned and mirrored images.
+    """
+    work = [(source, out / name) for source, name in images if not (out / name).exists()]
     if not work:
         return
     net = build.build_network(NetworkOptions(type="spandrel"), SCALE).eval()
     build.load_weights(net, str(weights))
     for number, (source, target) in enumerate(work):
+        lq = to_tensor(bicubic_lq(read_image(source), scale))
         with torch.no_grad():
-            sr = net(to_tensor(bicubic_lq(read_image(source), scale)))
+            sr = self_ensemble(net, lq) if turned else net(lq)
         write_image(target, to_image(sr if scale == SCALE else imresize(sr, scale / SCALE)))
         if number % 20 == 0:
-            print(f"CRAFT, x{scale}: {number} of {len(work)} images", flush=True)
+            print(f"{out.name}: {number} of {len(work)} images", flush=True)
 
 
 def _crop(source: Path, target: Path) -> None:

@@ -64,8 +64,8 @@ def _note(report: Report, found: list[Comparison], rows: int) -> str:
     seeds, images = max(one.seeds for one in found), max(one.images for one in found)
     if seeds == 1:
         return (
-            f"† One seed, {images} images of {', '.join(report.pooled)}; intervals of 95 % over images alone, which say "
-            "nothing of another seed.\n"
+            f"† One seed, {images} images of {', '.join(report.pooled)}; intervals of 95 % over images alone, which "
+            "say nothing of another seed.\n"
         )
     return (
         f"{seeds} seeds, {images} images of {', '.join(report.pooled)}; intervals of 95 % over seeds and images for "
