@@ -10,6 +10,7 @@ from torch import nn
 
 from mtkd import catalog, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
+from mtkd.archs.shrunk import Shrunk
 from mtkd.config import AnswersOptions, ItemSetOptions, ItemTrainSetOptions, NetworkOptions
 from mtkd.contracts import MtkdError, Task
 from mtkd.data.answers import TRAIN, Answers
@@ -116,9 +117,19 @@ def _members(options: Options, names: Collection[str]) -> dict[str, nn.Module]:
         if isinstance(teacher, AnswersOptions):
             members[name] = KeptAnswers(name, teacher.images, options.scale)
             continue
-        members[name] = build_network(network_of(teacher), options.scale)
-        load_weights(members[name], teacher.pretrain, key=teacher.param_key or "auto")
+        net = build_network(network_of(teacher), teacher.scale or options.scale)
+        load_weights(net, teacher.pretrain, key=teacher.param_key or "auto")
+        members[name] = net if teacher.scale is None else as_scale(net, options.scale)
     return members
+
+
+def as_scale(net: nn.Module, scale: int) -> nn.Module:
+    """`net`, or its image made smaller where it enlarges by more than `scale`.
+
+    Raises:
+        MtkdError: it enlarges by less.
+    """
+    return net if getattr(net, "scale", None) == scale else Shrunk(net, scale)
 
 
 def _needed(options: Options, *, stored: bool, imitated: bool) -> tuple[list[str], list[str]]:

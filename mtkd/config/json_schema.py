@@ -21,6 +21,7 @@ from mtkd.config.schema import (
     LoggerOptions,
     PathOptions,
     Section,
+    TeacherOptions,
     TileOptions,
     TrainOptions,
     TrainSetOptions,
@@ -85,10 +86,12 @@ def option_file() -> dict[str, Any]:
         "description": AnswersOptions.model_fields["images"].description,
         "additionalProperties": text("folder or store of answers to the data set of this key or `name`"),
     }
+    larger = {"type": ["integer", "null"], "minimum": 1, "default": None}
+    larger["description"] = TeacherOptions.model_fields["scale"].description
     weights = text("weights: a file or `zoo:NAME`; required where `images` is not given")
     teacher = {
         **{key: value for key, value in teacher.items() if key != "required"},
-        "properties": {**teacher["properties"], "pretrain": weights, "images": answers},
+        "properties": {**teacher["properties"], "scale": larger, "pretrain": weights, "images": answers},
         "if": {"required": ["images"]},
         "else": {"required": ["pretrain"]},
     }

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,12 @@ def _check_entry(spec: str, scale: int) -> None:
     entry = zoo.entry(spec)
     if entry.scale is None:
         raise MtkdError(f"--teacher {spec} does not enlarge images; `mtkd zoo list` shows what each entry is for.")
-    if entry.scale != scale:
-        other = re.sub(r"_x\d$", f"_x{scale}", entry.name)
-        hint = f"zoo:{other}, or " if other in zoo.ENTRIES else ""
+    other = re.sub(r"_x\d$", f"_x{scale}", entry.name)
+    better = other in zoo.ENTRIES
+    if entry.scale < scale or (entry.scale > scale and better):
         raise MtkdError(
-            f"--teacher {spec} enlarges by {entry.scale}, and --scale is {scale}. Take {hint}another scale."
+            f"--teacher {spec} enlarges by {entry.scale}, and --scale is {scale}. Take "
+            f"{f'zoo:{other}, or ' if better else ''}another scale."
         )
 
 
@@ -127,19 +129,22 @@ def _of_weights(spec: str, source: str, name: str, scale: int) -> Teacher:
         raise MtkdError(f"--teacher {spec}: {error}{remedy}") from error
     found = getattr(net, "scale", None)
     what = getattr(net, "architecture", None) or described.type
-    if found != scale:
+    if not isinstance(found, int) or found < scale:
         raise MtkdError(
             f"--teacher {spec} is a {what} that enlarges by {found}, and --scale is {scale}. Give a teacher for "
-            f"x{scale}, or --scale {found}."
+            f"x{scale} or more, or --scale {found}."
         )
-    net.eval()
+    net = build.as_scale(net, scale).eval()
     try_network(net, f"--teacher {spec}", scale=scale)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     about = f"{name}: {what}, {parameters:,d} parameters"
+    larger = {} if found == scale else {"scale": found}
+    if larger:
+        about += f", of x{found}: its images are made {Fraction(scale, found)} as large"
     if not described.assumed:
-        return Teacher(name, source, about, net)
+        return Teacher(name, {"pretrain": source, **larger} if larger else source, about, net)
     assumed = ", ".join(f"{key} {value}" for key, value in described.assumed.items())
-    section = {"network": {"type": described.type, **described.args}, "pretrain": source}
+    section = {"network": {"type": described.type, **described.args}, "pretrain": source, **larger}
     notice = f"{name} is {what} by its tensors; assumed, as no tensor shows it: {assumed} (see the option file)"
     return Teacher(name, section, about, net, notice)
 

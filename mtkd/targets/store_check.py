@@ -169,4 +169,5 @@ def check_disk(path: Path, nbytes: int) -> None:
 def _weights(options: Any) -> dict[str, Any]:
     named = build.network_of(options)
     network = {"type": named.type, "args": build.plain(named.args)}
-    return {"network": network, "sha256": sha256(zoo.resolve(options.pretrain)), "param_key": options.param_key}
+    found = {"network": network, "sha256": sha256(zoo.resolve(options.pretrain)), "param_key": options.param_key}
+    return found if getattr(options, "scale", None) is None else {**found, "scale": options.scale}

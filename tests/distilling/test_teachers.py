@@ -42,6 +42,19 @@ def test_files_that_say_what_they_are_and_raw_ones_of_known_networks_teach(weigh
     assert seconds_per_pixel([own, raw], torch.device("cpu")) > 0
 
 
+def test_a_network_of_a_larger_scale_teaches(tmp_path: Path) -> None:
+    arguments = {**SMALL, "upscale": 4}
+    path = tmp_path / "x4.safetensors"
+    zoo.write_safetensors(
+        path, EDSR(**arguments).state_dict(), {"arch": {"type": "EDSR", "args": arguments}, "scale": 4}
+    )
+    for scale, size in ((2, "1/2"), (3, "3/4")):
+        (teacher,) = find_teachers([str(path)], scale)
+        assert teacher.section == {"pretrain": str(path), "scale": 4}
+        assert teacher.about.endswith(f", of x4: its images are made {size} as large")
+        assert teacher.net is not None and teacher.net(torch.rand(1, 3, 5, 6)).shape == (1, 3, 5 * scale, 6 * scale)
+
+
 def test_names_of_teachers_are_all_different_and_words_that_torch_takes(tmp_path: Path, weights: Path) -> None:
     text = (weights / "own net.safetensors").read_bytes()
     for name in ("a/x4-net.safetensors", "b/x4-net.safetensors", "mean.safetensors", "über.safetensors"):

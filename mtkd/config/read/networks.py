@@ -33,10 +33,13 @@ def read_tested(reader: Reader, data: Any, weights: Any) -> NetworkOptions:
     return read_network(reader, data, ("network_g",), num_teachers=reader.num_teachers)
 
 
-def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int | None = None) -> NetworkOptions:
+def read_network(
+    reader: Reader, data: Any, path: KeyPath, *, num_teachers: int | None = None, scale: int | None = None
+) -> NetworkOptions:
     """A network by the name of a variant, or written out; what the run decides (its scale, ...) is filled in.
 
-    `num_teachers` is what an argument of that name has to be, None where no teachers are fused.
+    `num_teachers` is what an argument of that name has to be, None where no teachers are fused; `scale` takes the place
+    of the run's.
     """
     if isinstance(data, str):
         try:
@@ -56,9 +59,11 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
         )
         reader.problem((*path, "type"), message)
     parameters = parameters_of(arch)
+    whose_scale = "the teacher's scale" if scale else "the run's scale"
+    larger = ", or say `scale` beside `pretrain` where the network enlarges by more" if path[0] == "teachers" else ""
     for key, value, whose in (
-        ("upscale", reader.scale, "the run's scale"),
-        ("scale", reader.scale, "the run's scale"),
+        ("upscale", scale or reader.scale, whose_scale),
+        ("scale", scale or reader.scale, whose_scale),
         ("num_teachers", num_teachers, "the number of teachers"),
     ):
         if key not in parameters or not value:
@@ -66,7 +71,7 @@ def read_network(reader: Reader, data: Any, path: KeyPath, *, num_teachers: int 
         if key in args and args[key] != value:
             reader.problem(
                 (*path, key),
-                f"is {args[key]!r}, and {whose} is {value}. Change one, or leave this out: it is filled in.",
+                f"is {args[key]!r}, and {whose} is {value}. Change one, or leave this out: it is filled in{larger}.",
             )
         args[key] = value
     before = len(reader.problems)
@@ -109,10 +114,25 @@ def read_teachers(reader: Reader, data: Any) -> dict[str, TeacherOptions | Answe
             continue
         if isinstance(value, dict):
             value = {key: part for key, part in value.items() if key != "images"}
-            value["network"] = _network_of_weights(reader, value, path)
+            value["network"] = _network_of_weights(reader, value, path, scale=_scale_of(reader, value, path))
         if teacher := reader.section(TeacherOptions, value, path):
             teachers[name] = teacher
     return teachers
+
+
+def _scale_of(reader: Reader, data: dict[str, Any], path: KeyPath) -> int | None:
+    """`scale` of a teacher; None where it gives none, or one that the section reports."""
+    scale = data.get("scale")
+    if not isinstance(scale, int) or isinstance(scale, bool):
+        return None
+    if reader.scale and scale < reader.scale:
+        reader.problem(
+            (*path, "scale"),
+            f"is {scale}, and the run's scale is {reader.scale}: images of a smaller scale cannot be made larger. Take "
+            f"a teacher for x{reader.scale} or more.",
+        )
+        return None
+    return scale
 
 
 def _read_answers(reader: Reader, data: dict[str, Any], path: KeyPath) -> AnswersOptions | None:
@@ -157,11 +177,16 @@ def read_fusion(reader: Reader, data: Any) -> Literal["mean"] | FusionOptions | 
 
 
 def _network_of_weights(
-    reader: Reader, data: dict[str, Any], path: KeyPath, *, num_teachers: int | None = None
+    reader: Reader,
+    data: dict[str, Any],
+    path: KeyPath,
+    *,
+    num_teachers: int | None = None,
+    scale: int | None = None,
 ) -> NetworkOptions | None:
     """`network`, or that of `pretrain`; None where the weights are not there yet, or after reporting why."""
     if data.get("network") is not None:
-        return read_network(reader, data["network"], (*path, "network"), num_teachers=num_teachers)
+        return read_network(reader, data["network"], (*path, "network"), num_teachers=num_teachers, scale=scale)
     source = data.get("pretrain")
     if not isinstance(source, str) or not reader.check:
         return None
@@ -184,7 +209,8 @@ def _network_of_weights(
         reader.notices.append(
             f"{key_text(path)}: by its tensors {source} is {found.type}; assumed, as no tensor shows it: {assumed}."
         )
-    return read_network(reader, {"type": found.type, **found.args}, (*path, "network"), num_teachers=num_teachers)
+    network = {"type": found.type, **found.args}
+    return read_network(reader, network, (*path, "network"), num_teachers=num_teachers, scale=scale)
 
 
 def _is_no_file(text: str) -> bool:

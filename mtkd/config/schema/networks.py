@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_serializer
 
@@ -34,12 +34,18 @@ class TeacherOptions(Section):
 
     `pretrain` is a file or `zoo:NAME`; `param_key` is the file's entry that holds the weights, None when the file is a
     bare state dict, "auto" to look for `params_ema` first and `params` next. `network` is None only where it is left to
-    the weights, and these were not there when the options were read.
+    the weights, and these were not there when the options were read. `scale` is what the network enlarges by, where
+    that is more than the run's.
     """
 
     network: NetworkOptions | None = None
     pretrain: UserPath
     param_key: str | None = "auto"
+    scale: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="what the network enlarges by, where that is more than the run's `scale`: its images are made "
+        "smaller by MATLAB's bicubic rule, so that a teacher of x4 teaches at x2 and x3. `~`: the run's",
+    )
 
 
 class AnswersOptions(Section):
