@@ -1,6 +1,7 @@
 """Write the tables of README from the kept results of the grids: python benchmarks/readme_tables.py
 
-Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds README to this.
+Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds README to this. With
+`<!-- table NAME: WORDS -->` only those groups of rows are shown whose title has these words.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from mtkd.report.statistics import comparisons, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 METRIC = "psnr"
-PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- table (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def table(name: str) -> str:
-    """Every group of the grid `name` that has a number: PSNR on the pooled sets, gains over the first two baselines."""
+def table(name: str, words: str = "") -> str:
+    """Groups of the grid `name` that have a number and `words` in their title: PSNR on the pooled sets, gains over the
+    first two baselines.
+    """
     grid = load_grid(ROOT / f"benchmarks/{name}.yml")
     report = gather(plan(grid, ROOT / "benchmarks/results" / name, check=False), grid.scales[0])
     found = comparisons(report)
     parts = []
     for group in groups(report):
         rows = [row for row in rows_of(report, group) if row.group == group]
-        if len(rows) < 2:
+        if len(rows) < 2 or words not in group:
             continue
         own = [one for one in found if (one.group, one.dataset, one.metric) == (group, POOLED, METRIC)]
         first, *others = [name for name in report.baselines if any(row.name == name for row in rows)]
@@ -44,6 +47,8 @@ def table(name: str) -> str:
             cells += [_gain(own, row.name, base) for base in (first, second) if base]
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n\n" + _note(report, own, len(rows)))
+    if not parts:
+        raise SystemExit(f"{name} has no rows in a group called {words!r}.")
     return "\n".join(parts)
 
 
@@ -76,7 +81,7 @@ def _note(report: Report, found: list[Comparison], rows: int) -> str:
 
 def written(text: str) -> str:
     """`text` of README with its tables made again."""
-    return PLACE.sub(lambda place: place[1] + table(place[2]) + place[3], text)
+    return PLACE.sub(lambda place: place[1] + table(place[2], place[3] or "") + place[4], text)
 
 
 def main() -> None:
