@@ -40,10 +40,16 @@ def table(name: str, words: str = "") -> str:
         second = others[-1] if others else None
         columns = [group, "PSNR-Y (dB)", f"over {first}", *([f"over {second}"] if second else [])]
         lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+        wholes = {row.name: summary(report, row, POOLED, METRIC) for row in rows}
+        seeds = max(whole.seeds for whole in wholes.values() if whole is not None)
         for row in rows:
-            whole = summary(report, row, POOLED, METRIC)
+            whole = wholes[row.name]
             assert whole is not None
-            cells = [row.name, f"{whole.mean:.3f} ± {whole.sd:.3f}" if whole.seeds > 1 else f"{whole.mean:.3f} †"]
+            fewer = f" ({whole.seeds} seeds)" if 1 < whole.seeds < seeds else ""
+            cells = [
+                row.name + fewer,
+                f"{whole.mean:.3f} ± {whole.sd:.3f}" if whole.seeds > 1 else f"{whole.mean:.3f} †",
+            ]
             cells += [_gain(own, row.name, base) for base in (first, second) if base]
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n\n" + _note(report, own, len(rows)))
