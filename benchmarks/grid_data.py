@@ -28,7 +28,7 @@ import torch
 from mtkd import build
 from mtkd.config import NetworkOptions
 from mtkd.data.images import list_images, read_image, write_image
-from mtkd.data.resize import bicubic_lq, imresize
+from mtkd.data.resize import bicubic_lq
 from mtkd.inference.tiling import self_ensemble
 from mtkd.runtime.pixels import to_image, to_tensor
 
@@ -91,11 +91,12 @@ def answer(weights: Path, images: list[tuple[Path, str]], out: Path, scale: int,
         return
     net = build.build_network(NetworkOptions(type="spandrel"), SCALE).eval()
     build.load_weights(net, str(weights))
+    net = build.as_scale(net, scale)
     for number, (source, target) in enumerate(work):
         lq = to_tensor(bicubic_lq(read_image(source), scale))
         with torch.no_grad():
             sr = self_ensemble(net, lq) if turned else net(lq)
-        write_image(target, to_image(sr if scale == SCALE else imresize(sr, scale / SCALE)))
+        write_image(target, to_image(sr))
         if number % 20 == 0:
             print(f"{out.name}: {number} of {len(work)} images", flush=True)
 

@@ -78,13 +78,13 @@ def _make(plan: Plan, job: Job, log: Log) -> None:
 
 def _make_target(plan: Plan, job: Job, log: Log) -> None:
     grid, path = plan.grid, target_path(plan.out, job.target, job.scale)
-    plain = plain_options(grid, job.scale)
     section = grid.targets.get(job.target)
     if section is not None and section.run is None:
         options = make_options(supervised(grid, job.scale))
         sources: list[str | Path] = [target_path(plan.out, member, job.scale) for member in section.members]
         combine(options, path, sources, weights=section.weights, gt=section.gt, progress=log)
         return
+    plain = plain_options(grid, job.scale)
     loss = {"pixel_opt": None, "target_opt": {"type": "L1Loss"}}
     one = {**plain, "model_type": "OutputKD", "train": {**plain["train"], **loss}}
     if section is None:

@@ -57,7 +57,7 @@ def try_networks(options: Options) -> list[Problem]:
     if isinstance(options.fusion, FusionOptions):
         sections["fusion",] = options.fusion  # pyright: ignore[reportArgumentType]
     for key, section in sections.items():
-        scale = (getattr(section, "scale", None) or options.scale) if key[0] == "teachers" else None
+        scale = section.scale or options.scale if isinstance(section, TeacherOptions) else None
         if section.network is not None:
             network = section.network
             tried((*key, "network"), lambda: build.build_network(network, scale))  # noqa: B023  called at once

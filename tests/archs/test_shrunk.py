@@ -13,10 +13,12 @@ from mtkd import build, zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.archs.shrunk import Shrunk
 from mtkd.cli import main
-from mtkd.config import OptionError, resolved_yaml
+from mtkd.config import NetworkOptions, OptionError, resolved_yaml
 from mtkd.contracts import MtkdError
-from mtkd.data.resize import imresize
+from mtkd.data.images import read_image
+from mtkd.data.resize import bicubic_lq, imresize
 from mtkd.data.store import ImageStore
+from mtkd.metrics.psnr import psnr
 from mtkd.runtime.pixels import to_image, to_tensor
 from mtkd.training.loop import train
 from tests.helpers import shared_data
@@ -95,11 +97,6 @@ def test_a_published_network_of_x4_teaches_at_x3() -> None:
     data = shared_data()
     if data is None or not (data.parent / "weights/CRAFT_x4.pth").is_file():
         pytest.skip("needs CRAFT_x4.pth")
-    from mtkd.config import NetworkOptions
-    from mtkd.data.images import read_image
-    from mtkd.data.resize import bicubic_lq
-    from mtkd.metrics.psnr import psnr
-
     net = build.build_network(NetworkOptions(type="spandrel"), 4).eval()
     build.load_weights(net, str(data.parent / "weights/CRAFT_x4.pth"))
     gt = read_image(data / "test/Set5/HR/bird.png")[:144, :144]

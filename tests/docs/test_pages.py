@@ -117,7 +117,7 @@ SHORTER = {
 
 APART = {
     "mtkd distill": ("tests/distilling/test_run.py", "a teacher that must be downloaded, or as above"),
-    "mtkd demo": ("tests/test_wheel.py", "minutes"),
+    "mtkd demo": ("Makefile", "minutes; `make demo` runs it, and no test does"),
     "mtkd train": (
         "tests/test_recipes.py",
         "DIV2K and published weights; there every recipe trains on small stand-ins",
