@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mtkd.bench.cells import Cell, cells, runs, target_path, weights_path
 from mtkd.bench.grid import Grid
 from mtkd.bench.scores import read_scores
-from mtkd.config import OptionError, Options, Problem, make_options
+from mtkd.config import OptionError, Options, Problem, make_options, yaml_loader
 from mtkd.contracts import MtkdError
 from mtkd.runtime.files import atomic
 from mtkd.runtime.strict_json import dumps
@@ -242,7 +242,33 @@ def set_aside(path: Path) -> Path | None:
     return away
 
 
-def options_of(job: Job) -> Options:
-    """The option file of a cell or run, read again, because weights of what it needs are there now."""
+MACHINE = ("num_gpu", "compile", "tf32", "channels_last")
+"""Keys of an option file that say how a machine computes, and not what: no part of what is compared or hashed."""
+
+
+def machine(items: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` items, VALUE in YAML, as the keys of an option file that a call sets for this machine.
+
+    Raises:
+        MtkdError: an item is no such thing, or its key says what is trained.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or key not in MACHINE:
+            raise MtkdError(
+                f"--machine {item}: must be KEY=VALUE with a KEY of {', '.join(MACHINE)}. What else an option file "
+                "says belongs to the grid, because it changes what is trained."
+            )
+        found[key] = yaml_loader.parse(text, "--machine").data
+    return found
+
+
+def options_of(job: Job, on: Mapping[str, Any] | None = None) -> Options:
+    """The option file of a cell or run, read again, because weights of what it needs are there now.
+
+    Args:
+        on: keys of `machine` that are set for this machine.
+    """
     assert job.cell is not None
-    return make_options(job.cell.options, file=job.name)
+    return make_options({**job.cell.options, **(on or {})}, file=job.name)

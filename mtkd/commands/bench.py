@@ -27,6 +27,7 @@ def add(subparsers: arguments.SubParsers) -> None:
   mtkd bench GRID.yml --shard 3/8                      # in the third task of a job array over a shared disk
   mtkd bench GRID.yml --launcher slurm --jobs 8 --slurm partition=gpu gpus_per_node=1 time=600
   mtkd bench GRID.yml --only 'mtkd_*' --no_report
+  mtkd bench benchmarks/cpu_x4.yml --jobs 8 --machine num_gpu=1 compile=graphs   # the same cells, trained on a GPU
 
 A grid file names a protocol (one option file, or changes to one), and rows, students, scales, lengths and seeds; each
 combination is a cell, an ordinary run folder in OUT/runs. Cells of one student start from the same weights and see the
@@ -70,6 +71,13 @@ again; what the file says otherwise than before is made anew, and the old is ren
     bench.add_argument(
         "--slurm", nargs="+", default=(), metavar="KEY=VALUE", help="parameters of submitit's slurm executor"
     )
+    bench.add_argument(
+        "--machine",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="how cells train here, whatever the grid says: num_gpu, compile, tf32, channels_last",
+    )
     bench.add_argument("--dry_run", action="store_true", help="show cells, needs, hours and disk; train nothing")
     bench.add_argument("--report_only", action="store_true", help="make the report of what is there; train nothing")
     bench.add_argument(
@@ -98,17 +106,21 @@ def run(args: argparse.Namespace) -> int:
     """
     from mtkd.bench import control, estimate, launchers, live
     from mtkd.bench.grid import load_grid
+    from mtkd.bench.jobs import machine, options_of
     from mtkd.bench.jobs import plan as plan_of
 
     if args.slurm and args.launcher != "slurm":
         raise MtkdError("--slurm KEY=VALUE belongs to --launcher slurm.")
+    on = machine(args.machine)
     grid = load_grid(args.grid, data=args.data)
     out = args.out or Path("bench") / grid.name
     # Who starts a job has checked the whole grid.
     plan = plan_of(grid, out, check=not args.job)
     if args.job:
-        return _one(plan, args.job)
+        return _one(plan, args.job, on)
     wanted = _wanted(plan, args)
+    if on and wanted[0].cell is not None:
+        options_of(wanted[0], on)  # so that a wrong value is told before jobs begin
     if args.dry_run:
         print(estimate.describe(plan, wanted, jobs=args.jobs))
         return 0
@@ -116,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.report_only:
         (out / "jobs").mkdir(parents=True, exist_ok=True)
         here = [str(args.grid), "--out", str(out), *(["--data", str(args.data)] if args.data else [])]
+        here += ["--machine", *args.machine] if args.machine else []
         if args.launcher != "none":
             shares = launchers.submit(args.launcher, ["bench", *here, "--no_report"], args.jobs, args.only, args.slurm)
             failed = launchers.wait(shares, plan, wanted)
@@ -142,11 +155,11 @@ def run(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _one(plan: Plan, name: str) -> int:
+def _one(plan: Plan, name: str, on: dict[str, Any]) -> int:
     from mtkd.bench import control, work
 
     try:
-        work.execute(plan, plan[name])
+        work.execute(plan, plan[name], on=on)
     except work.HeldElsewhere:
         return control.HELD
     return 0
