@@ -40,7 +40,7 @@ THERE = (
 """Packages, beside torch and torchvision, that the machine has."""
 MISSING = (
     "basicsr addict future yapf lmdb pytorch-wavelets PyWavelets lpips pydantic pydantic_core annotated-types "
-    "typing-inspection lightning-fabric pooch platformdirs spandrel torch-dct setuptools"
+    "typing-inspection lightning-fabric pooch platformdirs spandrel torch-dct setuptools pytorch-msssim DISTS-pytorch"
 ).split()
 """Packages that it lacks, with what they need and it lacks too."""
 IMPORTS = (

@@ -69,7 +69,9 @@ class VQGANEncoder(nn.Module):
 class VQGANFeatures(Hidden[VQGANEncoder]):
     """Images (N, 3, H, W), RGB in [0, 1] as DCKD feeds them, as a VQGAN sees them.
 
-    Never trained, never saved; gradients reach the images. Runs under autocast.
+    Never trained, never saved; gradients reach the images. `distances` run under autocast; `levels` stay in float32,
+    because DCKD's contrast takes the signs of small differences, and bfloat16 turns so many of them over that its
+    gradient points elsewhere (cosine 0.71 on an H200).
 
     Args:
         weights: path of the zoo's vqgan_f16_1024.safetensors or of a PyTorch file of a state dict in
@@ -93,7 +95,8 @@ class VQGANFeatures(Hidden[VQGANEncoder]):
 
     def levels(self, image: Tensor) -> list[Tensor]:
         """Output of the first residual block of each of the five levels, the finest first; no attention is in them."""
-        return self.net.encoder.levels(self._checked(image))
+        with torch.autocast(image.device.type, enabled=False):
+            return self.net.encoder.levels(self._checked(image))
 
     def distances(self, image: Tensor) -> Tensor:
         """(N * h * w, codes): squared distances of every position's embedding, h = H / 16, to every code."""

@@ -14,6 +14,7 @@ from mtkd.metrics.backbone import Backbone
 from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
 from mtkd.metrics.extra import Package, through
+from mtkd.runtime.device import full_float32
 
 VGG16_FILE = "vgg16-397923af.pth"
 _VGG16 = Backbone("DISTS", "VGG16", VGG16_FILE, "vgg16", 528)
@@ -49,7 +50,7 @@ def dists(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
     sr, gt = compared(sr, gt, crop_border=crop_border, test_y_channel=False)
     path = _VGG16.path(weights)
     net = _network(str(path.resolve()), path.stat().st_mtime_ns, sr.device)
-    with torch.autocast(sr.device.type, enabled=False):
+    with full_float32(sr.device):
         return net(*(image.expand(-1, 3, -1, -1).float() / 255 for image in (sr, gt))).reshape(-1)
 
 

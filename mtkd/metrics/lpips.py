@@ -13,6 +13,7 @@ from mtkd.contracts import MtkdError
 from mtkd.metrics.backbone import Backbone
 from mtkd.metrics.better import better
 from mtkd.metrics.color import compared
+from mtkd.runtime.device import full_float32
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 _ALEXNET = Backbone("LPIPS", "AlexNet", ALEXNET_FILE, "alexnet", 233)
@@ -46,7 +47,7 @@ def lpips(sr: Tensor, gt: Tensor, *, crop_border: int = 0, weights: str | os.Pat
         raise MtkdError(f"LPIPS needs {_MINIMUM}x{_MINIMUM} pixels or more, and {tuple(sr.shape[-2:])} are left.")
     path = _ALEXNET.path(weights)
     net = _network(str(path.resolve()), path.stat().st_mtime_ns, sr.device)
-    with torch.autocast(sr.device.type, enabled=False):
+    with full_float32(sr.device):
         return net(*(image.expand(-1, 3, -1, -1).float() / 127.5 - 1 for image in (sr, gt))).flatten().double()
 
 

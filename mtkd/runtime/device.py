@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -27,6 +28,22 @@ def set_backends(*, tf32: bool = True, deterministic: bool = False, sizes_vary: 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = not deterministic and not sizes_vary
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Within the block float32 is computed in float32 on `device`: no autocast, no TF32.
+
+    TF32 keeps 10 bits: LPIPS on a GPU would be off by 3e-4 of its value, and depend on how the training is set.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def choose_device(num_gpu: int | Literal["auto"], local_rank: int = 0) -> torch.device:

@@ -1,4 +1,4 @@
-"""Every method on CUDA beside the CPU: the same losses and gradients in fp32, sane ones in bf16."""
+"""Every method on CUDA beside the CPU: the same losses and gradients in fp32, sane ones in bf16 on both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mtkd.methods.base import Method
 from tests.methods.setups import batch, build
 
 METHODS = list(catalog.METHODS)
-pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +25,11 @@ def comparable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def drawn_on_the_cpu(*size: Any, device: Any = None, generator: Any = None, **options: Any) -> Tensor:
         return real(*size, **options).to(device or "cpu")
 
+    def noise_drawn_on_the_cpu(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=like.dtype).to(like.device)
+
     monkeypatch.setattr(torch, "rand", drawn_on_the_cpu)
+    monkeypatch.setattr(torch, "randn_like", noise_drawn_on_the_cpu)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         # Not monkeypatch, which removes what it set: this attribute is a property of torch's.
         kept, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
@@ -53,6 +56,7 @@ def norm(gradients: dict[str, Tensor]) -> float:
     return torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_in_fp32_is_that_of_the_cpu(name: str) -> None:
     method = build(name)
@@ -65,10 +69,11 @@ def test_a_step_in_fp32_is_that_of_the_cpu(name: str) -> None:
     assert error <= max(1e-4 * norm(exact[1]), 3 * rounding)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_in_bf16_is_finite_and_near(name: str) -> None:
+def test_a_step_in_bf16_is_finite_and_near(name: str, device: str) -> None:
     method = build(name)
-    exact, rounded = step(method, "cuda"), step(method, "cuda", torch.bfloat16)
+    exact, rounded = step(method, device), step(method, device, torch.bfloat16)
     assert all(torch.isfinite(gradient).all() for gradient in rounded[1].values())
     assert rounded[0] == pytest.approx(exact[0], rel=0.1, abs=0.02)
     inner = sum((exact[1][key] * value).sum().item() for key, value in rounded[1].items())
@@ -76,6 +81,7 @@ def test_a_step_in_bf16_is_finite_and_near(name: str) -> None:
     assert inner / (norm(exact[1]) * norm(rounded[1])) > 0.9
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_train_on_cuda(name: str) -> None:
     """Three steps with optimizers, through everything that is drawn on the device."""
