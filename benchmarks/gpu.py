@@ -33,6 +33,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ CLOSING, PACKING, KEEPING = 4.0, 10.0, 10.0
 """Seconds kept for the table, and for packing what the runs need to go on; and between two such packings."""
 LOGGED = 6000
 """Characters of the output of what failed that are kept."""
-JOBS = 8
+JOBS = 12
 """Runs beside each other: small networks leave most of a GPU idle, and each keeps one core busy."""
 
 
@@ -203,7 +204,7 @@ class Lease:
         """A grid of `mtkd bench`: jobs side by side, what they reached, and a state to go on from."""
         from measures import cells
 
-        from mtkd.bench import control
+        from mtkd.bench import control, mps
         from mtkd.bench.control import Board, Slots
         from mtkd.runtime.environment import environment
 
@@ -232,15 +233,17 @@ class Lease:
                 keep()
                 kept.update(jobs=len(board.done), at=time.time())
 
-        board = control.run(
-            plan,
-            cells.waiting(plan),
-            Slots(2 if small else self.args.jobs, [] if small else control.cuda_devices()),
-            command=lambda job: cells.command(state, job),
-            show=show,
-            until=until - cells.STOPPING - (2.0 if small else PACKING),
-            patience=cells.STOPPING,
-        )
+        slots = Slots(2 if small else self.args.jobs, [] if small else control.cuda_devices())
+        with mps.sharing() if mps.program() and not small else nullcontext():
+            board = control.run(
+                plan,
+                cells.waiting(plan),
+                slots,
+                command=lambda job: cells.command(state, job),
+                show=show,
+                until=until - cells.STOPPING - (2.0 if small else PACKING),
+                patience=cells.STOPPING,
+            )
         keep()
         for failure, why in board.failed.items():
             log = control.log_path(state, plan[failure])

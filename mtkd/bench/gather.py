@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def gather(
         baselines=[grid.title_of("rows", name) for name in grid.baselines],
         published=[Published(**one) for one in grid.published],
         files=dict(_files(plan, scale)),
-        facts=_facts(read, command),
+        facts=_facts(plan, read, command),
         missing=missing,
     )
 
@@ -236,9 +237,16 @@ def _files(plan: Plan, scale: int) -> Iterator[tuple[str, str]]:
             yield f"{job.cell.row}, {job.cell.subject}, {job.cell.iterations}", text
 
 
-def _facts(read: Mapping[str, Mapping[str, Any]], command: str) -> dict[str, str]:
+def _facts(plan: Plan, read: Mapping[str, Mapping[str, Any]], command: str) -> dict[str, str]:
     """Where the numbers come from, every machine and commit that took part."""
     found: dict[str, dict[str, None]] = {}
+    trained: Counter[str] = Counter()
+    for job in plan.cells:
+        file = plan.out / "runs" / job.name / "environment.json"
+        if job.name in read and file.exists():
+            trained[json.loads(file.read_text(encoding="utf-8"))["device"]] += 1
+    if trained:
+        found["trained on"] = {f"{device} ({count} runs)": None for device, count in trained.most_common()}
     for content in read.values():
         here = content["environment"]
         versions = here["versions"]

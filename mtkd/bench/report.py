@@ -60,7 +60,8 @@ def keep(plan: Plan, folder: Path, *, log: Log = print) -> None:
 
     `mtkd bench GRID --out FOLDER --report_only` makes the tables of it again, on any machine.
     """
-    patterns = ("scores/*.json", "jobs/*.json", "costs_x*.json", "runs/*/metrics.jsonl", "report*/tables.*")
+    of_runs = ("runs/*/metrics.jsonl", "runs/*/environment.json")
+    patterns = ("scores/*.json", "jobs/*.json", "costs_x*.json", *of_runs, "report*/tables.*")
     names = {job.file_name for job in plan.jobs}
     copied = 0
     for pattern in patterns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def add(subparsers: arguments.SubParsers) -> None:
   mtkd bench GRID.yml --shard 3/8                      # in the third task of a job array over a shared disk
   mtkd bench GRID.yml --launcher slurm --jobs 8 --slurm partition=gpu gpus_per_node=1 time=600
   mtkd bench GRID.yml --only 'mtkd_*' --no_report
-  mtkd bench benchmarks/cpu_x4.yml --jobs 8 --machine num_gpu=1 compile=graphs   # the same cells, trained on a GPU
+  mtkd bench benchmarks/cpu_x4.yml --jobs 8 --mps --machine num_gpu=1 compile=graphs   # the same cells on a GPU
 
 A grid file names a protocol (one option file, or changes to one), and rows, students, scales, lengths and seeds; each
 combination is a cell, an ordinary run folder in OUT/runs. Cells of one student start from the same weights and see the
@@ -78,6 +79,12 @@ again; what the file says otherwise than before is made anew, and the old is ren
         metavar="KEY=VALUE",
         help="how cells train here, whatever the grid says: num_gpu, compile, tf32, channels_last",
     )
+    bench.add_argument(
+        "--mps",
+        action="store_true",
+        help="start NVIDIA's multi-process service for the --jobs N of this call: several times as fast where networks "
+        "are small",
+    )
     bench.add_argument("--dry_run", action="store_true", help="show cells, needs, hours and disk; train nothing")
     bench.add_argument("--report_only", action="store_true", help="make the report of what is there; train nothing")
     bench.add_argument(
@@ -104,11 +111,13 @@ def run(args: argparse.Namespace) -> int:
         MtkdError: the grid, or an option file of it, is wrong; nothing was begun then.
         Stopped: a signal ended it; what ran has saved.
     """
-    from mtkd.bench import control, estimate, launchers, live
+    from mtkd.bench import control, estimate, launchers, live, mps
     from mtkd.bench.grid import load_grid
     from mtkd.bench.jobs import machine, options_of
     from mtkd.bench.jobs import plan as plan_of
 
+    if args.mps and args.launcher != "none":
+        raise MtkdError("--mps belongs to --jobs N of one machine. Start the service in the jobs' own script.")
     if args.slurm and args.launcher != "slurm":
         raise MtkdError("--slurm KEY=VALUE belongs to --launcher slurm.")
     on = machine(args.machine)
@@ -134,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
             failed = launchers.wait(shares, plan, wanted)
         else:
             slots = control.Slots(args.jobs, control.cuda_devices())
-            with live.Live(partial(print, flush=True)) as show:
+            service = mps.sharing() if args.mps else nullcontext()
+            with service, live.Live(partial(print, flush=True)) as show:
                 board = control.run(
                     plan,
                     wanted,

@@ -36,14 +36,13 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
     TF32 keeps 10 bits: LPIPS on a GPU would be off by 3e-4 of its value, and depend on how the training is set.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def choose_device(num_gpu: int | Literal["auto"], local_rank: int = 0) -> torch.device:
