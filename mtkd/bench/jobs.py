@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,16 @@ class Plan:
     def cells(self) -> list[Job]:
         """The jobs that are cells."""
         return [job for job in self.jobs if job.kind == "cell"]
+
+    def on(self, machine: Mapping[str, Any]) -> Plan:
+        """The same jobs, of the same digests, with the keys of `machine` in their option files."""
+
+        def there(job: Job) -> Job:
+            cell = job.cell and replace(job.cell, options={**job.cell.options, **machine})
+            return replace(job, cell=cell)
+
+        grid = self.grid.model_copy(update={"protocol": {**self.grid.protocol, **machine}})
+        return Plan(grid, self.out, tuple(map(there, self.jobs)))
 
     def needed_by(self, wanted: Sequence[Job]) -> list[Job]:
         """`wanted` and everything below them, in order."""
@@ -166,7 +176,7 @@ def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> J
         path = {**job.cell.options.get("path", {})}
         given["path"] = {key: value for key, value in path.items() if not key.endswith("_root")}
     digest = _digest({**given, "needs": below}, grid, out)
-    return Job(**{**job.__dict__, "digest": digest, "measured": _digest({"of": digest, **test}, grid, out)})
+    return replace(job, digest=digest, measured=_digest({"of": digest, **test}, grid, out))
 
 
 def _digest(tree: Any, grid: Grid, out: Path) -> str:
@@ -264,11 +274,7 @@ def machine(items: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def options_of(job: Job, on: Mapping[str, Any] | None = None) -> Options:
-    """The option file of a cell or run, read again, because weights of what it needs are there now.
-
-    Args:
-        on: keys of `machine` that are set for this machine.
-    """
+def options_of(job: Job) -> Options:
+    """The option file of a cell or run, read again, because weights of what it needs are there now."""
     assert job.cell is not None
-    return make_options({**job.cell.options, **(on or {})}, file=job.name)
+    return make_options(job.cell.options, file=job.name)

@@ -26,13 +26,10 @@ class HeldElsewhere(Exception):
     """Another process makes this job."""
 
 
-def execute(plan: Plan, job: Job, *, on: Mapping[str, Any] | None = None, log: Log = print) -> None:
+def execute(plan: Plan, job: Job, *, log: Log = print) -> None:
     """Make `job`, unless it is there; what it needs must be.
 
     What was made for another definition is renamed first, never deleted. An error is kept in the job's record.
-
-    Args:
-        on: how trainings compute here, as `jobs.machine` reads it.
 
     Raises:
         HeldElsewhere: another process, perhaps on another machine, is at it.
@@ -43,12 +40,12 @@ def execute(plan: Plan, job: Job, *, on: Mapping[str, Any] | None = None, log: L
     try:
         with FileLock(lock, timeout=0):
             if not jobs.is_done(plan.out, job):
-                _make(plan, job, on or {}, log)
+                _make(plan, job, log)
     except Timeout as error:
         raise HeldElsewhere(job.name) from error
 
 
-def _make(plan: Plan, job: Job, on: Mapping[str, Any], log: Log) -> None:
+def _make(plan: Plan, job: Job, log: Log) -> None:
     out, before = plan.out, jobs.read_record(plan.out, job)
     if before is not None and before.digest != job.digest:
         place = target_path(out, job.target, job.scale) if job.kind == "target" else out / "runs" / job.name
@@ -69,7 +66,7 @@ def _make(plan: Plan, job: Job, on: Mapping[str, Any], log: Log) -> None:
         elif job.kind == "teachers":
             measure_teachers(plan, job, log)
         else:
-            _train(plan, job, on)
+            _train(plan, job)
             if job.kind == "cell":
                 measure_run(plan, job)
     except BaseException as error:
@@ -107,8 +104,8 @@ def _teachers_of(run: Job) -> Mapping[str, Any]:
     return run.cell.options["teachers"]
 
 
-def _train(plan: Plan, job: Job, on: Mapping[str, Any]) -> None:
-    options = jobs.options_of(job, on)
+def _train(plan: Plan, job: Job) -> None:
+    options = jobs.options_of(job)
     text = resolved_yaml(options)
     assert job.cell is not None
     if not weights_path(plan.out, job.name).exists():

@@ -124,12 +124,12 @@ def run(args: argparse.Namespace) -> int:
     grid = load_grid(args.grid, data=args.data)
     out = args.out or Path("bench") / grid.name
     # Who starts a job has checked the whole grid.
-    plan = plan_of(grid, out, check=not args.job)
+    plan = plan_of(grid, out, check=not args.job).on(on)
     if args.job:
-        return _one(plan, args.job, on)
+        return _one(plan, args.job)
     wanted = _wanted(plan, args)
     if on and wanted[0].cell is not None:
-        options_of(wanted[0], on)  # so that a wrong value is told before jobs begin
+        options_of(wanted[0])  # so that a wrong value is told before jobs begin
     if args.dry_run:
         print(estimate.describe(plan, wanted, jobs=args.jobs))
         return 0
@@ -165,11 +165,11 @@ def run(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _one(plan: Plan, name: str, on: dict[str, Any]) -> int:
+def _one(plan: Plan, name: str) -> int:
     from mtkd.bench import control, work
 
     try:
-        work.execute(plan, plan[name], on=on)
+        work.execute(plan, plan[name])
     except work.HeldElsewhere:
         return control.HELD
     return 0

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtkd.bench import mps
 from mtkd.bench.grid import load_grid
@@ -18,10 +19,26 @@ from tests.bench.toy import toy
 
 def test_keys_of_the_machine_reach_the_option_file_and_leave_the_digest(tmp_path: Path) -> None:
     made = plan(load_grid(toy(tmp_path)), tmp_path / "out")
-    cell = made.cells[0]
-    here = options_of(cell, machine(["num_gpu=1", "compile=graphs", "tf32=false"]))
-    assert (here.num_gpu, here.compile, here.tf32) == (1, "graphs", False)
-    assert options_of(cell).num_gpu == 0
+    there = made.on(machine(["compile=graphs", "tf32=false", "num_gpu=auto"]))
+    here = options_of(there.cells[0])
+    assert (here.num_gpu, here.compile, here.tf32) == ("auto", "graphs", False)
+    assert options_of(made.cells[0]).num_gpu == 0
+    assert [(job.name, job.digest, job.measured) for job in there.jobs] == [
+        (job.name, job.digest, job.measured) for job in made.jobs
+    ]
+    assert there.grid.protocol["tf32"] is False
+
+
+def test_a_dry_run_times_what_the_machine_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid, out = toy(tmp_path), tmp_path / "out"
+    text = grid.read_text().replace("num_gpu: 0", "num_gpu: 1")
+    assert text != grid.read_text()
+    grid.write_text(text)
+    command = ["bench", str(grid), "--out", str(out), "--dry_run", "--only", "scratch*"]
+    assert main(command) == 0
+    assert "shows 0 CUDA devices" in capsys.readouterr().out or torch.cuda.is_available()
+    assert main([*command, "--machine", "num_gpu=0"]) == 0
+    assert "cannot be prepared" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("item", ["precision=bf16", "num_gpu", "seed=3", "=1"])
