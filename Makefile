@@ -43,11 +43,14 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the images, answers and weights, JOBS=2
+tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the images, answers and weights, JOBS=2, BENCH_ARGS
 	@test -n "$(SHARED)" || { echo "make tables SHARED=FOLDER: benchmarks/grid_data.py says what FOLDER holds" >&2; exit 1; }
 	$(VENV)/bin/python benchmarks/grid_data.py $(SHARED) .cache/grid/data
 	for grid in cpu_x4 cpu_x4_few branches_x4 students_x2 students_x3 students_x4; do $(VENV)/bin/mtkd bench benchmarks/$$grid.yml --out .cache/grid/$$grid --jobs $(JOBS) \
-	  --keep benchmarks/results/$$grid || exit 1; done
+	  $(BENCH_ARGS) --keep benchmarks/results/$$grid || exit 1; done
+	if $(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(VENV)/bin/mtkd bench benchmarks/edsr_m_x4.yml --out .cache/grid/edsr_m_x4 --jobs $(JOBS) $(BENCH_ARGS) --keep benchmarks/results/edsr_m_x4; \
+	else echo "edsr_m_x4 needs a GPU: its kept results stay"; fi
 	$(VENV)/bin/mtkd bench benchmarks/demo_x2.yml --out .cache/grid/demo_x2 --jobs $(JOBS) --keep benchmarks/results/demo_x2 \
 	  --data "$$($(VENV)/bin/python -c 'from mtkd.demo import photographs; print(photographs())')"
 	$(VENV)/bin/python benchmarks/readme_tables.py

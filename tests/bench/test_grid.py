@@ -256,7 +256,18 @@ def test_the_grid_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu_x4", "cpu_x4_few", "demo_x2", "gpu_x4", "branches_x4", "students_x2", "students_x3", "students_x4"]
+    "name",
+    [
+        "cpu_x4",
+        "cpu_x4_few",
+        "demo_x2",
+        "gpu_x4",
+        "edsr_m_x4",
+        "branches_x4",
+        "students_x2",
+        "students_x3",
+        "students_x4",
+    ],
 )
 def test_the_committed_grids_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
