@@ -187,7 +187,7 @@ def _finish(run: Run) -> None:
 def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
     """One optimizer step; returns the raw terms, the weighted total and the method's logs, detached, unread."""
     settings, fabric = run.options.training, run.fabric
-    torch.manual_seed(step_seed(run.seed, step, fabric.global_rank))
+    _seed(step_seed(run.seed, step, fabric.global_rank), fabric.device)
     for name, optimizer in run.optimizers.items():
         for group in optimizer.param_groups:
             group["lr"] = run.rates[name](step)
@@ -223,6 +223,16 @@ def _backward(run: Run, batch: Batch, step: int, *, last: bool) -> tuple[Step, T
         total = weighted_total(out, settings.terms, step)
         fabric.backward(total / settings.accumulate)
     return out, total
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators of a run's own devices, to what `torch.manual_seed` would.
+
+    That one asks every kind of device, and keeps a traceback for each that is not in use: 0.1 to 0.4 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _keep_gradients(method: Method) -> None:

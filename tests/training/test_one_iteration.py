@@ -46,12 +46,21 @@ def test_each_rank_draws_from_a_stream_of_its_own(tmp_path: Path, monkeypatch: p
     batches = run.batches()
     seeded: list[int] = []
     monkeypatch.setattr(type(run.fabric), "global_rank", property(lambda _: rank))
-    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    monkeypatch.setattr(train_module, "_seed", lambda seed, device: seeded.append(seed))
     for step in (0, 5):
         train_module.train_step(run, step, batches)
     assert seeded == [step_seed(3, 0, rank), step_seed(3, 5, rank)]
     monkeypatch.undo()
     run.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_step_draws_what_torchs_own_seeding_gives(device: str) -> None:
+    torch.manual_seed(6233904063939786893)
+    wanted = torch.rand(5), torch.rand(5, device=device)
+    torch.manual_seed(1)
+    train_module._seed(6233904063939786893, torch.device(device))
+    assert torch.equal(torch.rand(5), wanted[0]) and torch.equal(torch.rand(5, device=device), wanted[1])
 
 
 def test_every_optimizer_is_clipped_on_its_own(tmp_path: Path) -> None:
