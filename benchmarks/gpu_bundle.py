@@ -44,8 +44,9 @@ MISSING = (
 ).split()
 """Packages that it lacks, with what they need and it lacks too."""
 IMPORTS = (
-    "basicsr, pytorch_wavelets, pywt, lpips, pydantic, lightning_fabric, pooch, lmdb, spandrel, torch_dct, jinja2, "
-    "pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.run_test, mtkd.bench.report, speed, "
+    "basicsr, pytorch_wavelets, pywt, lpips, pytorch_msssim, DISTS_pytorch, pydantic, lightning_fabric, pooch, lmdb, "
+    "spandrel, torch_dct, jinja2, pkg_resources, mtkd.basicsr, mtkd.cli, mtkd.training.loop, mtkd.inference.run_test, "
+    "mtkd.bench.report, mtkd.bench.mps, speed, "
     "measures.cells, measures.stage2, measures.training, measures.attention, measures.inference, measures.wavelet, "
     "measures.scaling, measures.graphs"
 )
@@ -53,7 +54,7 @@ IMPORTS = (
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 SCALE, SIDE = 4, 256
 """Longest side of a training crop: `answers` are of these crops."""
-EACH, CROP = 60, 128
+EACH, CROP = 50, 128
 """Training images of BSDS500 and of General100 each, with their answers what there is room for; none is smaller than
 the grid's gt_size.
 """
