@@ -33,7 +33,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,7 @@ class Lease:
 
         from mtkd.bench import control, mps
         from mtkd.bench.control import Board, Slots
+        from mtkd.contracts import MtkdError
         from mtkd.runtime.environment import environment
 
         state, small = self.work / "state", self.args.rehearse
@@ -234,7 +235,12 @@ class Lease:
                 kept.update(jobs=len(board.done), at=time.time())
 
         slots = Slots(2 if small else self.args.jobs, [] if small else control.cuda_devices())
-        with mps.sharing() if mps.program() and not small else nullcontext():
+        with ExitStack() as stack:
+            if mps.program() and not small:
+                try:
+                    stack.enter_context(mps.sharing())
+                except MtkdError as error:
+                    self.failed("mps", str(error))
             board = control.run(
                 plan,
                 cells.waiting(plan),

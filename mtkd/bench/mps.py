@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mtkd.contracts import MtkdError
@@ -47,23 +47,34 @@ def sharing() -> Iterator[None]:
             Path(name).mkdir()
         places = os.pathsep.join([str(Path(control).parent), os.environ.get("PATH", "")])
         environment = {**os.environ, **names, "PATH": places}
-        _call([control, "-d"], environment)
+        said = Path(folder) / "said"
+        _call([control, "-d"], environment, said)
         os.environ |= names
         try:
             yield
         finally:
             for name in names:
                 del os.environ[name]
-            _call([control], environment, "quit\n")
+            # What the jobs made must not be lost to a service that does not end.
+            with suppress(MtkdError):
+                _call([control], environment, said, "quit\n")
 
 
-def _call(command: list[str], environment: dict[str, str], given: str = "") -> None:
+def _call(command: list[str], environment: dict[str, str], said: Path, given: str = "") -> None:
     try:
-        done = subprocess.run(
-            command, env=environment, input=given, capture_output=True, text=True, timeout=_PATIENCE, check=False
-        )
+        # Into a file: a daemon that keeps a pipe open would be waited for.
+        with said.open("wb") as output:
+            done = subprocess.run(
+                command,
+                env=environment,
+                input=given.encode(),
+                stdout=output,
+                stderr=output,
+                timeout=_PATIENCE,
+                check=False,
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MtkdError(f"{_PROGRAM} does not answer: {error}. Leave --mps out.") from error
     if done.returncode:
-        why = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        why = said.read_text(errors="replace").strip() or f"exit code {done.returncode}"
         raise MtkdError(f"{_PROGRAM} failed: {why}. Leave --mps out.")

@@ -80,13 +80,17 @@ def test_the_report_says_where_cells_were_trained(tmp_path: Path) -> None:
 PROGRAM = """#!/bin/sh
 echo "$CUDA_MPS_PIPE_DIRECTORY $*" >> "$CALLS"
 cat >> "$CALLS"
-exit $FAILS
+if [ -z "$*" ]; then exit 1; fi
+if [ $FAILS -gt 0 ]; then echo "no device" >&2; exit $FAILS; fi
+sleep 30 &
 """
 
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A control program that writes down how it was called and what it was told."""
+    """A control program that writes down how it was called and what it was told; its service keeps the output open, and
+    it cannot end it.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "nvidia-cuda-mps-control"
@@ -119,7 +123,7 @@ def test_a_service_that_the_environment_names_is_used(calls: Path, monkeypatch: 
 
 def test_a_service_that_fails_is_an_error_before_jobs_begin(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILS", "3")
-    with pytest.raises(MtkdError, match=r"exit code 3. Leave --mps out"), mps.sharing():
+    with pytest.raises(MtkdError, match=r"failed: no device. Leave --mps out"), mps.sharing():
         pytest.fail("it began")
 
 
