@@ -54,6 +54,7 @@ tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the 
 	$(VENV)/bin/mtkd bench benchmarks/demo_x2.yml --out .cache/grid/demo_x2 --jobs $(JOBS) --keep benchmarks/results/demo_x2 \
 	  --data "$$($(VENV)/bin/python -c 'from mtkd.demo import photographs; print(photographs())')"
 	$(VENV)/bin/python benchmarks/readme_tables.py
+	$(VENV)/bin/python benchmarks/readme_figure.py
 
 site: $(INSTALLED) ## build the pages of docs/ as a site in .cache/site
 	$(RUN) mkdocs build --strict -q

@@ -19,6 +19,21 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_the_figure_shows_the_kept_results(tmp_path: Path) -> None:
+    import readme_figure
+
+    drawn = readme_figure.kept(readme_figure.FIGURE.read_text(encoding="utf-8"))
+    made = readme_figure.gains()
+    assert [row["label"] for row in drawn] == [row["label"] for row in made]
+    for key in ("gain", "low", "high"):
+        assert [row[key] for row in drawn] == pytest.approx([row[key] for row in made], abs=0.0021)
+    for name in ("one.svg", "two.svg"):
+        readme_figure.draw(made, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert readme_figure.kept((tmp_path / "one.svg").read_text()) == made
+
+
+@pytest.mark.slow
 def test_readme_shows_the_kept_results() -> None:
     import readme_tables
 
