@@ -33,8 +33,10 @@ GAINS = (
         "cpu_x4_few",
         " 5 photographs, x4, 2,000",
         "L1(T), mean, and 294 photographs without gt",
-        "the same, 294 more without gt\nL1 on the mean of teachers",
+        "the same, 294 more without gt\nL1 on the mean",
     ),
+    ("cpu_x4_few", " 20 photographs, x4, 2,000", "L1(T), mean", "the same, 20 photographs\nL1 on the mean"),
+    ("cpu_x4_few", " 100 photographs, x4, 2,000", "L1(T), mean", "the same, 100 photographs\nL1 on the mean"),
     ("cpu_x4", " 4,000", "FAKD, EDSR 32x8", "EDSR, 28k, 299 images\nFAKD, 4,000 iterations"),
     ("cpu_x4", "24,000", "FAKD, EDSR 32x8", "EDSR, 28k, 299 images\nFAKD, 24,000 iterations"),
 )
