@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from readme_tables import METRIC, ROOT
+from readme_tables import METRIC, ROOT, results
 
-from mtkd.bench.gather import gather
-from mtkd.bench.grid import load_grid
-from mtkd.bench.jobs import plan
 from mtkd.report.arrange import POOLED
-from mtkd.report.comparison import Comparison
-from mtkd.report.statistics import comparisons
 
 FIGURE = ROOT / "docs/assets/gains.svg"
 RECIPE = "MTKD, our recipe, mean"
@@ -43,18 +37,12 @@ GAINS = (
 """Grid, words of a group's title, row, and what the figure calls it."""
 
 
-@cache
-def _compared(name: str) -> tuple[tuple[Comparison, ...], str]:
-    grid = load_grid(ROOT / f"benchmarks/{name}.yml")
-    report = gather(plan(grid, ROOT / "benchmarks/results" / name, check=False), grid.scales[0])
-    return tuple(comparisons(report)), report.baselines[0]
-
-
 def gains() -> list[dict[str, Any]]:
     """Of each of `GAINS`: label, gain over ground truth in dB, and its interval."""
     found = []
     for name, words, row, label in GAINS:
-        compared, base = _compared(name)
+        report, compared = results(name)
+        base = report.baselines[0]
         (one,) = (
             one
             for one in compared

@@ -7,6 +7,7 @@ Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a te
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 from mtkd.bench.gather import gather
@@ -23,13 +24,19 @@ METRIC = "psnr"
 PLACE = re.compile(r"(<!-- table (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+@cache
+def results(name: str) -> tuple[Report, list[Comparison]]:
+    """The report of the kept results of the grid `name`, and its comparisons."""
+    grid = load_grid(ROOT / f"benchmarks/{name}.yml")
+    report = gather(plan(grid, ROOT / "benchmarks/results" / name, check=False), grid.scales[0])
+    return report, list(comparisons(report))
+
+
 def table(name: str, words: str = "") -> str:
     """Groups of the grid `name` that have a number and `words` in their title: PSNR on the pooled sets, gains over the
     first two baselines.
     """
-    grid = load_grid(ROOT / f"benchmarks/{name}.yml")
-    report = gather(plan(grid, ROOT / "benchmarks/results" / name, check=False), grid.scales[0])
-    found = comparisons(report)
+    report, found = results(name)
     parts = []
     for group in groups(report):
         rows = [row for row in rows_of(report, group) if row.group == group]
