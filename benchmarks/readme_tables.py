@@ -29,7 +29,7 @@ def results(name: str) -> tuple[Report, list[Comparison]]:
     """The report of the kept results of the grid `name`, and its comparisons."""
     grid = load_grid(ROOT / f"benchmarks/{name}.yml")
     report = gather(plan(grid, ROOT / "benchmarks/results" / name, check=False), grid.scales[0])
-    return report, list(comparisons(report))
+    return report, comparisons(report)
 
 
 def table(name: str, words: str = "") -> str:
