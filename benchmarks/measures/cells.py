@@ -18,7 +18,7 @@ from mtkd.bench.gather import gather
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import read_scores, scores_path
-from mtkd.config import yaml_loader
+from mtkd.config import layers, yaml_loader
 from mtkd.contracts import MtkdError
 from mtkd.data.images import list_images, read_image, write_image
 from mtkd.data.resize import bicubic_lq, imresize
@@ -46,7 +46,7 @@ def prepare(file: Path, out: Path, *, data: Path | None, iterations: int | None 
         MtkdError: it is no grid, or option files of it are wrong.
     """
     load_grid(file)
-    grid: dict[str, Any] = yaml_loader.load(file).data
+    grid: dict[str, Any] = layers.load(file).data
     if small:
         _shrink(grid)
         iterations = 4

@@ -1,6 +1,7 @@
 """A grid file: what its cells share, and in what they differ.
 
     name: cpu_x4
+    base: shared.yml             # what several grids share: it lies under this file as the base of an option file does
     protocol: {...}              # what all runs share: sections of an option file, or `base: FILE` and changes
     iterations: [4000, 24000]    # the lengths; {iterations}, {1/4} and {5/8+1} in texts are parts of the run's own
     scales: [4]
@@ -33,7 +34,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from mtkd.bench.texts import fill, links
-from mtkd.config import OptionError, Problem, yaml_loader
+from mtkd.config import OptionError, Problem, layers
 from mtkd.config.problems import KeyPath, key_text, of_pydantic
 from mtkd.config.schema.fields import Count, FileName, Int, Section
 
@@ -138,19 +139,22 @@ class Grid(Part):
 
 
 def load_grid(path: Path, *, data: Path | None = None) -> Grid:
-    """The grid in the file at `path`; `data` takes the place of its own `data`, where {data} is written.
+    """The grid in the file at `path`, over its base if it names one.
+
+    `data` takes the place of its own `data`, where {data} is written.
 
     Raises:
         OptionError: the file is no grid; every problem is named.
     """
-    document = yaml_loader.load(path)
+    document = layers.load(path)
 
     def fail(messages: Iterable[tuple[KeyPath, str]]) -> OptionError:
         problems = []
         for where, message in messages:
-            known = (document.lines.get(where[:end]) for end in range(len(where), 0, -1))
-            line = next((line for line in known if line is not None), None)
-            problems.append(Problem(str(path), line, key_text(where), message))
+            prefixes = (where[:end] for end in range(len(where), 0, -1))
+            known = next((prefix for prefix in prefixes if prefix in document.lines), ())
+            file, line = document.files.get(known, document.file), document.lines.get(known)
+            problems.append(Problem(file, line, key_text(where), message))
         return OptionError(problems)
 
     if not isinstance(document.data, dict) or "rows" not in document.data:

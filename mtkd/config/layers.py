@@ -30,8 +30,8 @@ def load(path: str | Path) -> Document:
     The base's path starts at the folder of the file that names it, and it has no base of its own. Mappings are merged,
     key by key; lists and single values take the place of the base's, and so does a mapping whose `type` is another,
     because the other keys belong to the type. `~` takes away what the base says. Two kinds of keys mean something by
-    `~` and keep it: a loss term, `train.X_opt`, is switched off, and `param_key` reads a bare state dict. Keys of the
-    base come first, in its order.
+    `~` and keep it: a loss term, `train.X_opt` (of a grid's row too), is switched off, and `param_key` reads a bare
+    state dict. Keys of the base come first, in its order.
 
     Raises:
         OptionError: a file cannot be read or is no YAML of the dialect, or the base is none.
@@ -126,7 +126,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any], path: KeyPath, replace
 
 def _means_something(path: KeyPath, key: str) -> bool:
     """Whether `~` at this key is a value of its own, and does not just remove the base's."""
-    return (path == ("train",) and key.endswith("_opt")) or key in ("param_key", "param_key_g")
+    return (path[-1:] == ("train",) and key.endswith("_opt")) or key in ("param_key", "param_key_g")
 
 
 def place_of(word: str, data: Any, path: KeyPath = ()) -> KeyPath | None:

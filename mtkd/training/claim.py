@@ -81,7 +81,7 @@ def claim(folder: RunFolder, name: str, *, resuming: bool) -> Claim:
             if not resuming:
                 _refuse_older(folder, name)
             (folder.root / LOCK).write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-            for place in (folder.root, folder.models, folder.states):
+            for place in (folder.root, folder.models, folder.states, folder.validation):
                 for path in place.glob(".*.tmp"):
                     path.unlink()
         except BaseException:

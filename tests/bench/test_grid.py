@@ -277,3 +277,31 @@ def test_the_committed_grids_are_sound(name: str, monkeypatch: pytest.MonkeyPatc
 
 def planned_in(path: Path, out: Path) -> Plan:
     return plan(load_grid(path), out)
+
+
+def test_a_grid_stands_on_a_base(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    whole = load_grid(path)
+    data = yaml.safe_load(path.read_text())
+    shared = {key: data.pop(key) for key in ("data", "teachers", "test", "rows")}
+    shared["rows"]["dropped"] = {"model_type": "SRModel"}
+    # A term of the base's row is switched off, which is more than left out: the row's own base may have it.
+    shared["rows"]["fused"] = {**shared["rows"]["fused"], "train": {"pixel_opt": {"type": "L1Loss"}}}
+    data |= {"base": "parts/shared.yml", "rows": {"dropped": None, "fused": {"train": {"pixel_opt": None}}}}
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/shared.yml").write_text(yaml.safe_dump(shared))
+    path.write_text(yaml.safe_dump(data))
+    grid = load_grid(path)
+    assert grid.rows["fused"]["train"]["pixel_opt"] is None
+    assert set(grid.rows) == set(whole.rows)
+    assert (grid.data, grid.teachers, grid.test) == (whole.data, whole.teachers, whole.test)
+
+
+def test_a_mistake_in_the_base_is_told_with_its_line_there(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    data = yaml.safe_load(path.read_text())
+    del data["baselines"]
+    path.write_text(yaml.safe_dump({"base": "shared.yml", **data}))
+    (tmp_path / "shared.yml").write_text("pooled: []\nbaselines: [nobody]\n")
+    with pytest.raises(OptionError, match=r"shared.yml:2.*nobody is no row"):
+        load_grid(path)

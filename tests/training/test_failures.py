@@ -302,7 +302,13 @@ def test_a_second_auto_resume_beside_a_running_one_is_refused(
 
 def test_unfinished_files_of_killed_processes_are_removed(tmp_path: Path, images: Path) -> None:
     train(run_options(tmp_path, images=images, train={"total_iter": 4}))
-    for name in ("models/.net_g_6.pth.4242.tmp", "training_states/.6.state.4242.tmp", ".metrics.jsonl.4242.tmp"):
+    (folder(tmp_path) / "validation").mkdir(exist_ok=True)
+    for name in (
+        "models/.net_g_6.pth.4242.tmp",
+        "training_states/.6.state.4242.tmp",
+        "validation/.metrics.csv.4242.tmp",
+        ".metrics.jsonl.4242.tmp",
+    ):
         (folder(tmp_path) / name).write_bytes(b"half")
     train(run_options(tmp_path, images=images), auto_resume=True)
     assert not [path for path in folder(tmp_path).rglob("*") if path.suffix == ".tmp"]
