@@ -27,6 +27,7 @@ class Cell:
         row, subject, scale, iterations, seed: what it is; row and subject are "" for a shared run.
         options: its option file, complete but for the links in `needs`.
         needs: links it depends on, such as "target:mean".
+        images: the setting whose training images it has, "" for the protocol's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Cell:
     seed: int
     options: dict[str, Any]
     needs: tuple[str, ...]
+    images: str = ""
 
 
 def cells(grid: Grid, out: Path) -> Iterator[Cell]:
@@ -60,8 +62,11 @@ def cells(grid: Grid, out: Path) -> Iterator[Cell]:
         name = f"{row}_{name_of_subject}_x{scale}_{iterations}_s{seed}"
         place = {"scale": scale, "iterations": iterations, "seed": seed}
         options = _options(grid, out, own, setting=subject.options, network=subject.network, name=name, **place)
-        options, needs = _linked(options, out, scale=scale, suffix=name.removeprefix(row))
-        yield Cell(name=name, row=row, subject=name_of_subject, options=options, needs=tuple(needs), **place)
+        images = subject.setting if subject.setting in with_own_images(grid) else ""
+        options, needs = _linked(options, out, scale=scale, suffix=name.removeprefix(row), images=images)
+        yield Cell(
+            name=name, row=row, subject=name_of_subject, options=options, needs=tuple(needs), images=images, **place
+        )
 
 
 def runs(grid: Grid, out: Path) -> list[Cell]:
@@ -73,9 +78,26 @@ def runs(grid: Grid, out: Path) -> list[Cell]:
             iterations, name = given.get("iterations", max(grid.iterations)), f"{run}_x{scale}"
             place = {"scale": scale, "iterations": iterations, "seed": given.get("manual_seed", grid.seeds[0])}
             options = _options(grid, out, own, network=None, name=name, **place)
-            options, needs = _linked(options, out, scale=scale, suffix="")
+            options, needs = _linked(options, out, scale=scale, suffix="", images="")
             found.append(Cell(name=name, options=options, needs=tuple(needs), **place))
     return found
+
+
+def with_own_images(grid: Grid) -> list[str]:
+    """The settings that train on other images than the protocol: they have stores of their own."""
+    return [name for name, given in grid.settings.items() if (given.get("datasets") or {}).get("train")]
+
+
+def training_images(grid: Grid, scale: int, setting: str = "") -> dict[str, Any] | None:
+    """The section of the training images that rows start from, in a setting or without; None where the protocol and the
+    first row's base have none as a whole.
+    """
+    own = {key: value for key, value in grid.protocol.items() if key != layers.BASE}
+    options = _based(next(iter(grid.rows.values())))
+    for part in (_based(grid.protocol), own, grid.settings.get(setting, {})):
+        options = layers.merged(options, part)
+    images = fill(options, {"scale": scale, "iterations": max(grid.iterations)}).get("datasets", {}).get("train")
+    return images if images and "type" in images else None
 
 
 def _options(
@@ -90,9 +112,12 @@ def _options(
     iterations: int,
     seed: int,
 ) -> dict[str, Any]:
-    above = {key: value for key, value in own.items() if key != layers.BASE}
-    options = _based(own)
-    for part in (_protocol(grid), dict(setting or {}), above):
+    above, protocol = (
+        {key: value for key, value in given.items() if key != layers.BASE} for given in (own, grid.protocol)
+    )
+    options: dict[str, Any] = {}
+    # One after the other: `~` of a higher one takes away what any below it says.
+    for part in (_based(own), _based(grid.protocol), protocol, dict(setting or {}), above):
         options = layers.merged(options, part)
     if isinstance(members := options.get("teachers"), list):
         options["teachers"] = {member: grid.teachers[member] for member in members}
@@ -115,11 +140,6 @@ def _student(network: Any, changes: Any, name: str) -> Any:
     return {**(variant(network) if isinstance(network, str) else network), **changes}
 
 
-def _protocol(grid: Grid) -> dict[str, Any]:
-    above = {key: value for key, value in grid.protocol.items() if key != layers.BASE}
-    return layers.merged(_based(grid.protocol), above)
-
-
 def _based(given: Mapping[str, Any]) -> dict[str, Any]:
     """The option file that `base` names, complete; {} where it names none."""
     named = given.get(layers.BASE)
@@ -135,8 +155,8 @@ def _based(given: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _linked(tree: Any, out: Path, *, scale: int, suffix: str) -> tuple[Any, list[str]]:
-    """`tree` with paths in place of links, and what it links to: "target:NAME_xSCALE" or the name of a run."""
+def _linked(tree: Any, out: Path, *, scale: int, suffix: str, images: str) -> tuple[Any, list[str]]:
+    """`tree` with paths in place of links, and what it links to: the name of a target's job, or of a run."""
     needs: list[str] = []
 
     def linked(item: Any) -> Any:
@@ -148,7 +168,7 @@ def _linked(tree: Any, out: Path, *, scale: int, suffix: str) -> tuple[Any, list
         if found is None:
             return item
         if found[1] == "target":
-            need, path = f"target:{found[2]}_x{scale}", target_path(out, found[2], scale)
+            need, path = target_job(found[2], scale, images), target_path(out, found[2], scale, images)
         else:
             run = f"{found[2]}_x{scale}" if found[1] == "run" else f"{found[2]}{suffix}"
             need, path = run, weights_path(out, run)
@@ -164,6 +184,11 @@ def weights_path(out: Path, run: str) -> Path:
     return RunFolder(out / "runs" / run).model(LATEST)
 
 
-def target_path(out: Path, name: str, scale: int) -> Path:
-    """Where the store `name` lies."""
-    return out / "targets" / f"{name}_x{scale}.safetensors"
+def target_job(name: str, scale: int, images: str = "") -> str:
+    """What the job of the store `name` is called, of the images of the protocol or of the setting `images`."""
+    return f"target:{name}{f'_{images}' if images else ''}_x{scale}"
+
+
+def target_path(out: Path, name: str, scale: int, images: str = "") -> Path:
+    """Where that store lies."""
+    return out / "targets" / f"{target_job(name, scale, images).removeprefix('target:')}.safetensors"

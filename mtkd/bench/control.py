@@ -22,6 +22,8 @@ from mtkd.contracts import MtkdError, Stopped
 
 HELD = 75
 """Exit code of a job's process when another process makes this job (EX_TEMPFAIL of sysexits.h)."""
+CHANGED = 76
+"""Exit code of a job's process that finds another definition of the job than the grid had when the call began."""
 _STOPPING = 60.0
 """Seconds in which a training that is asked to stop saves and ends."""
 _POLL = 0.25
@@ -54,6 +56,8 @@ class Board:
         """Name -> the failed job that it needs, directly or not."""
         found: dict[str, str] = {}
         for job in self.wanted:
+            if job.name in self.done:
+                continue
             for need in job.needs:
                 if need in self.failed or need in found:
                     found[job.name] = found.get(need, need)
@@ -118,8 +122,8 @@ def run(
         Stopped: Ctrl-C or SIGTERM ended it; running jobs were asked to save and end, and were waited for.
     """
     order = {job.name: number for number, job in enumerate(wanted) if job.kind == "cell"}
-    board = Board(plan, sorted(plan.needed_by(wanted), key=lambda job: order.get(job.name, -1)))
-    board.done = {job.name for job in board.wanted if jobs.is_done(plan.out, job)}
+    needed, done = plan.to_make(wanted)
+    board = Board(plan, sorted(needed, key=lambda job: order.get(job.name, -1)), done)
     processes: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
     asked = 0
     try:
@@ -188,6 +192,8 @@ def _ended(board: Board, job: Job, code: int, log: Callable[[str], None]) -> Non
     else:
         record = jobs.read_record(board.plan.out, job)
         why = record.error if record is not None and record.error else _signal(code)
+        if code == CHANGED:
+            why = "the grid, or a file that it stands on, was changed meanwhile. Call the same command again."
         board.failed[job.name] = why
         log(f"{job.name} failed: {why} See {log_path(board.plan.out, job)}.")
 
@@ -242,15 +248,20 @@ def _terminating() -> Iterator[None]:
 
 
 def shard(cells: Sequence[Job], text: str) -> list[Job]:
-    """The k-th of n shares of `cells`, by `text` "k/n"; every n-th, so that the shares are alike.
+    """The k-th of n shares of `cells`, by `text` "k/n", in the order of `cells`.
+
+    Every n-th of each row's, where the seeds are neighbours, so that every share has cells of every row.
 
     Raises:
         MtkdError: `text` is no such thing.
     """
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    whole = all(part.isascii() and part.isdecimal() for part in (number, count))
+    if not (whole and 1 <= int(number) <= int(count)):
         raise MtkdError(f"--shard {text}: must be k/n with k from 1 to n, such as 2/8.")
-    return list(cells[int(number) - 1 :: int(count)])
+    by_row = sorted(cells, key=lambda job: job.cell.row if job.cell else "")
+    share = {job.name for job in by_row[int(number) - 1 :: int(count)]}
+    return [job for job in cells if job.name in share]
 
 
 def python_command(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mtkd.bench import jobs
 from mtkd.bench.cells import weights_path
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import supervised, test_options
@@ -68,13 +67,13 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
     What cannot be prepared for another reason says it, and is timed as a supervised run of its student where that can
     be.
     """
-    needed = plan.needed_by(wanted)
-    left = [job for job in needed if not _done(plan, job)]
+    needed, done = plan.to_make(wanted)
+    left = [job for job in needed if job.name not in done]
     lines = [f"{plan.grid.name}: {len(needed)} jobs, {len(needed) - len(left)} done, {len(left)} to do; in {plan.out}"]
     for job in needed:
         if job.kind != "cell":
             needs = f", needs {', '.join(job.needs)}" if job.needs else ""
-            lines.append(f"  {job.name} ({job.kind}){needs}: {'done' if _done(plan, job) else 'to do'}")
+            lines.append(f"  {job.name} ({job.kind}){needs}: {'done' if job.name in done else 'to do'}")
     kinds: dict[tuple[str, str, int], list[Job]] = {}
     for job in left:
         if job.cell is not None:
@@ -119,10 +118,6 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
     return "\n".join(lines)
 
 
-def _done(plan: Plan, job: Job) -> bool:
-    return jobs.is_done(plan.out, job)
-
-
 def _training_bytes(plan: Plan, scale: int) -> int:
     from mtkd.build import training_files
 
@@ -148,7 +143,7 @@ def _alone(plan: Plan, job: Job, folder: Path, budget: float) -> Cost | None:
     network.
     """
     assert job.cell is not None
-    plain = supervised(plan.grid, job.scale)
+    plain = supervised(plan.grid, job.scale, job.cell.images)
     plain |= {"network_g": job.cell.options["network_g"], "path": {"experiments_root": str(folder)}}
     try:
         return _cost(plan, job, make_options(plain), budget)
@@ -169,9 +164,10 @@ def _stand_in(plan: Plan, job: Job, folder: Path) -> Options:
             options = _replaced(options, str(weights), str(_weights_at_start(plan, need, folder / "needed")))
     store = options.get("target_store")
     if store is not None and not Path(store).exists():
-        options["target_store"] = str(folder / f"gt_x{job.scale}.safetensors")
+        images = job.cell.images
+        options["target_store"] = str(folder / f"gt{images}_x{job.scale}.safetensors")
         with contextlib.redirect_stdout(io.StringIO()):
-            combine(make_options(supervised(plan.grid, job.scale)), Path(options["target_store"]), [], gt=1.0)
+            combine(make_options(supervised(plan.grid, job.scale, images)), Path(options["target_store"]), [], gt=1.0)
     return make_options(options, file=job.name)
 
 

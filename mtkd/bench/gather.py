@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from mtkd.contracts import MtkdError
 from mtkd.report.content import Curve, Published, Report, Row
 
 Images = dict[str, tuple[str, ...]]
+
+
+class NothingThere(MtkdError):
+    """Nothing is measured yet."""
 
 
 def group_name(title: str, scale: int, iterations: int) -> str:
@@ -34,7 +39,8 @@ def gather(
         costs: student -> latency and memory, see `mtkd.metrics.latency.running_cost`.
 
     Raises:
-        MtkdError: nothing is measured yet, or cells were measured on different images.
+        NothingThere: nothing is measured yet.
+        MtkdError: cells were measured on different images.
     """
     grid = plan.grid
     images: Images = {}
@@ -47,7 +53,7 @@ def gather(
             read[job.name] = content
             _note_images(images, content, job.name)
     if not images:
-        raise MtkdError(f"No cell of {grid.name} at x{scale} is finished yet, so there is nothing to report.")
+        raise NothingThere(f"No cell of {grid.name} at x{scale} is finished yet, so there is nothing to report.")
     metrics = tuple(grid.test.metrics)
     rows = [*_measured_only(plan, read, images, metrics, scale)]
     missing: list[str] = []
@@ -67,6 +73,7 @@ def gather(
                 nothing = not any(row.group == group for row in rows)
                 missing.append(f"{group}: {'no cell is finished' if nothing else ', '.join(absent.values())}")
     measured = directions(grid.test.metrics)
+    validated = {name for job in plan.cells for name in _validation_sets(job).values()}
     return Report(
         title=grid.title or grid.name,
         scale=scale,
@@ -74,9 +81,9 @@ def gather(
         images=images,
         metrics=measured,
         pooled=[name for name in grid.pooled if name in images],
-        validation=[name for name in _validation_sets(plan) if name in images],
+        validation=[name for name in images if name in validated],
         baselines=[grid.title_of("rows", name) for name in grid.baselines],
-        published=[Published(**one) for one in grid.published],
+        published=[Published(**one.model_dump()) for one in grid.published],
         files=dict(_files(plan, scale)),
         facts=_facts(plan, read, command),
         missing=missing,
@@ -188,12 +195,13 @@ def _curve(plan: Plan, job: Job, teachers: float) -> Curve | None:
     seconds: list[float] = []
     values: list[float] = []
     passed, step, each, metric = teachers, 0, 0.0, ""
+    key, dataset = next(iter(_validation_sets(job).items()), ("", "validation"))
     for row in _logged(plan.out / "runs" / job.name / "metrics.jsonl"):
         if "seconds_per_step" in row:
             each = row["seconds_per_step"] if isinstance(row["seconds_per_step"], float) else each
             passed += (row["step"] - step) * each
             step = row["step"]
-        elif row.get("metrics"):
+        elif row.get("metrics") and row.get("validation", key) in (key, dataset):
             metric = next(iter(row["metrics"]))
             iterations.append(row["step"])
             # A validation may lie between two lines of losses.
@@ -201,7 +209,6 @@ def _curve(plan: Plan, job: Job, teachers: float) -> Curve | None:
             values.append(float(row["metrics"][metric]))
     if not values:
         return None
-    dataset = next(iter(_validation_sets(plan)), "validation")
     return Curve(
         seed=job.cell.seed, iterations=iterations, seconds=seconds, values=values, dataset=dataset, metric=metric
     )
@@ -217,12 +224,15 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        yield row
+        if isinstance(row, dict):
+            yield row
 
 
-def _validation_sets(plan: Plan) -> list[str]:
-    datasets = plan.cells[0].cell.options["datasets"] if plan.cells and plan.cells[0].cell else {}
-    return [given.get("name", key) for key, given in datasets.items() if key.startswith("val")]
+def _validation_sets(job: Job) -> dict[str, str]:
+    """Key in the option file -> name, of what a run is validated on."""
+    assert job.cell is not None
+    datasets = job.cell.options.get("datasets", {})
+    return {key: str(given.get("name", key)) for key, given in datasets.items() if key.startswith("val")}
 
 
 def _files(plan: Plan, scale: int) -> Iterator[tuple[str, str]]:
@@ -243,7 +253,10 @@ def _facts(plan: Plan, read: Mapping[str, Mapping[str, Any]], command: str) -> d
     trained: Counter[str] = Counter()
     for job in plan.cells:
         file = plan.out / "runs" / job.name / "environment.json"
-        if job.name in read and file.exists():
+        if job.name not in read:
+            continue
+        # A file that is cut short says nothing, and takes nothing else away.
+        with suppress(OSError, ValueError, KeyError, TypeError):
             trained[json.loads(file.read_text(encoding="utf-8"))["device"]] += 1
     if trained:
         found["trained on"] = {f"{device} ({count} runs)": None for device, count in trained.most_common()}

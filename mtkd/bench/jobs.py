@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd.bench.cells import Cell, cells, runs, target_path, weights_path
+from mtkd.bench.cells import Cell, cells, runs, target_job, target_path, weights_path, with_own_images
 from mtkd.bench.grid import Grid
-from mtkd.bench.scores import read_scores
+from mtkd.bench.scores import plain_options, read_scores, test_options
 from mtkd.config import OptionError, Options, Problem, make_options, yaml_loader
 from mtkd.contracts import MtkdError
 from mtkd.runtime.files import atomic
@@ -38,6 +39,7 @@ class Job:
         needs: names of the jobs that come first.
         cell: the training run of a cell or run.
         target: name of the store under `targets` or `teachers`.
+        images: the setting whose training images the store is of, "" for the protocol's.
         digest: of all that determines its result.
         measured: of all that determines its scores.
     """
@@ -48,6 +50,7 @@ class Job:
     needs: tuple[str, ...] = ()
     cell: Cell | None = None
     target: str = ""
+    images: str = ""
     digest: str = ""
     measured: str = ""
 
@@ -85,9 +88,21 @@ class Plan:
 
     def needed_by(self, wanted: Sequence[Job]) -> list[Job]:
         """`wanted` and everything below them, in order."""
+        return self._below(wanted, set())
+
+    def to_make(self, wanted: Sequence[Job]) -> tuple[list[Job], set[str]]:
+        """`wanted` and what those of them that are not there need, directly or not, in order; names of what is there.
+
+        What only finished jobs needed may be gone, and is not made again.
+        """
+        done = {job.name for job in self.jobs if is_done(self.out, job)}
+        found = self._below(wanted, done)
+        return found, {job.name for job in found if job.name in done}
+
+    def _below(self, wanted: Sequence[Job], done: Collection[str]) -> list[Job]:
         names = {job.name for job in wanted}
         for job in reversed(self.jobs):
-            if job.name in names:
+            if job.name in names and job.name not in done:
                 names.update(job.needs)
         return [job for job in self.jobs if job.name in names]
 
@@ -97,11 +112,14 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
 
     Raises:
         OptionError: option files of cells are wrong; every problem is named, once for cells that share it.
-        MtkdError: targets and runs need each other in a circle.
+        MtkdError: targets and runs need each other in a circle, or two jobs would have one name.
     """
+    # Paths in it could not be told from other words.
+    out = Path.cwd() if out == Path() else out
     shared, own = runs(grid, out), list(cells(grid, out))
     if check:
         _check([*shared, *own])
+        _check_tests(grid, own)
     made = [*_targets(grid), *(Job(name=c.name, kind="run", scale=c.scale, needs=c.needs, cell=c) for c in shared)]
     made += [Job(name=c.name, kind="cell", scale=c.scale, needs=c.needs, cell=c) for c in own]
     if grid.teachers:
@@ -110,6 +128,18 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
             needs = tuple(c.name for c in fusions if c.scale == scale)
             made.append(Job(name=f"teachers_x{scale}", kind="teachers", scale=scale, needs=needs))
     by_name = {job.name: job for job in made}
+    if len(by_name) < len(made):
+        twice = next(job for job in made if by_name[job.name] is not job)
+        raise MtkdError(
+            f"{grid.name}: two of its {twice.kind}s would be called {twice.name}, in one folder. Names are joined by "
+            "_: rename a row, a student, a setting or a run."
+        )
+    for job in made:
+        if lacking := [need for need in job.needs if need not in by_name]:
+            raise MtkdError(
+                f"{job.name} needs {lacking[0]}, which the grid does not make: `students`, `settings` or `iterations` "
+                "of that row leave it out. Let them name it, or leave this cell out too."
+            )
     try:
         order = list(TopologicalSorter({job.name: job.needs for job in made}).static_order())
     except CycleError as error:
@@ -150,26 +180,48 @@ def _check(found: Sequence[Cell]) -> None:
         raise OptionError(list(problems.values()))
 
 
+def _check_tests(grid: Grid, own: Sequence[Cell]) -> None:
+    """Read what all are measured with, as it will be read after the training."""
+    for scale in grid.scales if own else ():
+        test_options(grid, scale)
+    for cell in own:
+        for key, given in cell.options.get("datasets", {}).items():
+            name = given.get("name", key) if isinstance(given, dict) else key
+            if key.startswith("val") and name in grid.pooled:
+                raise MtkdError(
+                    f"pooled: {name} is what {cell.name} is validated on, and no claim should rest on that. Leave it "
+                    "out of `pooled`, validate on other images, or on none: `protocol: {datasets: {val: ~}, val: ~}`."
+                )
+
+
 def _targets(grid: Grid) -> Iterator[Job]:
     for scale in grid.scales:
-        for name in grid.teachers:
-            yield Job(name=f"target:{name}_x{scale}", kind="target", scale=scale, target=name)
-        for name, target in grid.targets.items():
-            needs = [f"target:{member}_x{scale}" for member in target.members]
-            if target.run is not None:
-                needs = [f"{target.run}_x{scale}"]
-            yield Job(name=f"target:{name}_x{scale}", kind="target", scale=scale, target=name, needs=tuple(needs))
+        for images in ("", *with_own_images(grid)):
+            own = partial(Job, kind="target", scale=scale, images=images)
+            for name in grid.teachers:
+                yield own(name=target_job(name, scale, images), target=name)
+            for name, target in grid.targets.items():
+                needs = [target_job(member, scale, images) for member in target.members]
+                if target.run is not None:
+                    needs = [f"{target.run}_x{scale}"]
+                yield own(name=target_job(name, scale, images), target=name, needs=tuple(needs))
 
 
 def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> Job:
     below = {name: done[name].digest for name in job.needs}
-    test = {"test": grid.test.model_dump()}
+    test: dict[str, Any] = {"test": grid.test.model_dump()}
     if job.kind == "teachers":
         given: dict[str, Any] = {"teachers": grid.teachers}
+        # Its rows are kept under them.
+        if titles := {name: grid.title_of("runs", name) for name in grid.runs if f"{name}_x{job.scale}" in job.needs}:
+            test["titles"] = titles
     elif job.kind == "target":
         section = grid.targets.get(job.target)
         about = grid.teachers[job.target] if section is None else section.model_dump()
-        given = {"target": about, "images": grid.protocol.get("datasets", {}).get("train"), "scale": job.scale}
+        made_of = plain_options(grid, job.scale, job.images)
+        given = {"target": about, "images": made_of["datasets"]["train"], "scale": job.scale}
+        if (precision := made_of.get("precision", "fp32")) != "fp32":
+            given["precision"] = precision
     else:
         assert job.cell is not None
         given = {key: value for key, value in job.cell.options.items() if key not in ("name", "path", "logger")}
@@ -181,10 +233,22 @@ def _with_digests(job: Job, grid: Grid, out: Path, done: Mapping[str, Job]) -> J
 
 def _digest(tree: Any, grid: Grid, out: Path) -> str:
     """Of all values, wherever the grid's data and results lie."""
-    text = json.dumps(tree, sort_keys=True, default=str)
     # The longer one first, because one may lie in the other.
-    for place, word in sorted([(str(out), "{out}"), (grid.data, "{data}")], key=lambda pair: -len(pair[0])):
-        text = text.replace(place, word) if place else text
+    places = sorted([(str(out), "{out}"), (grid.data.rstrip("/"), "{data}")], key=lambda pair: -len(pair[0]))
+
+    def moved(item: Any) -> Any:
+        if isinstance(item, dict):
+            # A data set may be called as the folder is.
+            return {key: value if key == "name" else moved(value) for key, value in item.items()}
+        if isinstance(item, list | tuple):
+            return [moved(value) for value in item]
+        if isinstance(item, str):
+            for place, word in places:
+                if place and (item == place or item.startswith(f"{place}/")):
+                    return word + item[len(place) :]
+        return item
+
+    text = json.dumps(moved(tree), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -225,13 +289,18 @@ def write_record(out: Path, job: Job, record: Record) -> None:
         temporary.write_text(dumps(record.__dict__, indent=1) + "\n", encoding="utf-8")
 
 
+def store_path(out: Path, job: Job) -> Path:
+    """Where the store that `job` makes lies."""
+    return target_path(out, job.target, job.scale, job.images)
+
+
 def is_done(out: Path, job: Job) -> bool:
     """Whether the result of `job` is there, made as the grid says now, and measured as it says."""
     record = read_record(out, job)
     if record is None or not record.done or record.digest != job.digest:
         return False
     if job.kind == "target":
-        return target_path(out, job.target, job.scale).exists()
+        return store_path(out, job).exists()
     if job.kind == "teachers":
         return read_scores(out, job) is not None
     if not weights_path(out, job.name).exists():

@@ -14,10 +14,12 @@ from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.cells import weights_path
 from mtkd.bench.gather import group_name
+from mtkd.bench.grid import MEAN
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import test_options
-from mtkd.bench.teachers import MEAN, fusion_of, teachers_of
+from mtkd.bench.teachers import fusion_of, teachers_of
 from mtkd.contracts import MtkdError
+from mtkd.data.paired import PairedImages
 from mtkd.inference.baselines import Bicubic
 from mtkd.inference.named import find_target
 from mtkd.report.content import Picture, Report
@@ -45,9 +47,11 @@ def pictures(plan: Plan, report: Report, *, most: int = _MOST, side: int = _SIDE
     for dataset, name in chosen:
         key, section = sets[dataset]
         images = build.build_image_set(section, scale, phase="test")
-        if name not in report.images[dataset]:
+        # By name: the folder may have gained images since it was measured.
+        names = images.names if isinstance(images, PairedImages) else [pair.name for pair in images]
+        if name not in names:
             raise MtkdError(f"pictures: {dataset} has no image {name}.")
-        pair = images[list(report.images[dataset]).index(name)]
+        pair = images[list(names).index(name)]
         lq = to_tensor(pair.lq)
         answers = {(group, row): _image(net, lq) for group, row, net in students}
         if dataset in (grid.test.teacher_sets or [dataset]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,15 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
     Raises:
         MtkdError: nothing is measured yet.
     """
-    folders = []
+    folders: list[Path] = []
+    nothing: list[MtkdError] = []
     for scale in plan.grid.scales:
         folder = plan.out / ("report" if len(plan.grid.scales) == 1 else f"report_x{scale}")
-        report = gathering.gather(plan, scale, costs=_costs(plan, scale), command=command)
+        try:
+            report = gathering.gather(plan, scale, costs=_costs(plan, scale), command=command)
+        except gathering.NothingThere as error:
+            nothing.append(error)
+            continue
         compared = comparisons(report)
         for name, text in (
             ("tables.md", tables.markdown(report, compared)),
@@ -52,6 +58,10 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         write_page(report, folder / "report.html", compared)
         log(f"Tables and page: {folder}")
         folders.append(folder)
+    if not folders:
+        raise nothing[0]
+    for error in nothing:
+        log(f"missing: {error}")
     return folders
 
 
@@ -79,8 +89,10 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
     """Student -> latency and memory, measured once and kept, when all cells are there and the machine is free."""
     path = plan.out / f"costs_x{scale}.json"
     found: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, AttributeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        # A student may have been another network when it was measured.
+        found = {name: facts for name, facts in kept.items() if facts.get("network") == plan.grid.students.get(name)}
     cells = [job for job in plan.cells if job.scale == scale]
     if not all(jobs.is_done(plan.out, job) for job in cells):
         return found
@@ -90,6 +102,7 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
         if student not in found:
             options = jobs.options_of(job)
             net = build.build_network(options.network_g, options.scale)
-            found[student] = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
+            cost = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
+            found[student] = {"network": plan.grid.students[student], **cost}
             write_bytes(path, (dumps(found, indent=1) + "\n").encode())
     return found

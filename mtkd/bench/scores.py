@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtkd import build
-from mtkd.bench.cells import cells
+from mtkd.bench.cells import cells, training_images
 from mtkd.bench.grid import Grid
 from mtkd.config import Options, make_options
 from mtkd.contracts import MtkdError
@@ -27,18 +27,24 @@ if TYPE_CHECKING:
     from mtkd.bench.jobs import Job, Plan
 
 
-def plain_options(grid: Grid, scale: int) -> dict[str, Any]:
-    """An option file with the grid's training images and a network, and no loss: the first row's without its method."""
+def plain_options(grid: Grid, scale: int, images: str = "") -> dict[str, Any]:
+    """An option file with training images and a network, and no loss: the first row's without its method.
+
+    Args:
+        images: the setting whose training images are meant, "" for the protocol's.
+    """
     first = next(cell for cell in cells(grid, Path("unused")) if cell.scale == scale)
     kept = ("datasets", "network_g", "scale", "num_gpu", "precision", "channels_last", "tf32", "val", "logger")
     options = {key: first.options[key] for key in kept if key in first.options}
+    if section := training_images(grid, scale, images):
+        options["datasets"] = {**options["datasets"], "train": section}
     train = {key: value for key, value in first.options["train"].items() if not key.endswith("_opt")}
     return {**options, "name": "targets", "train": train}
 
 
-def supervised(grid: Grid, scale: int) -> dict[str, Any]:
+def supervised(grid: Grid, scale: int, images: str = "") -> dict[str, Any]:
     """`plain_options` trained on the ground truth."""
-    plain = plain_options(grid, scale)
+    plain = plain_options(grid, scale, images)
     return {**plain, "model_type": "SRModel", "train": {**plain["train"], "pixel_opt": {"type": "L1Loss"}}}
 
 
@@ -59,6 +65,19 @@ def test_options(
         network = {"type": "DCTSwin", "embed_dim": 12, "depths": [1], "num_heads": [1]}
         plain |= {"model_type": "MTKDFusion", "network_g": network, "teachers": {**teachers}}
     return make_options(plain, file=f"{grid.name}: test")
+
+
+def check_images(grid: Grid, scale: int) -> None:
+    """Find every test image, so that none is missed after the training.
+
+    Raises:
+        MtkdError: a set is not there, or an image of it is no pair with its lq; the key is named.
+    """
+    for key, section in test_options(grid, scale).datasets.evaluation.items():
+        try:
+            build.build_image_set(section, scale, phase="test")
+        except MtkdError as error:
+            raise MtkdError(f"test.datasets.{key.removeprefix('val_')}: {error}") from error
 
 
 def measure_run(plan: Plan, job: Job) -> None:
@@ -94,8 +113,9 @@ def read_scores(out: Path, job: Job) -> dict[str, Any] | None:
     """What `write_scores` kept; None where there is nothing, or of another definition."""
     try:
         content = json.loads(scores_path(out, job).read_text(encoding="utf-8"))
-        return content if content["measured"] == job.measured else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = {"rows", "environment", "threads"} <= content.keys()
+        return content if whole and content["measured"] == job.measured else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.cells import weights_path
+from mtkd.bench.grid import BICUBIC, MEAN
 from mtkd.bench.scores import test_options, write_scores
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError
@@ -24,8 +25,6 @@ from mtkd.runtime.progress import Log
 
 if TYPE_CHECKING:
     from mtkd.bench.jobs import Job, Plan
-
-MEAN = "mean of the teachers"
 
 
 def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
@@ -48,7 +47,7 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
     for key, section in test.datasets.evaluation.items():
         dataset, key = section.name or key, key.removeprefix("val_")
         images = build.build_image_set(section, job.scale, phase="test")
-        measure("bicubic", Bicubic(job.scale), dataset, images, {"kind": "baseline"})
+        measure(BICUBIC, Bicubic(job.scale), dataset, images, {"kind": "baseline"})
         if dataset not in (grid.test.teacher_sets or [dataset]):
             continue
         bare = teachers_of(plan, job.scale, key, images, log)

@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mtkd.contracts import MtkdError
+
 _PART = re.compile(r"\{(\d+)/(\d+)(?:\+(\d+))?\}")
 LINK = re.compile(r"(target|run|row):([\w.-]+)")
+_NEARLY = re.compile(r"(targets|runs|rows):([\w.-]+)")
 
 
 def fill(tree: Any, values: Mapping[str, Any]) -> Any:
@@ -28,6 +31,8 @@ def fill(tree: Any, values: Mapping[str, Any]) -> Any:
 
         def part(found: re.Match[str]) -> str:
             above, below, more = int(found[1]), int(found[2]), int(found[3] or 0)
+            if below == 0:
+                raise MtkdError(f"{found[0]}: a part of a run is {{a/b}} with b above 0.")
             return str(round(values["iterations"] * above / below) + more)
 
         whole = _PART.fullmatch(tree)
@@ -36,9 +41,9 @@ def fill(tree: Any, values: Mapping[str, Any]) -> Any:
 
 
 def links(tree: Any) -> Iterator[tuple[str, str]]:
-    """(kind, name) of every `target:`, `run:` and `row:` in a tree of plain values."""
+    """(kind, name) of every `target:`, `run:` and `row:` in a tree of plain values; `targets:` and the like too."""
     if isinstance(tree, dict | list):
         for item in tree.values() if isinstance(tree, dict) else tree:
             yield from links(item)
-    elif isinstance(tree, str) and (found := LINK.fullmatch(tree)):
+    elif isinstance(tree, str) and (found := LINK.fullmatch(tree) or _NEARLY.fullmatch(tree)):
         yield found[1], found[2]

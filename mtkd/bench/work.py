@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mtkd.bench import jobs
-from mtkd.bench.cells import target_path, weights_path
+from mtkd.bench.cells import weights_path
 from mtkd.bench.jobs import Job, Plan, Record
 from mtkd.bench.scores import measure_run, plain_options, supervised
 from mtkd.bench.teachers import measure_teachers
@@ -47,10 +47,11 @@ def execute(plan: Plan, job: Job, *, log: Log = print) -> None:
 
 def _make(plan: Plan, job: Job, log: Log) -> None:
     out, before = plan.out, jobs.read_record(plan.out, job)
-    if before is not None and before.digest != job.digest:
-        place = target_path(out, job.target, job.scale) if job.kind == "target" else out / "runs" / job.name
+    if before is None or before.digest != job.digest:
+        place = jobs.store_path(out, job) if job.kind == "target" else out / "runs" / job.name
         if (away := jobs.set_aside(place)) is not None:
-            log(f"{job.name} was made otherwise before; that is now {away}.")
+            why = "was made otherwise before" if before else f"has no record in {out / 'jobs'} of how it was made"
+            log(f"{job.name} {why}; that is now {away}.")
         before = None
     spent = before.seconds if before else 0.0
     # The digest stands there before anything is made: what a killed process leaves is known to be of this definition.
@@ -77,14 +78,14 @@ def _make(plan: Plan, job: Job, log: Log) -> None:
 
 
 def _make_target(plan: Plan, job: Job, log: Log) -> None:
-    grid, path = plan.grid, target_path(plan.out, job.target, job.scale)
+    grid, path = plan.grid, jobs.store_path(plan.out, job)
     section = grid.targets.get(job.target)
     if section is not None and section.run is None:
-        options = make_options(supervised(grid, job.scale))
-        sources: list[str | Path] = [target_path(plan.out, member, job.scale) for member in section.members]
+        options = make_options(supervised(grid, job.scale, job.images))
+        sources: list[str | Path] = [jobs.store_path(plan.out, plan[need]) for need in job.needs]
         combine(options, path, sources, weights=section.weights, gt=section.gt, progress=log)
         return
-    plain = plain_options(grid, job.scale)
+    plain = plain_options(grid, job.scale, job.images)
     loss = {"pixel_opt": None, "target_opt": {"type": "L1Loss"}}
     one = {**plain, "model_type": "OutputKD", "train": {**plain["train"], **loss}}
     if section is None:

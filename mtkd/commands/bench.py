@@ -95,6 +95,7 @@ again; what the file says otherwise than before is made anew, and the old is ren
     )
     bench.add_argument("--no_report", action="store_true", help="train and measure only")
     bench.add_argument("--job", help=argparse.SUPPRESS)
+    bench.add_argument("--digest", help=argparse.SUPPRESS)
     bench.set_defaults(run=run)
 
 
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from mtkd.bench.grid import load_grid
     from mtkd.bench.jobs import machine, options_of
     from mtkd.bench.jobs import plan as plan_of
+    from mtkd.bench.scores import check_images
 
     if args.mps and args.launcher != "none":
         raise MtkdError("--mps belongs to --jobs N of one machine. Start the service in the jobs' own script.")
@@ -126,15 +128,18 @@ def run(args: argparse.Namespace) -> int:
     # Who starts a job has checked the whole grid.
     plan = plan_of(grid, out, check=not args.job).on(on)
     if args.job:
-        return _one(plan, args.job)
+        return _one(plan, args.job, args.digest)
     wanted = _wanted(plan, args)
-    if on and wanted[0].cell is not None:
-        options_of(wanted[0])  # so that a wrong value is told before jobs begin
+    if on:
+        options_of(plan.cells[0])  # so that a wrong value is told before jobs begin
     if args.dry_run:
         print(estimate.describe(plan, wanted, jobs=args.jobs))
         return 0
     failed = False
     if not args.report_only:
+        needed, done = plan.to_make(wanted)
+        for scale in {job.scale for job in needed if job.name not in done}:
+            check_images(grid, scale)
         (out / "jobs").mkdir(parents=True, exist_ok=True)
         here = [str(args.grid), "--out", str(out), *(["--data", str(args.data)] if args.data else [])]
         here += ["--machine", *args.machine] if args.machine else []
@@ -149,7 +154,9 @@ def run(args: argparse.Namespace) -> int:
                     plan,
                     wanted,
                     slots,
-                    command=lambda job: control.python_command(["bench", *here, "--job", job.name]),
+                    command=lambda job: control.python_command(
+                        ["bench", *here, "--job", job.name, "--digest", job.measured]
+                    ),
                     show=show,
                 )
             print(live.summary(board))
@@ -165,11 +172,14 @@ def run(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _one(plan: Plan, name: str) -> int:
+def _one(plan: Plan, name: str, measured: str | None) -> int:
     from mtkd.bench import control, work
 
+    found = [job for job in plan.jobs if job.name == name]
+    if not found or measured not in (None, found[0].measured):
+        return control.CHANGED
     try:
-        work.execute(plan, plan[name])
+        work.execute(plan, found[0])
     except work.HeldElsewhere:
         return control.HELD
     return 0
@@ -189,5 +199,6 @@ def _wanted(plan: Plan, args: Any) -> list[Job]:
     if args.shard:
         share = shard(cells, args.shard)
         # What no cell needs is the first share's.
-        return [*share, *(job for job in plan.jobs if job.kind == "teachers" and args.shard.startswith("1/"))]
+        first = int(args.shard.partition("/")[0]) == 1 and not args.only
+        return [*share, *(job for job in plan.jobs if job.kind == "teachers" and first)]
     return [*cells, *(job for job in plan.jobs if job.kind == "teachers" and not args.only)]

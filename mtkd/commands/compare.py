@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtkd.commands import arguments
@@ -12,6 +14,7 @@ from mtkd.runtime import given
 
 if TYPE_CHECKING:
     from mtkd.inference.read_results import Measured
+    from mtkd.report.comparison import Comparison
     from mtkd.report.content import Report, Row
 
 
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table of comparisons; 0 whatever the verdict.
 
     Raises:
-        MtkdError: not two sides are given, they cannot be read, or sets, images or metrics differ.
+        MtkdError: not two sides are given, a run stands there twice, they cannot be read, sets, images or metrics
+            differ, or no image has a finite value in all of them.
     """
     from mtkd.inference.read_results import check_alike, read_measured
     from mtkd.report import console, longform
@@ -58,14 +62,17 @@ def run(args: argparse.Namespace) -> int:
 
     first, second = _sides(args)
     results = {spec: read_measured(spec) for spec in (*first, *second)}
+    _check_distinct(first, second, results)
     check_alike(list(results.values()), args.metric)
     a, b = ([results[spec] for spec in side] for side in (first, second))
     report = _report(a, b, args.metric)
     found = comparisons(report)
+    left_out = _left_out(report, found)
+    _check_something_left(report, found, left_out, args.metric)
     for letter, side, row in zip("AB", (a, b), reversed(report.rows)):
         print(f"{letter}: {row.name}, {', '.join(str(one.file) for one in side)}")
     console.show_comparisons(found)
-    for line in _remarks(a, b, found[0].family if report.pooled else 0, len(found)):
+    for line in _remarks(a, b, found, left_out):
         print(line)
     if args.csv is not None:
         from mtkd.data.images import write_bytes
@@ -95,10 +102,30 @@ def _sides(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             f"A has {len(sides[0])} results and B {len(sides[1])}: runs of one seed are paired. Give as many of each, "
             "in the order of their seeds."
         )
-    for side in sides:
-        if twice := next((spec for spec in side if side.count(spec) > 1), None):
-            raise MtkdError(f"{twice} is given twice on one side; it is one run. Name each run once.")
     return sides
+
+
+def _check_distinct(first: Sequence[str], second: Sequence[str], results: Mapping[str, Measured]) -> None:
+    """Check that every run stands on one side, once.
+
+    Args:
+        results: what each text of the two sides names.
+
+    Raises:
+        MtkdError: two texts name the same network of the same file, however they are spelt.
+    """
+    seen: dict[tuple[Path, str], tuple[str, str]] = {}
+    for letter, side in zip("AB", (first, second)):
+        for spec in side:
+            one = results[spec]
+            run = (one.file.resolve(), one.name)
+            if run not in seen:
+                seen[run] = letter, spec
+                continue
+            before, other = seen[run]
+            where = "twice on one side" if before == letter else "as A and as B"
+            told = f"{spec} is given {where}; it is" if spec == other else f"{other} and {spec}, given {where}, are"
+            raise MtkdError(f"{told} one run. Name each run once.")
 
 
 def _report(a: Sequence[Measured], b: Sequence[Measured], wanted: Sequence[str] | None) -> Report:
@@ -142,23 +169,142 @@ def _row(name: str, side: Sequence[Measured], images: dict[str, list[str]], metr
     return Row(name=name, seeds=range(len(side)), scores=scores)
 
 
-def _remarks(a: Sequence[Measured], b: Sequence[Measured], pooled: int, lines: int) -> list[str]:
+def _left_out(report: Report, found: Sequence[Comparison]) -> dict[tuple[str, str], list[str]]:
+    """What no gain rests on, because some run has no finite value: (what, why) -> by which metrics.
+
+    Args:
+        report: of `_report`.
+        found: `comparisons(report)`.
+    """
+    from mtkd.report.statistics import POOLED
+
+    compared = {(one.dataset, one.metric): one for one in found}
+    seeds = len(report.rows[0].seeds)
+    left_out: dict[tuple[str, str], list[str]] = {}
+    for metric in report.metrics:
+        for dataset, images in report.images.items():
+            one, total = compared.get((dataset, metric)), len(images)
+            parts = []
+            if one is None:
+                parts.append(f"all {total} images of {dataset}" if total > 1 else f"the only image of {dataset}")
+            elif one.dropped:
+                parts.append(f"{one.dropped} of {total} images of {dataset}")
+            if one is not None and one.seeds < seeds:
+                parts.append(f"{seeds - one.seeds} of {seeds} pairs of runs on {dataset}")
+            for what in parts:
+                left_out.setdefault((what, _why(report, dataset, metric)), []).append(metric)
+        if not report.pooled or all(compared.get((name, metric)) is None for name in report.images):
+            continue
+        # A run without any value on one set is missing on all of them together, so that this needs its own words.
+        together = compared.get((POOLED, metric))
+        if together is None:
+            key = "all sets together", "no pair of runs has values on every set"
+            left_out.setdefault(key, []).append(metric)
+        elif together.seeds < seeds:
+            key = f"{seeds - together.seeds} of {seeds} pairs of runs over all sets together", "no value on some set"
+            left_out.setdefault(key, []).append(metric)
+    return left_out
+
+
+def _why(report: Report, dataset: str, metric: str) -> str:
+    """Which values are not finite, and whose."""
+    import numpy as np
+
+    scores = {letter: row.scores[dataset][metric] for letter, row in zip("AB", reversed(report.rows))}
+    kinds = {"infinite": np.isinf, "NaN or empty": np.isnan}
+    letters = {kind: [letter for letter, of in scores.items() if test(of).any()] for kind, test in kinds.items()}
+    return ", ".join(f"{kind} in {' and '.join(whose)}" for kind, whose in letters.items() if whose)
+
+
+def _told(left_out: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """`_left_out` as one sentence."""
+    listed = "; ".join(f"{what} by {', '.join(metrics)} ({why})" for (what, why), metrics in left_out.items())
+    return f"Left out, because some run has no finite value: {listed}."
+
+
+def _check_something_left(
+    report: Report,
+    found: Sequence[Comparison],
+    left_out: Mapping[tuple[str, str], Sequence[str]],
+    wanted: Sequence[str] | None,
+) -> None:
+    """Check that there is a comparison, and one by each metric that was asked for.
+
+    Raises:
+        MtkdError: there is none; the text names the metrics and why.
+    """
+    compared = {one.metric for one in found}
+    gone = [metric for metric in report.metrics if metric not in compared]
+    if not gone or (found and not wanted):
+        return
+    reasons = {key: lost for key, metrics in left_out.items() if (lost := [name for name in metrics if name in gone])}
+    raise MtkdError(
+        f"Nothing is left to compare by {', '.join(gone)}. {_told(reasons)} An image is compared where every run has a "
+        "finite value: measure other images, or name other metrics by --metric."
+    )
+
+
+def _remarks(
+    a: Sequence[Measured],
+    b: Sequence[Measured],
+    found: Sequence[Comparison],
+    left_out: Mapping[tuple[str, str], Sequence[str]],
+) -> list[str]:
     """What the table does not say by itself."""
-    singles = lines - pooled
-    families = f"the {pooled} over all sets together, and by themselves the {singles} of single sets" if pooled else ""
-    said = [
-        "Gains are signed so that more is better for A. The intervals hold together, and p is corrected: "
-        f"{families or ('one comparison' if lines == 1 else f'all {lines} comparisons')}."
-    ]
-    if len(a) == 1:
-        said.append(
-            "One run of each: the interval is over images alone. It speaks of these two networks and supports no claim "
-            "about methods, for another seed may turn it. Several seeds: `mtkd compare --a A1 A2 A3 --b B1 B2 B3`."
+    from mtkd.report.statistics import POOLED
+
+    known = [one for one in found if not math.isnan(one.interval[0])]
+    pooled = sum(one.dataset == POOLED for one in known)
+    singles = len(known) - pooled
+    said = ["Gains are signed so that more is better for A."]
+    if known:
+        families = (
+            f"the {pooled} over all sets together, and by themselves the {singles} of single sets"
+            if pooled and singles
+            else "one comparison"
+            if len(known) == 1
+            else f"all {len(known)} comparisons"
         )
-    else:
-        said.append(f"{len(a)} runs of each, paired in the order given: the interval is over seeds and images.")
+        said[0] += f" The intervals hold together, and p is corrected: {families}."
+    if left_out:
+        said.append(_told(left_out))
+    said += _basis(len(a), found, known)
     if any(one.validated for one in (*a, *b)):
         said.append(
             "These are validation sets: a choice made by them (the best checkpoint, a weight) is no longer a test."
         )
+    return said
+
+
+def _basis(runs: int, found: Sequence[Comparison], known: Sequence[Comparison]) -> list[str]:
+    """What the comparisons stand on: seeds, images, or neither.
+
+    Args:
+        runs: given on each side.
+        known: those of `found` that have an interval.
+    """
+    networks = [one for one in found if one.about == "networks"]
+    said = []
+    if not known:
+        said.append(
+            "Every gain stands on one image, which shows no variance: there is no interval and no p, and nothing can "
+            "be told apart."
+        )
+    elif len(known) < len(found):
+        unknown = [one for one in found if math.isnan(one.interval[0])]
+        listed = ", ".join(f"{one.dataset or 'all sets together'} by {one.metric}" for one in unknown)
+        said.append(f"One image shows no variance: there is no interval and no p for {listed}.")
+    if len(networks) == len(found):
+        one_run = "One run of each" if runs == 1 else "One run of each is left"
+        basis = "the interval is over images alone. It" if known else "the gain"
+        said.append(
+            f"{one_run}: {basis} speaks of these two networks and supports no claim about methods, for another seed "
+            "may turn it. Several seeds: `mtkd compare --a A1 A2 A3 --b B1 B2 B3`."
+        )
+    else:
+        text = f"{runs} runs of each, paired in the order given"
+        text += ": the interval is over seeds and images." if known else "."
+        if any(one in networks for one in known):
+            text += " Where one pair of them is left, it is over images alone and speaks of these two networks."
+        said.append(text)
     return said

@@ -17,6 +17,19 @@ from mtkd.config import OptionError, make_options
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy
 
+SCRATCH = {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}
+PLAIN = {**SCRATCH, "network_g": "edsr_tiny"}
+
+
+def test_of(**changes: Any) -> dict[str, Any]:
+    """A `test` with changes of itself or of its one set."""
+    own = {key: changes.pop(key) for key in ("metrics", "teacher_sets") if key in changes}
+    one = {"name": "Photos", "type": "PairedImageDataset", "dataroot_gt": "{data}/test", **changes}
+    return {"datasets": {"test_1": one}, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}, **own}
+
+
+test_of.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
+
 
 def planned(path: Path) -> Plan:
     return plan(load_grid(path), path.parent / "out")
@@ -184,6 +197,53 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
         ),
         ({"rows": {"a": {"base": "recipe:nothing"}}, "baselines": []}, "No recipe"),
         ({"rows": {"a": {"model_type": "SRModel", "network_g": "edsr_m"}}, "baselines": []}, "under `students`"),
+        ({"iterations": [4, 4]}, "iterations: names 4 twice"),
+        ({"seeds": [1, 1]}, "seeds: names 1 twice"),
+        ({"rows": {"a": {**SCRATCH, "title": "same"}, "b": {**SCRATCH, "title": "same"}}}, '"same" stands twice'),
+        ({"rows": {"scratch": {**SCRATCH, "title": "bicubic"}}}, "only measured is called"),
+        ({"rows": {"scratch": {**SCRATCH, "title": "live"}}}, "only measured is called"),
+        ({"settings": {"a": {"title": "one"}, "b": {"title": "one"}}}, 'the title "one" stands twice'),
+        (
+            {"students": {"a": "edsr_tiny", "a_b": "edsr_tiny"}, "settings": {"b_c": {}, "c": {}}},
+            "a_b_c would be the folder of two",
+        ),
+        (
+            {
+                "rows": {"scratch": SCRATCH, "scratch_b": SCRATCH},
+                "students": {"small": "edsr_tiny", "b_small": "edsr_tiny"},
+            },
+            "would be called scratch_b_small_x2_4_s1",
+        ),
+        ({"runs": {"teachers": PLAIN}, "targets": {}, "rows": {"scratch": SCRATCH}}, "would be called teachers_x2"),
+        ({"targets": {"live": {"from": ["kept"]}, "fused": {"from": ["kept"]}}}, "is the name of a teacher"),
+        ({"targets": {"fused": {"from": ["kept", "live"], "weights": [1.0]}}}, "1 numbers for the 2 images"),
+        ({"targets": {"fused": {"from": ["kept", "live"], "weights": [1.0, -1.0]}}}, "numbers from 0 on"),
+        ({"targets": {"fused": {"from": ["kept"], "gt": 1}}}, "ground truth alone"),
+        ({"rows": {"scratch": SCRATCH, "kd": {**SCRATCH, "target_store": "targets:fused"}}}, "A link is target:fused"),
+        ({"rows": {"scratch": {**SCRATCH, "iterations": 4}}}, "rows.scratch.iterations"),
+        ({"rows": {"scratch": {**SCRATCH, "students": "small"}}}, "rows.scratch.students"),
+        ({"settings": {"few": {"iterations": 4}}}, "settings.few.iterations"),
+        ({"runs": {"fusion": {**PLAIN, "iterations": [2]}}}, "runs.fusion.iterations"),
+        (
+            {
+                "iterations": [4, 8],
+                "rows": {
+                    "scratch": {**SCRATCH, "iterations": [4]},
+                    "tuned": {**SCRATCH, "path": {"pretrain_network_g": "row:scratch"}},
+                },
+            },
+            "tuned_small_x2_8_s1 needs scratch_small_x2_8_s1",
+        ),
+        ({"rows": {"scratch": {**SCRATCH, "val": {"val_freq": "{1/0}"}}}}, "b above 0"),
+        ({"pooled": ["photos"]}, "photos is no test set. There are Photos"),
+        ({"pooled": ["Photos", "Photos"]}, "names Photos twice"),
+        ({"pictures": {"photos": ["rocket"]}}, "photos is no test set"),
+        ({"published": [{"name": "EDSR", "dataset": "Set5", "metric": "psnr"}]}, "published.*value"),
+        ({"test": test_of(metrics={"psnr": {"type": "calculate_psnrr"}})}, "calculate_psnrr"),
+        ({"test": test_of(metrics={"psnr": {"type": "calculate_psnr", "crop_borders": 2}})}, "crop_borders"),
+        ({"test": test_of(teacher_sets=["photos"])}, "photos is no test set"),
+        ({"test": test_of(dataroot="nothing")}, "dataroot"),
+        ({"test": test_of(name="held_out"), "pooled": ["held_out"]}, "held_out is what .* is validated on"),
     ],
     ids=str,
 )

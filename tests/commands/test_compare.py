@@ -163,6 +163,92 @@ def test_missing_values_are_left_out(capsys: pytest.CaptureFixture[str]) -> None
     assert float(line["gain"]) == pytest.approx(np.mean([0.5, 1.0, 0.5]))
 
 
+def table(file: str, **sets: str) -> str:
+    """A `metrics.csv` of PSNR; `sets`: set -> its images' cells, apart by spaces, "-" for an empty one."""
+    cells = [(name, number, cell) for name, line in sets.items() for number, cell in enumerate(line.split())]
+    lines = [f"{file},{name},image{number},{cell.strip('-')}\n" for name, number, cell in cells]
+    Path(file).write_text("network,dataset,image,psnr\n" + "".join(lines))
+    return file
+
+
+def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 0) -> str:
+    assert main(["compare", *arguments]) == code
+    shown = capsys.readouterr()
+    return " ".join((shown.err if code else shown.out).split())
+
+
+@pytest.mark.parametrize("spelling", ["./R/", "R/.", "link", "R/metrics.csv", "R:net", "other/../R", "linked.csv"])
+def test_a_run_is_one_run_however_its_path_is_spelt(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("R", "other", "third"):
+        results(name, 0.1)
+    Path("link").symlink_to("R")
+    Path("linked.csv").symlink_to("R/metrics.csv")
+    said = said_by(["--a", "R", spelling, "--b", "other", "third"], capsys, code=2)
+    assert f"R and {spelling}, given twice on one side, are one run. Name each run once." in said
+    said = said_by(["--a", "R", "other", "--b", "third", spelling], capsys, code=2)
+    assert f"R and {spelling}, given as A and as B, are one run." in said
+    assert "R is given as A and as B; it is one run." in said_by(["R", "R"], capsys, code=2)
+
+
+def test_what_is_left_out_is_told_by_set_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    a = table("a.csv", d="1 2 inf 4 5", e="1 2.5 3")
+    b = table("b.csv", d="0 nan 3 - 4.5", e="2 2 2.5")
+    said = said_by([a, b], capsys)
+    told = (
+        "Left out, because some run has no finite value: 3 of 5 images of d by psnr (infinite in A, NaN or empty in B)."
+    )
+    assert told in said
+    assert "Left out" not in said_by([table("c.csv", d="1 2 3"), table("e.csv", d="2 2 4")], capsys)
+
+
+def test_a_set_without_any_value_is_told_with_what_it_takes_away(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = table("a.csv", d="1 2 3", e="inf inf"), table("b.csv", d="2 2.5 3", e="1 2")
+    said = said_by([a, b], capsys)
+    assert "all 2 images of e by psnr (infinite in A); all sets together by psnr (no pair of runs has" in said
+    assert "p is corrected: one comparison." in said
+
+
+def test_runs_without_any_value_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    a = [table(f"a{seed}.csv", d=cells) for seed, cells in enumerate(("1 2 3", "nan nan nan", "1 2.5 3"))]
+    b = [table(f"b{seed}.csv", d=cells) for seed, cells in enumerate(("0 1 3", "0 1 2.5", "inf - inf"))]
+    said = said_by(["--a", *a, "--b", *b], capsys)
+    assert "2 of 3 pairs of runs on d by psnr (infinite in B, NaN or empty in A and B)" in said
+    assert "One run of each is left: the interval is over images alone." in said and "3 runs of each" not in said
+    said = said_by(["--a", *a[:2], a[2], "--b", *b[:2], table("b3.csv", d="0 1 2")], capsys)
+    assert "1 of 3 pairs of runs on d by psnr (NaN or empty in A)" in said and "3 runs of each" in said
+    said = said_by(["--a", *a[1:], "--b", *b[1:]], capsys, code=2)
+    assert "Nothing is left to compare by psnr. " in said
+
+
+def test_nothing_left_is_refused_with_the_metric_and_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = table("a.csv", d="inf 2 -"), table("b.csv", d="1 nan 3")
+    said = said_by([a, b], capsys, code=2)
+    assert "Nothing is left to compare by psnr. " in said
+    assert "all 3 images of d by psnr (infinite in A, NaN or empty in A and B)" in said
+    # One metric of two: told where all are shown, and refused where it was asked for.
+    rows = [("net", Evaluation("d", ("x", "y"), {"psnr": (1.0, 2.0), "ssim": (math.nan, math.nan)}))]
+    for folder in ("one", "two"):
+        write_results(Path(folder), rows, {})
+    said = said_by(["one", "two"], capsys)
+    assert "all 2 images of d by ssim (NaN or empty in A and B)" in said
+    assert "Nothing is left to compare by ssim." in said_by(["one", "two", "--metric", "psnr", "ssim"], capsys, code=2)
+    assert "Left out" not in said_by(["one", "two", "--metric", "psnr"], capsys)
+
+
+def test_one_image_has_a_gain_and_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    said = said_by([table("a.csv", d="1 inf"), table("b.csv", d="2 3")], capsys)
+    assert "1 of 2 images of d" in said and "stands on one image, which shows no variance" in said
+    assert "interval is over" not in said and "intervals hold" not in said
+    assert "One run of each: the gain speaks of these two networks" in said
+    several = ["--a", *(table(f"a{seed}.csv", d=f"1.{seed}") for seed in range(2))]
+    several += ["--b", *(table(f"b{seed}.csv", d=f"2.{seed * seed}") for seed in range(2))]
+    said = said_by(several, capsys)
+    assert "stands on one image" in said and "the interval is over" not in said
+    said = said_by([table("c.csv", d="1", e="1"), table("e.csv", d="2", e="1.5")], capsys)
+    assert "there is no interval and no p for d by psnr, e by psnr." in said
+    assert "p is corrected: one comparison." in said and "the interval is over images alone" in said
+
+
 @pytest.mark.slow
 def test_two_runs_are_compared_by_their_last_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = make_images(tmp_path / "images")
