@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtkd.bench.grid import OF_A_ROW, Grid
+from mtkd.bench.grid import Grid
+from mtkd.bench.mistakes import OF_A_ROW
 from mtkd.bench.texts import LINK, fill
 from mtkd.config import layers
 from mtkd.contracts import MtkdError

@@ -14,8 +14,8 @@ from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.cells import weights_path
 from mtkd.bench.gather import group_name
-from mtkd.bench.grid import MEAN
 from mtkd.bench.jobs import Job, Plan
+from mtkd.bench.mistakes import MEAN
 from mtkd.bench.scores import test_options
 from mtkd.bench.teachers import fusion_of, teachers_of
 from mtkd.contracts import MtkdError

@@ -11,7 +11,7 @@ from torch import nn
 from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.cells import weights_path
-from mtkd.bench.grid import BICUBIC, MEAN
+from mtkd.bench.mistakes import BICUBIC, MEAN
 from mtkd.bench.scores import test_options, write_scores
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError
