@@ -57,8 +57,8 @@ STUDENTS = (
     Student("small", 4, "recipe", THREE),
 )
 
-# Name, parameters, multiply-adds of a 1280x720 output (FSRCNN's counted as ours; printed ones count its deconvolution at every
-# output pixel), {set: (PSNR, SSIM)}, source.
+# Name, parameters, multiply-adds of a 1280x720 output, {set: (PSNR, SSIM)}, source. FSRCNN's are counted as ours are:
+# printed ones count its deconvolution at every output pixel.
 _COMMON = "MoreMNAS's repository, README"
 _BLOG = "table of the author of SESR (ICPR 2018)"
 PUBLISHED: dict[int, list[tuple[str, str, str, dict[str, tuple[float, float]], str]]] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mtkd.report.arrange import POOLED, baselines_of, groups, rows_of
 from mtkd.report.comparison import Comparison, detectable
 from mtkd.report.content import Report
-from mtkd.report.payload import manner
+from mtkd.report.payload import digits_of, manner
 from mtkd.report.statistics import summary
 
 
@@ -47,11 +47,11 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
     metric = next(iter(report.metrics))
     view = POOLED if report.pooled else next(iter(report.images))
     sets = list(report.pooled) or [view]
-    images = sum(len(report.images[name]) for name in sets)
+    mine = [one for one in compared if (one.group, one.dataset, one.metric) == (group, view, metric)]
+    images = mine[0].images if mine else sum(len(report.images[name]) for name in sets)
     together = f"{', '.join(sets[:-1])} and {sets[-1]}" if len(sets) > 1 else sets[0]
     where = f"{manner(metric)['label']} on {together} ({_many(images, 'image')})"
     trained = {row.name for row in rows_of(report, group) if row.kind == "student"}
-    mine = [one for one in compared if (one.group, one.dataset, one.metric) == (group, view, metric)]
     mine = sorted(mine, key=lambda one: -one.gain)
     bases = [row.name for row in baselines_of(report, group)]
     base = next((name for name in bases if any(one.baseline == name for one in mine)), None)
@@ -60,14 +60,19 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
             group, f"Nothing is compared here. Means of {where}:", [], [], [], _means(report, group, view, metric)
         )
     first = [one for one in mine if one.baseline == base and one.row in trained]
-    named = {verdict: [_gain(one) for one in first if one.verdict == verdict] for verdict in ("better", "worse")}
-    alike = [_gain(one) for one in first if one.verdict not in named]
+    digits = digits_of(metric, compared)
+    named = {v: [_gain(one, digits) for one in first if one.verdict == v] for v in ("better", "worse")}
+    alike = [_gain(one, digits) for one in first if one.verdict not in named]
     sentences = []
+    if dropped := max(one.dropped for one in mine):
+        sentences.append(
+            f"{_many(dropped, 'image')} left out of every gain, because some compared run has no finite value there."
+        )
     smallest = detectable(first)
     if not math.isnan(smallest):
         sentences.append(
             "The smallest true difference that every one of these comparisons would have seen, with a chance of 8 in "
-            f"10, is {_value(smallest, metric)}."
+            f"10, is {_value(smallest, metric, digits)}."
         )
     if first and max(one.seeds for one in first) == 1:
         sentences.append("Each row was trained once: this speaks of these networks, and another seed may turn it.")
@@ -80,14 +85,13 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
     return Answer(group, question, named["better"], named["worse"], alike, sentences)
 
 
-def _gain(one: Comparison) -> tuple[str, str]:
-    how = manner(one.metric)
-    return one.row, f"{one.gain:+.{how['digits']}f} {how['unit']}".strip().replace("-", "\u2212")
+def _gain(one: Comparison, digits: int) -> tuple[str, str]:
+    return one.row, f"{one.gain:+.{digits}f} {manner(one.metric)['unit']}".strip().replace("-", "\u2212")
 
 
-def _value(value: float, metric: str) -> str:
+def _value(value: float, metric: str, digits: int | None = None) -> str:
     how = manner(metric)
-    return f"{value:.{how['digits']}f} {how['unit']}".strip()
+    return f"{value:.{how['digits'] if digits is None else digits}f} {how['unit']}".strip()
 
 
 def _many(count: int, what: str) -> str:

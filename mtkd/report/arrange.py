@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,11 @@ class Block:
         dataset: its name, or `POOLED`.
         metric: what was measured.
         sign: 1 where higher values are better, else -1.
-        values: (rows, seeds, images), finite; the whole row of images is NaN where a run is missing.
+        values: (rows, seeds, images), finite in rows that are compared; all NaN where a run is missing.
         there: (rows, seeds), whether the run was measured.
         strata: (images,) int, which data set each image is of.
         places: (images,) int, position of each image among all images of the report.
-        dropped: images that some run lacks a value for.
+        dropped: images that some compared run lacks a value for.
     """
 
     dataset: str
@@ -68,16 +68,19 @@ def seeds_of(rows: Sequence[Row]) -> list[int]:
     return list(dict.fromkeys(seed for row in rows if is_trained(row) for seed in row.seeds)) or [0]
 
 
-def blocks(report: Report, rows: Sequence[Row], sets: Sequence[str], dataset: str) -> Iterator[Block]:
+def blocks(
+    report: Report, rows: Sequence[Row], sets: Sequence[str], dataset: str, compared: Collection[int]
+) -> Iterator[Block]:
     """A block for every metric, of `sets` together.
 
-    A row that lacks one of `sets` is missing as a whole. An image that one of the other runs has no finite value for is
-    left out for all of them: rows of a table stand on the same images. What was not trained has its one value for every
-    seed.
+    A row that lacks one of `sets` is missing as a whole. An image that a run of the other compared rows has no finite
+    value for is left out for all of them: gains of a group stand on the same images. What was not trained has its one
+    value for every seed.
 
     Args:
         rows: of one group.
         dataset: what to call `sets` together.
+        compared: positions of the rows that a comparison has; only they have finite values on all that is kept.
 
     Raises:
         MtkdError: scores are not of the shape (seeds, images), or seeds or names repeat.
@@ -98,7 +101,10 @@ def blocks(report: Report, rows: Sequence[Row], sets: Sequence[str], dataset: st
         ends = np.cumsum([len(report.images[name]) for name in sets])[:-1]
         whole = [~np.isnan(part).all(-1) for part in np.split(values, ends, axis=-1)]
         there = np.logical_and.reduce(whole)
-        keep = ~np.isnan(values[there]).any(0) if there.any() else np.zeros(len(places), bool)
+        counted = there & np.isin(np.arange(len(rows)), list(compared))[:, None]
+        keep = ~np.isnan(values[counted]).any(0) if counted.any() else np.zeros(len(places), bool)
+        # A row that nothing is compared with counts where it has what the others have.
+        there &= ~np.isnan(values[:, :, keep]).any(-1)
         values[~there] = np.nan
         if keep.any():
             yield Block(

@@ -83,4 +83,6 @@ def _tabular(columns: Sequence[Column], blocks: Sequence[Sequence[Sequence[Cell]
 
 def _cell(cell: Cell) -> str:
     text = _STYLES[cell.rank].format(escaped(cell.text))
+    # After a line's end TeX would take these for an argument of it.
+    text = f"{{}}{text}" if text.startswith(("[", "*")) else text
     return f"{text} {{\\scriptsize $\\pm$ {escaped(cell.sd)}}}" if cell.sd else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -123,25 +124,30 @@ def _table(report: Report, group: str, found: Sequence[Comparison]) -> Table:
 
 
 def _scores(report: Report, group: str, rows: Sequence[Row], dataset: str, metric: str) -> list[Cell]:
-    """The column of a metric, ranked as its numbers are shown: what looks equal shares a rank."""
+    """The column of a metric, ranked as its numbers are shown: what looks equal shares a rank.
+
+    A mean over fewer images than there are says over how many, and it and an infinite one have no rank: the images that
+    a row lacks may be the hard ones.
+    """
     found = [summary(report, row, dataset, metric) for row in rows]
+    whole = sum(len(report.images[name]) for name in (report.pooled if dataset == POOLED else [dataset]))
     places_shown = numbers.digits(metric, [one.sd for one in found if one is not None])
     texts = ["-" if one is None else numbers.fixed(one.mean, places_shown) for one in found]
     sign = 1 if report.metrics[metric] == "higher" else -1
-    values = {
-        text: sign * float(text.replace(",", ""))
-        for text, row, one in zip(texts, rows, found)
-        if one is not None and row.group == group
-    }
+    ranked = [
+        one is not None and row.group == group and one.images == whole and math.isfinite(one.mean)
+        for row, one in zip(rows, found)
+    ]
+    values = {text: sign * float(text.replace(",", "")) for text, mine in zip(texts, ranked) if mine}
     order = sorted(set(values.values()), reverse=True)
     ranks = {text: order.index(value) + 1 for text, value in values.items()}
     return [
         Cell(
-            text,
+            text if one is None or one.images == whole else f"{text} ({one.images} of {whole} images)",
             "" if one is None or one.sd != one.sd else numbers.fixed(one.sd, places_shown),
-            ranks[text] if row.group == group and one is not None and ranks[text] < 3 and len(order) > 1 else 0,
+            ranks[text] if mine and ranks[text] < 3 and len(order) > 1 else 0,
         )
-        for text, row, one in zip(texts, rows, found)
+        for text, one, mine in zip(texts, found, ranked)
     ]
 
 

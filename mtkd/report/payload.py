@@ -36,7 +36,8 @@ def payload(report: Report, compared: Sequence[Comparison]) -> dict[str, Any]:
     return {
         "scale": report.scale,
         "metrics": [
-            {"name": name, "higher": better == "higher", **manner(name)} for name, better in report.metrics.items()
+            {"name": name, "higher": better == "higher", **manner(name), "digits": digits_of(name, compared)}
+            for name, better in report.metrics.items()
         ],
         "sets": [
             {"name": name, "images": list(images), "validation": name in report.validation}
@@ -73,6 +74,18 @@ def manner(metric: str) -> dict[str, Any]:
     if "psnr" in metric.lower():
         return {"label": label, "unit": "dB", "digits": 3}
     return {"label": label, "unit": "", "digits": 4}
+
+
+def digits_of(metric: str, compared: Sequence[Comparison]) -> int:
+    """Digits after the point for a metric: as many as keep every gain with a verdict, and its bounds, from looking like
+    zero.
+    """
+    places = manner(metric)["digits"]
+    told = [one for one in compared if one.metric == metric and one.verdict in ("better", "worse")]
+    values = [value for one in told for value in (one.gain, *one.interval) if math.isfinite(value) and value != 0]
+    while places < 6 and any(float(f"{value:.{places}f}") == 0 for value in values):
+        places += 1
+    return places
 
 
 def plain(value: float | None) -> float | str | None:
@@ -126,7 +139,10 @@ def _row(report: Report, row: Row, views: Sequence[str]) -> dict[str, Any]:
 
 def _cell(report: Report, row: Row, view: str, metric: str) -> dict[str, Any] | None:
     found = summary(report, row, view, metric)
-    return found and {"mean": plain(found.mean), "sd": plain(found.sd), "seeds": found.seeds, "images": found.images}
+    if found is None:
+        return None
+    cell = {"mean": plain(found.mean), "sd": plain(found.sd), "seeds": found.seeds, "images": found.images}
+    return {**cell, "of": _view(report, view)["images"]}
 
 
 def _images(scores: NDArray[np.float64] | None, count: int) -> list[float | str | None]:

@@ -43,8 +43,8 @@ class Summary:
 def summary(report: Report, row: Row, dataset: str, metric: str) -> Summary | None:
     """The mean of a row on one data set, or on all images of `Report.pooled` for `POOLED`.
 
-    Seeds without any value are left out, and so are images that a remaining seed has no value for. None where nothing
-    remains. An infinite value (PSNR of equal images) makes the mean infinite.
+    Seeds without any value on one of the sets are left out, and so are images that a remaining seed has no value for.
+    None where nothing remains. An infinite value (PSNR of equal images) makes the mean infinite.
 
     Raises:
         MtkdError: the scores have another shape than (seeds, images).
@@ -52,8 +52,9 @@ def summary(report: Report, row: Row, dataset: str, metric: str) -> Summary | No
     sets = report.pooled if dataset == POOLED else (dataset,)
     if not sets or any(metric not in row.scores.get(name, {}) for name in sets):
         return None
-    scores = np.concatenate([scores_of(report, row, name, metric) for name in sets], axis=1)
-    scores = scores[~np.isnan(scores).all(1)]
+    parts = [scores_of(report, row, name, metric) for name in sets]
+    scores = np.concatenate(parts, axis=1)
+    scores = scores[np.logical_and.reduce([~np.isnan(part).all(1) for part in parts])]
     scores = scores[:, ~np.isnan(scores).any(0)]
     if not scores.size:
         return None
@@ -76,8 +77,9 @@ def comparisons(report: Report) -> list[Comparison]:
     for group in groups(report):
         rows = rows_of(report, group)
         singles = [name for name in report.images if name not in report.validation]
-        pooled = list(blocks(report, rows, report.pooled, POOLED)) if report.pooled else []
-        each = [block for name in singles for block in blocks(report, rows, [name], name)]
+        compared = {number for pair in _pairs(report, group, rows) for number in pair}
+        pooled = list(blocks(report, rows, report.pooled, POOLED, compared)) if report.pooled else []
+        each = [block for name in singles for block in blocks(report, rows, [name], name, compared)]
         for family in (pooled, each):
             found += _family(report, group, rows, family)
     return found
@@ -93,7 +95,8 @@ def like_the_best(report: Report, group: str, metric: str) -> tuple[str, list[st
     own = [row for row in report.rows if row.group == group]
     every = replace(report, baselines=[row.name for row in own], metrics={metric: report.metrics[metric]})
     rows = rows_of(every, group)
-    found = _family(every, group, rows, list(blocks(every, rows, report.pooled, POOLED)))
+    compared = {number for pair in _pairs(every, group, rows) for number in pair}
+    found = _family(every, group, rows, list(blocks(every, rows, report.pooled, POOLED, compared)))
     if not found:
         return None
     sign = 1 if report.metrics[metric] == "higher" else -1

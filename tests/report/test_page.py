@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from mtkd.contracts import MtkdError
 from mtkd.report.answer import answers
 from mtkd.report.content import Report, Row
 from mtkd.report.page import render, write_page
+from mtkd.report.payload import payload
 from mtkd.report.statistics import comparisons, summary
 from tests.report.sample import STUDENTS, demo_images, make_report, renamed
 
@@ -204,3 +206,21 @@ def test_the_file_is_written_whole_or_an_error_names_it(tmp_path: Path, report: 
     (tmp_path / "file").write_text("")
     with pytest.raises(MtkdError, match="report.html cannot be written"):
         write_page(NOTHING, tmp_path / "file/report.html")
+
+
+def test_the_page_says_what_is_left_out_and_shows_no_verdict_as_zero() -> None:
+    random = np.random.default_rng(0)
+    alike = random.normal(28, 3, (1, 40))
+    scores = {"a": alike, "b": alike + 0.0002 + random.normal(0, 1e-6, (1, 40))}
+    scores["b"][0, 3] = math.inf
+    rows = [Row(name=name, scores={"d": {"psnr": values}}) for name, values in scores.items()]
+    images = {"d": [str(number) for number in range(40)]}
+    given = Report(
+        title="", scale=2, rows=rows, images=images, metrics={"psnr": "higher"}, pooled=("d",), baselines=("a",)
+    )
+    compared = comparisons(given)
+    (answer,) = answers(given, compared)
+    assert answer.question.endswith("(39 images):")
+    assert answer.better == [("b", "+0.0002 dB")]
+    assert any(sentence.startswith("1 image left out of every gain") for sentence in answer.sentences)
+    assert payload(given, compared)["metrics"][0]["digits"] == 4

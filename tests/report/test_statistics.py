@@ -419,3 +419,27 @@ def test_scores_that_do_not_fit_are_refused(many: Report, change: dict, said: st
 def test_the_verdict_needs_all_of_the_interval() -> None:
     assert verdict((0.0, 0.1)) == verdict((-0.1, 0.0)) == "cannot be told apart"
     assert (verdict((1e-9, 0.1)), verdict((-0.1, -1e-9))) == ("better", "worse")
+
+
+def test_a_row_that_is_not_compared_takes_no_image_from_those_that_are() -> None:
+    """Bicubic is exact on a flat image: its infinite PSNR is no matter of two networks."""
+    random = np.random.default_rng(11)
+    students = {name: {"Kodak24": random.normal(28, 3, (3, 24))} for name in "ab"}
+    given = report(students, pooled=("Kodak24",))
+    alone = comparisons(given)
+    flat = random.normal(25, 3, (1, 24))
+    flat[0, 7] = math.inf
+    bicubic = Row(name="bicubic", kind="baseline", scores={"Kodak24": {"psnr": flat}})
+    beside = comparisons(replace(given, rows=[bicubic, *given.rows]))
+    assert [(one.row, one.gain, one.interval, one.dropped) for one in beside] == [
+        (one.row, one.gain, one.interval, 0) for one in alone
+    ]
+
+
+def test_a_seed_that_lacks_a_set_is_no_part_of_the_pooled_mean() -> None:
+    scores = {"Set5": np.full((3, 5), 30.0), "Set14": np.full((3, 14), 20.0)}
+    scores["Set5"][2] = math.nan
+    given = report({"a": scores}, pooled=("Set5", "Set14"))
+    found = summary(given, given.rows[0], POOLED, "psnr")
+    assert found is not None
+    assert (found.seeds, found.images, found.mean) == (2, 19, pytest.approx((5 * 30 + 14 * 20) / 19))

@@ -240,3 +240,21 @@ def test_a_bound_above_zero_never_looks_like_zero() -> None:
     assert numbers.gain(0.02, (0.0002, 0.04), "psnr") == "+0.0200 [+0.0002, +0.0400]"
     assert numbers.gain(0.02, (-0.00004, 0.04), "psnr") == "+0.02000 [-0.00004, +0.04000]"
     assert numbers.gain(0.02, (math.nan, math.nan), "psnr") == "+0.020"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_mean_that_lacks_an_image_has_no_rank(report: Report, value: float) -> None:
+    """The image that it lacks may be the hard one."""
+    best = next(row for row in report.rows if row.kind == "student")
+    scores = {name: {metric: np.array(one) for metric, one in of.items()} for name, of in best.scores.items()}
+    for of in scores.values():
+        of["psnr"] += 10
+    name = report.pooled[0]
+    scores[name]["psnr"][:, 0] = value
+    given = replace(report, rows=[replace(row, scores=scores) if row is best else row for row in report.rows])
+    whole = sum(len(report.images[name]) for name in report.pooled)
+    line = next(
+        line for line in tables.markdown(given, comparisons(given)).splitlines() if line.startswith(f"| {best.name} ")
+    )
+    assert "**" not in line.split("|")[4]
+    assert (f"({whole - 1} of {whole} images)" in line) == math.isnan(value)
