@@ -65,8 +65,8 @@ def mistakes(grid: Grid) -> Iterator[tuple[KeyPath, str]]:
         if target.weights is not None and len(target.weights) != len(target.members):
             message = f"has {len(target.weights)} numbers for the {len(target.members)} images of `from`."
             yield ("targets", name, "weights"), message
-        if target.weights is not None and (min(target.weights, default=0) < 0 or sum(target.weights) <= 0):
-            yield ("targets", name, "weights"), "must be numbers from 0 on, one of them above 0."
+        if target.weights is not None and min(target.weights, default=1) <= 0:
+            yield ("targets", name, "weights"), "must be above 0. Leave a teacher out of `from` that is not wanted."
         if target.gt == 1 and target.members:
             yield ("targets", name, "gt"), "1 is the ground truth alone. Leave `from` out, or give gt a smaller share."
         if name in grid.teachers:

@@ -89,7 +89,10 @@ def read_header(path: str | os.PathLike[str], encoded: bytes | None = None) -> H
     except MtkdError:
         raise
     except Exception as error:  # noqa: BLE001  a damaged header raises whatever its bytes happen to trigger
-        raise MtkdError(f"{path} cannot be opened as an image: {getattr(error, 'strerror', None) or error}.") from error
+        why = getattr(error, "strerror", None) or str(error)
+        # Pillow names what it was given, which for bytes in memory is an address.
+        why = "its bytes are those of no image" if "BytesIO object" in why else why
+        raise MtkdError(f"{path} cannot be opened as an image: {why}.") from error
 
 
 def _orientation(image: Any, file: BinaryIO) -> Any:

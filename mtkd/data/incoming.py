@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -55,11 +56,16 @@ def names_in(source: Path) -> list[str]:
     """Names of the image files in a folder, with its sub-folders, or in an archive, sorted. Hidden ones are left out.
 
     Raises:
-        MtkdError: it cannot be read, or is an archive that is damaged or refused.
+        MtkdError: it cannot be read, or is an archive that is damaged, refused, or has two files of one name.
     """
     if source.is_dir():
         return sorted(_walk(source))
-    return sorted(set(filter(_is_image, archives.names(source))))
+    names = Counter(filter(_is_image, archives.names(source)))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise MtkdError(
+            f"{source} holds {twice[0]} more than once, and nothing says which is meant. Unpack it and name the folder."
+        )
+    return sorted(names)
 
 
 def images_in(source: Path, names: Collection[str]) -> Iterator[Incoming]:

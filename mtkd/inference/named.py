@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,9 +39,10 @@ class Target:
 
 
 def check_once(targets: Sequence[str]) -> Sequence[str]:
-    """`targets`, unless one is named twice, which is an MtkdError."""
+    """`targets`, unless one is named twice, by whatever path, which is an MtkdError."""
+    places = [os.path.realpath(spec) if os.path.exists(spec) else spec for spec in targets]
     for number, spec in enumerate(targets):
-        if spec in targets[:number]:
+        if places[number] in places[:number]:
             raise MtkdError(f"{spec} is named twice. Name it once.")
     return targets
 

@@ -129,6 +129,10 @@ def _shares(sources: Sequence[Any], weights: Sequence[float] | None, gt: float) 
         raise MtkdError("There is nothing to combine: name at least one store or folder of answers.")
     if not 0 <= gt < 1:
         raise MtkdError(f"The share of the ground truth must lie in [0, 1], found {gt}.")
+    places = [expanded(source).resolve() for source in sources]
+    for number, source in enumerate(sources):
+        if places[number] in places[:number]:
+            raise MtkdError(f"{source} is given twice. Name it once, and say by `weights` how much it counts.")
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     if len(given) != len(sources):
         raise MtkdError(f"{len(given)} weights are given for {len(sources)} sources of answers. Give one for each.")

@@ -217,7 +217,7 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
         ({"runs": {"teachers": PLAIN}, "targets": {}, "rows": {"scratch": SCRATCH}}, "would be called teachers_x2"),
         ({"targets": {"live": {"from": ["kept"]}, "fused": {"from": ["kept"]}}}, "is the name of a teacher"),
         ({"targets": {"fused": {"from": ["kept", "live"], "weights": [1.0]}}}, "1 numbers for the 2 images"),
-        ({"targets": {"fused": {"from": ["kept", "live"], "weights": [1.0, -1.0]}}}, "numbers from 0 on"),
+        ({"targets": {"fused": {"from": ["kept", "live"], "weights": [1.0, -1.0]}}}, "must be above 0"),
         ({"targets": {"fused": {"from": ["kept"], "gt": 1}}}, "ground truth alone"),
         ({"rows": {"scratch": SCRATCH, "kd": {**SCRATCH, "target_store": "targets:fused"}}}, "A link is target:fused"),
         ({"rows": {"scratch": {**SCRATCH, "iterations": 4}}}, "rows.scratch.iterations"),

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from PIL import Image
 
 from mtkd.contracts import MtkdError
 from mtkd.data import laying, manifests
+from mtkd.data.headers import read_header
 from mtkd.data.images import encode, list_images, read_image, write_image
 from mtkd.data.known import KnownSet, Part
 from mtkd.data.laid import inspect, verify
@@ -394,3 +396,19 @@ def test_an_archive_in_an_archive_is_no_image(tmp_path: Path) -> None:
     inner = gzip.compress(bytes(1000))
     with pytest.raises(MtkdError, match="3 of 3 images are missing"):
         lay([TRIO], [zipped(tmp_path / "mine", {"cat.png": inner, "b.tgz": inner})], tmp_path / "data")
+
+
+def test_two_files_of_one_name_in_an_archive_are_refused(tmp_path: Path) -> None:
+    """The last would win without a word."""
+    path = tmp_path / "twice.zip"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for image in (PIXELS["cat"], PIXELS["cup"]):
+            archive.writestr("HR/cat.png", png(image))
+    with pytest.raises(MtkdError, match="twice.zip holds HR/cat.png more than once"):
+        lay([TRIO], [path], tmp_path / "data", scales=())
+
+
+def test_bytes_that_are_no_image_are_called_so(tmp_path: Path) -> None:
+    with pytest.raises(MtkdError, match=r"x.png cannot be opened as an image: its bytes are those of no image\.$"):
+        read_header(tmp_path / "x.png", b"no image")

@@ -222,6 +222,13 @@ def test_weights_that_are_none(
         combine(options, tmp_path / "out", [], progress=quiet)
 
 
+def test_a_source_is_named_once(tmp_path: Path, options: Options, sources: list[Path]) -> None:
+    other = sources[0].parent / "link"
+    other.symlink_to(sources[0])
+    with pytest.raises(MtkdError, match="link is given twice"):
+        combine(options, tmp_path / "out", [*sources, other], progress=quiet)
+
+
 def test_the_command(tmp_path: Path, options: Options, sources: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yml"
     file.write_text(resolved_yaml(options.model_copy(update={"target_store": None})))
