@@ -21,6 +21,7 @@ GAINS = (
     ("edsr_m_x4", "10,000", RECIPE, "EDSR_M, 1.5M parameters, 299 images\nMTKD, 10,000 iterations"),
     ("students_x4", "small", f"{RECIPE} of three teachers", "small, 52k, 299 images\nMTKD, 40,000 iterations"),
     ("students_x4", "tiny", f"{RECIPE} of three teachers", "tiny, 17k, 299 images\nMTKD, 40,000 iterations"),
+    ("cpu_x4", "edsr_32x4", "MTKD, our recipe, fused", "EDSR, 98k, 299 images\nMTKD on fused, 4,000 iterations"),
     ("cpu_x4", "24,000", RECIPE, "EDSR, 28k, 299 images\nMTKD, 24,000 iterations"),
     ("cpu_x4_few", " 5 photographs, x4, 2,000", RECIPE, "EDSR, 98k, 5 photographs\nMTKD, 2,000 iterations"),
     (

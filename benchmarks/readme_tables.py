@@ -16,7 +16,7 @@ from mtkd.bench.jobs import plan
 from mtkd.report.arrange import POOLED, groups, rows_of
 from mtkd.report.comparison import Comparison, detectable
 from mtkd.report.content import Report
-from mtkd.report.numbers import signed
+from mtkd.report.numbers import gain as written_gain
 from mtkd.report.statistics import comparisons, summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def _gain(found: list[Comparison], row: str, base: str) -> str:
             gain, (low, high) = -one.gain, (-one.interval[1], -one.interval[0])
         else:
             continue
-        text = f"{signed(gain, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
+        text = written_gain(gain, (low, high), METRIC)
         return f"**{text}**" if (low > 0 or high < 0) and one.seeds > 1 else text
     return ""
 
