@@ -84,6 +84,12 @@ def runs(grid: Grid, out: Path) -> list[Cell]:
     return found
 
 
+def validation_sets(cell: Cell) -> dict[str, str]:
+    """Key in the option file -> name, of what a run is validated on."""
+    datasets = cell.options.get("datasets", {})
+    return {key: str(given.get("name", key)) for key, given in datasets.items() if key.startswith("val")}
+
+
 def with_own_images(grid: Grid) -> list[str]:
     """The settings that train on other images than the protocol: they have stores of their own."""
     return [name for name, given in grid.settings.items() if (given.get("datasets") or {}).get("train")]
@@ -93,10 +99,7 @@ def training_images(grid: Grid, scale: int, setting: str = "") -> dict[str, Any]
     """The section of the training images that rows start from, in a setting or without; None where the protocol and the
     first row's base have none as a whole.
     """
-    own = {key: value for key, value in grid.protocol.items() if key != layers.BASE}
-    options = _based(next(iter(grid.rows.values())))
-    for part in (_based(grid.protocol), own, grid.settings.get(setting, {})):
-        options = layers.merged(options, part)
+    options = _stacked(_based(next(iter(grid.rows.values()))), grid, grid.settings.get(setting, {}))
     images = fill(options, {"scale": scale, "iterations": max(grid.iterations)}).get("datasets", {}).get("train")
     return images if images and "type" in images else None
 
@@ -113,13 +116,7 @@ def _options(
     iterations: int,
     seed: int,
 ) -> dict[str, Any]:
-    above, protocol = (
-        {key: value for key, value in given.items() if key != layers.BASE} for given in (own, grid.protocol)
-    )
-    options: dict[str, Any] = {}
-    # One after the other: `~` of a higher one takes away what any below it says.
-    for part in (_based(own), _based(grid.protocol), protocol, dict(setting or {}), above):
-        options = layers.merged(options, part)
+    options = _stacked(_based(own), grid, setting or {}, own)
     if isinstance(members := options.get("teachers"), list):
         options["teachers"] = {member: grid.teachers[member] for member in members}
     if network is not None:
@@ -127,6 +124,14 @@ def _options(
     options |= {"name": name, "scale": scale, "manual_seed": seed}
     options["path"] = {**options.get("path", {}), "experiments_root": str(out / "runs")}
     return fill(options, {"iterations": iterations, "scale": scale, "seed": seed})
+
+
+def _stacked(base: Mapping[str, Any], grid: Grid, *above: Mapping[str, Any]) -> dict[str, Any]:
+    """`base`, the protocol's base, the protocol and `above`, one over the other: `~` takes away what any below says."""
+    options: dict[str, Any] = {}
+    for part in (base, _based(grid.protocol), grid.protocol, *above):
+        options = layers.merged(options, {key: value for key, value in part.items() if key != layers.BASE})
+    return options
 
 
 def _student(network: Any, changes: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtkd.bench import jobs
+from mtkd.bench.cells import validation_sets
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import read_scores
 from mtkd.config import yaml_loader
@@ -73,7 +74,7 @@ def gather(
                 nothing = not any(row.group == group for row in rows)
                 missing.append(f"{group}: {'no cell is finished' if nothing else ', '.join(absent.values())}")
     measured = directions(grid.test.metrics)
-    validated = {name for job in plan.cells for name in _validation_sets(job).values()}
+    validated = {name for job in plan.cells if job.cell for name in validation_sets(job.cell).values()}
     return Report(
         title=grid.title or grid.name,
         scale=scale,
@@ -195,7 +196,7 @@ def _curve(plan: Plan, job: Job, teachers: float) -> Curve | None:
     seconds: list[float] = []
     values: list[float] = []
     passed, step, each, metric = teachers, 0, 0.0, ""
-    key, dataset = next(iter(_validation_sets(job).items()), ("", "validation"))
+    key, dataset = next(iter(validation_sets(job.cell).items()), ("", "validation"))
     for row in _logged(plan.out / "runs" / job.name / "metrics.jsonl"):
         if "seconds_per_step" in row:
             each = row["seconds_per_step"] if isinstance(row["seconds_per_step"], float) else each
@@ -226,13 +227,6 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             yield row
-
-
-def _validation_sets(job: Job) -> dict[str, str]:
-    """Key in the option file -> name, of what a run is validated on."""
-    assert job.cell is not None
-    datasets = job.cell.options.get("datasets", {})
-    return {key: str(given.get("name", key)) for key, given in datasets.items() if key.startswith("val")}
 
 
 def _files(plan: Plan, scale: int) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from mtkd.bench.cells import Cell, cells, runs, target_job, target_path, weights_path, with_own_images
+from mtkd.bench.cells import Cell, cells, runs, target_job, target_path, validation_sets, weights_path, with_own_images
 from mtkd.bench.grid import Grid
 from mtkd.bench.scores import plain_options, read_scores, test_options
 from mtkd.config import OptionError, Options, Problem, make_options, yaml_loader
@@ -185,9 +185,8 @@ def _check_tests(grid: Grid, own: Sequence[Cell]) -> None:
     for scale in grid.scales if own else ():
         test_options(grid, scale)
     for cell in own:
-        for key, given in cell.options.get("datasets", {}).items():
-            name = given.get("name", key) if isinstance(given, dict) else key
-            if key.startswith("val") and name in grid.pooled:
+        for name in validation_sets(cell).values():
+            if name in grid.pooled:
                 raise MtkdError(
                     f"pooled: {name} is what {cell.name} is validated on, and no claim should rest on that. Leave it "
                     "out of `pooled`, validate on other images, or on none: `protocol: {datasets: {val: ~}, val: ~}`."

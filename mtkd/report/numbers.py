@@ -60,6 +60,20 @@ def signed(value: float, places: int) -> str:
     return f"+{text}" if value > 0 and any(sign in text for sign in "123456789") else text
 
 
+def enough(values: Iterable[float], *, least: int, most: int) -> int:
+    """Digits after the point, from `least` to `most`, with which none of `values` that is not zero looks like it.
+
+    Example:
+        >>> enough([0.03, -0.0002], least=3, most=8), enough([0.0, float("nan")], least=3, most=8)
+        (4, 3)
+    """
+    known = [value for value in values if math.isfinite(value) and value != 0]
+    places = least
+    while places < most and any(float(f"{value:.{places}f}") == 0 for value in known):
+        places += 1
+    return places
+
+
 def gain(value: float, interval: tuple[float, float], metric: str) -> str:
     """A gain with its interval, with so many digits that no bound which is not zero looks like it.
 
@@ -67,10 +81,7 @@ def gain(value: float, interval: tuple[float, float], metric: str) -> str:
         >>> gain(0.03124, (0.00012, 0.062), "psnr")
         '+0.0312 [+0.0001, +0.0620]'
     """
-    places = 3 if unit(metric) else 4
-    bounds = [bound for bound in interval if math.isfinite(bound) and bound != 0]
-    while places < 8 and any(float(f"{bound:.{places}f}") == 0 for bound in bounds):
-        places += 1
+    places = enough(interval, least=3 if unit(metric) else 4, most=8)
     if math.isnan(interval[0]):
         return signed(value, places)
     return f"{signed(value, places)} [{signed(interval[0], places)}, {signed(interval[1], places)}]"

@@ -14,6 +14,7 @@ from mtkd.report.arrange import POOLED, baselines_of, groups, rows_of
 from mtkd.report.bands import BANDS, LEVELS, WAVELET, bands_of
 from mtkd.report.comparison import Comparison
 from mtkd.report.content import Curve, Picture, Report, Row
+from mtkd.report.numbers import enough
 from mtkd.report.pictures import data_uri
 from mtkd.report.statistics import summary
 
@@ -80,12 +81,9 @@ def digits_of(metric: str, compared: Sequence[Comparison]) -> int:
     """Digits after the point for a metric: as many as keep every gain with a verdict, and its bounds, from looking like
     zero.
     """
-    places = manner(metric)["digits"]
     told = [one for one in compared if one.metric == metric and one.verdict in ("better", "worse")]
-    values = [value for one in told for value in (one.gain, *one.interval) if math.isfinite(value) and value != 0]
-    while places < 6 and any(float(f"{value:.{places}f}") == 0 for value in values):
-        places += 1
-    return places
+    values = [value for one in told for value in (one.gain, *one.interval)]
+    return enough(values, least=manner(metric)["digits"], most=6)
 
 
 def plain(value: float | None) -> float | str | None:
