@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
@@ -197,36 +198,37 @@ def test_two_at_once_in_one_folder_are_refused(made: Made) -> None:
         steps.run(made.asked, made.out)
 
 
+def _run_until(asked: Request, out: Path, event: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    replace, left = os.replace, [event]
+
+    def counted(*args: object, **kwargs: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*args, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    os.replace = counted
+    steps._for_others = lambda *_: None
+    steps.run(asked, out, log=lambda _: None)
+
+
 def killed_at(asked: Request, out: Path, event: int) -> bool:
-    """Run it in a process that is killed at its file event number `event`; False where it came to its end."""
-    child = os.fork()
-    if child == 0:
-        replace, left = os.replace, [event]
+    """Run it in a process that is killed at its file event number `event`; False where it came to its end.
 
-        def counted(*args: object, **kwargs: object) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*args, **kwargs)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-        os.replace = counted
-        code = 1
-        try:
-            steps.run(asked, out, log=lambda _: None)
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0
-        return False
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    return True
+    The process is forked from one that has only imported: the threads of torch in this one do not survive a fork.
+    """
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload([__name__])
+    child = clean.Process(target=_run_until, args=(asked, out, event, torch.get_num_threads()))
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL), child.exitcode
+    return child.exitcode != 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.usefixtures("no_onnx")
 def test_killed_at_any_file_it_goes_on_and_ends_in_the_same_bits(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "out"
     kills = [killed_at(made.asked, out, event) for event in (2, 3, 1, 6, 4, 14, 18, 3, 10_000)]
