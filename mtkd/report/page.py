@@ -57,6 +57,7 @@ def render(report: Report, compared: Sequence[Comparison] | None = None) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         report=report,
+        compared=bool(compared),
         answers=answers(report, compared),
         data=payload(report, compared),
         style=_text("page.css"),

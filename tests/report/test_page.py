@@ -169,7 +169,8 @@ def test_what_is_not_there_has_no_part(report: Report) -> None:
     assert not {"viewer", "bands", "published"} & set(page.ids)
     assert "Nothing is compared here. Means of PSNR on Kodak (2 images):" in page.text
     assert f"bicubic: {np.mean(report.rows[0].scores['Kodak']['psnr']):.3f} dB." in page.text
-    assert "missing" not in page.text
+    assert "missing" not in page.text and "Claims" not in page.text
+    assert "Claims are made on Kodak" in Read(render(report)).text
 
 
 def test_one_seed_is_said_to_speak_of_networks(report: Report) -> None:
