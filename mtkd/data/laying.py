@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
+
 from mtkd.contracts import MtkdError
 from mtkd.data import incoming
 from mtkd.data.headers import read_header
@@ -35,6 +37,10 @@ MOST_PIXELS = 1 << 27
 _LQ_FOLDER = re.compile(
     r"(^|[\W_])(lr|lq|x[2348]|srf|sub|unknown|wild|mild|difficult)([\W_]|$)|^(lr|lq)|(lr|lq)$|bicubic|bicx", re.I
 )
+_LOOKED_AT = 3
+"""lq images of a folder that are held against MATLAB's bicubic; `mtkd data check --bicubic` holds all."""
+_ROUNDING = 2
+"""Levels of 255 by which two implementations of the same filter may differ."""
 _SHORT = 20.0
 """Seconds."""
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.I)
@@ -149,7 +155,8 @@ def lay(
 
     Raises:
         MtkdError: a file in the way, an archive that is refused, a name that several files have: before anything is
-            written. Or images that were not found: then what was found is in its place.
+            written. Or images that were not found, or lq images of another filter that were there: then what was found
+            is in its place.
     """
     for source in sources:
         incoming.check_source(source)
@@ -235,7 +242,9 @@ def _finish(job: _Job, names: dict[Path, list[str]], workers: int, log: Log) -> 
 
 
 def _make_lq(state: State, scale: int, workers: int, log: Log) -> list[str]:
-    todo = [(name, file) for name, file in state.lq_files(scale) if not file.exists()]
+    files = list(state.lq_files(scale))
+    there = [(name, file) for name, file in files if file.exists()]
+    todo = [(name, file) for name, file in files if not file.exists()]
 
     def one(of: tuple[str, Path]) -> None:
         name, file = of
@@ -245,7 +254,19 @@ def _make_lq(state: State, scale: int, workers: int, log: Log) -> list[str]:
     with Progress(f"Making lq x{scale} of {state.folder.name}/{state.part.hr}", _patient(log)) as progress:
         for_each(one, todo, workers, f"{folder} cannot be made", progress)
     log(f"{folder}: {len(todo)} made, {len(state.images) - len(todo)} were there.")
-    return lq_problems(state, scale, bicubic=False, workers=workers)
+    return lq_problems(state, scale, bicubic=False, workers=workers) or _foreign_lq(state, there, scale)
+
+
+def _foreign_lq(state: State, there: Sequence[tuple[str, Path]], scale: int) -> list[str]:
+    """Whether lq images that were there come from another filter than MATLAB's bicubic, judged by a few of them."""
+    for name, file in there[:: max(1, len(there) // _LOOKED_AT)][:_LOOKED_AT]:
+        lq, expected = read_image(file).astype(int), bicubic_lq(read_image(state.images[name]), scale)
+        if (apart := int(np.abs(lq - expected).max())) > _ROUNDING:
+            return [
+                f"{file} is not MATLAB's bicubic of {state.images[name].name} (up to {apart} of 255 levels apart): "
+                f"another filter made it. Remove {file.parent}, and this command makes it"
+            ]
+    return []
 
 
 def _plan(job: _Job, state: State, names: dict[Path, list[str]]) -> dict[tuple[Path, str], Planned]:

@@ -181,6 +181,21 @@ def test_a_second_call_changes_nothing_and_makes_what_is_gone(tmp_path: Path) ->
     assert "1 made, 2 were there" in "\n".join(said)
 
 
+def test_lq_images_that_another_filter_made_are_refused_and_say_the_remedy(tmp_path: Path) -> None:
+    source = tarred(tmp_path / "mine", LAYOUTS["edsr"])
+    lay([TRIO], [source], tmp_path / "data", scales=(2,))
+    folder = tmp_path / "data/Trio/LR_bicubic/X2"
+    rounded = read_image(folder / "catx2.png")
+    write_image(folder / "catx2.png", rounded + (rounded < 255))  # as another implementation of the same filter may
+    lay([TRIO], [source], tmp_path / "data", scales=(2,))
+    gt = read_image(tmp_path / "data/Trio/HR/moon.png")
+    h, w = (side // 2 * 2 for side in gt.shape[:2])
+    write_image(folder / "moonx2.png", gt[:h:2, :w:2])
+    with pytest.raises(MtkdError, match=r"moonx2.png is not MATLAB's bicubic of moon.png .* Remove .*X2"):
+        lay([TRIO], [source], tmp_path / "data", scales=(2,))
+    assert np.array_equal(read_image(folder / "moonx2.png"), gt[:h:2, :w:2])
+
+
 def test_what_is_complete_needs_no_source_that_holds_it(tmp_path: Path) -> None:
     lay([TRIO], [tarred(tmp_path / "mine", LAYOUTS["edsr"])], tmp_path / "data", scales=())
     lay([TRIO], [unpacked(tmp_path / "other", {"x.txt": b""})], tmp_path / "data", scales=(2,))
