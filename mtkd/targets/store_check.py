@@ -71,8 +71,10 @@ def open_targets(options: Options, images: TrainingSet) -> ImageStore:
 
 
 def exists(path: Path) -> bool:
-    """Whether something is at `path`; an invalid path is an error."""
+    """Whether a file is at `path`; a folder, or an invalid path, is an error."""
     try:
+        if path.is_dir():
+            raise MtkdError(f"target_store {path} is a folder, and must be a file. Name another place.")
         return path.exists()
     except (OSError, ValueError) as error:
         raise MtkdError(f"target_store {path}: {getattr(error, 'strerror', None) or error}.") from error

@@ -246,3 +246,9 @@ def test_the_command(tmp_path: Path, options: Options, sources: list[Path], caps
         assert text in " ".join(capsys.readouterr().err.split())
     assert main(["teach", "-opt", str(file), "--gt", "0.5"]) != 0
     assert "--gt belongs to --from" in capsys.readouterr().err
+
+
+def test_a_folder_is_never_advised_to_be_deleted(options: Options, sources: list[Path]) -> None:
+    with pytest.raises(MtkdError, match=r"a is a folder, and must be a file. Name another place.$"):
+        combine(options, sources[0], sources, progress=quiet)
+    assert list_images(sources[0])
