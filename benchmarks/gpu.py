@@ -47,6 +47,8 @@ PIECES = ("stage2", "training", "scaling", "inference", "graphs", "wavelet", "at
 REHEARSED = ("stage2", "wavelet")
 CLOSING, PACKING, KEEPING = 4.0, 10.0, 10.0
 """Seconds kept for the table, and for packing what the runs need to go on; and between two such packings."""
+AFTERWARDS = 30.0
+"""Seconds in which versions and hardware are read."""
 LOGGED = 6000
 """Characters of the output of what failed that are kept."""
 JOBS = 12
@@ -161,6 +163,11 @@ class Lease:
         if code not in (0, 1):
             error = "stopped by the clock" if code is None else f"pytest ended with exit code {code}"
             self.failed("check", error, log.read_text(errors="replace"))
+        # Where this process has used CUDA, those that it forks cannot.
+        self.in_fork("environment", time.time() + AFTERWARDS, self.keep_environment, outcomes)
+
+    def keep_environment(self, outcomes: Path) -> None:
+        """Hardware, versions and commit as the last line of `outcomes`; runs in its own process."""
         from mtkd.runtime.environment import environment
 
         with outcomes.open("a", encoding="utf-8") as file:
@@ -234,13 +241,13 @@ class Lease:
                 keep()
                 kept.update(jobs=len(board.done), at=time.time())
 
-        slots = Slots(2 if small else self.args.jobs, [] if small else control.cuda_devices())
         with ExitStack() as stack:
             if mps.program() and not small:
                 try:
                     stack.enter_context(mps.sharing())
                 except MtkdError as error:
                     self.failed("mps", str(error))
+            slots = Slots(2 if small else self.args.jobs, [] if small else control.cuda_devices())
             board = control.run(
                 plan,
                 cells.waiting(plan),

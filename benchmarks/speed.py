@@ -78,7 +78,7 @@ def records(name: str, device: str, effort: Effort, command: str) -> Iterator[di
     for section in importlib.import_module(f"measures.{name}").measure(device, effort):
         yield {
             **section.record(),
-            "environment": environment(),
+            "environment": environment(device),
             "threads": torch.get_num_threads(),
             "command": command,
             "seconds": time.perf_counter() - began,

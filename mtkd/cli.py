@@ -62,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: see `mtkd.commands.boundary`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("MTKD_DEBUG", "0") not in ("", "0") or "--debug" in arguments
-    return boundary.run(lambda: _run(arguments), arguments, debug=debug)
+    code = boundary.run(lambda: _run(arguments), arguments, debug=debug)
+    if argv is None and code in (boundary.USER_ERROR, boundary.DEFECT):
+        boundary.leave_others(code)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

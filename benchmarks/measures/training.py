@@ -146,6 +146,8 @@ def throughput(world: str, case: Case, images: Path, place: Path, device: str, e
     """Images per second in several windows, share of time in which the GPU works, and memory."""
     # Loader workers start as they do in a process that a user starts.
     multiprocessing.set_start_method("fork", force=True)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # of the case before, in the same process
     began = time.perf_counter()
     with runs.silence():
         make = of_basicsr if world == "BasicSR" else of_mtkd

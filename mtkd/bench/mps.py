@@ -16,6 +16,7 @@ _PROGRAM = "nvidia-cuda-mps-control"
 _PLACES = ("/usr/bin", "/usr/local/nvidia/bin")
 """Where the driver puts it, besides PATH."""
 _PIPES, _LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 _PATIENCE = 20.0
 
 
@@ -29,7 +30,8 @@ def sharing() -> Iterator[None]:
     """Within the block, processes that are started share their GPUs through a service of their own, which ends with it.
 
     Without the service the GPU gives each process a slice of time in turn, and a small network fills none of them. It
-    changes no setting of the GPU. Where the environment names a service already, that one is used.
+    changes no setting of the GPU. Where the environment names a service already, that one is used. Numbers in
+    CUDA_VISIBLE_DEVICES are those of the service within the block.
 
     Raises:
         MtkdError: the driver has none here, or it does not start.
@@ -49,15 +51,26 @@ def sharing() -> Iterator[None]:
         environment = {**os.environ, **names, "PATH": places}
         said = Path(folder) / "said"
         _call([control, "-d"], environment, said)
+        before = os.environ.get(_DEVICES)
         os.environ |= names
+        if before is not None:
+            os.environ[_DEVICES] = _renumbered(before)
         try:
             yield
         finally:
             for name in names:
                 del os.environ[name]
+            if before is not None:
+                os.environ[_DEVICES] = before
             # What the jobs made must not be lost to a service that does not end.
             with suppress(MtkdError):
                 _call([control], environment, said, "quit\n")
+
+
+def _renumbered(devices: str) -> str:
+    """What processes of a service that was started with `devices` visible call them: it counts from 0."""
+    names = [name.strip() for name in devices.split(",") if name.strip()]
+    return ",".join(map(str, range(len(names)))) if all(name.isdecimal() for name in names) else devices
 
 
 def _call(command: list[str], environment: dict[str, str], said: Path, given: str = "") -> None:

@@ -101,7 +101,8 @@ def measure_run(plan: Plan, job: Job) -> None:
     for key, section in test.datasets.evaluation.items():
         images = build.build_image_set(section, job.scale, phase="test")
         results.append(evaluate(net, images, metrics, dataset=section.name or key, device=device))
-    write_scores(plan, job, {job.name: (results, {"parameters": subject.parameters, "gmacs": subject.gmacs})})
+    facts = {"parameters": subject.parameters, "gmacs": subject.gmacs}
+    write_scores(plan, job, {job.name: (results, facts)}, device)
 
 
 def scores_path(out: Path, job: Job) -> Path:
@@ -119,11 +120,13 @@ def read_scores(out: Path, job: Job) -> dict[str, Any] | None:
         return None
 
 
-def write_scores(plan: Plan, job: Job, rows: Mapping[str, tuple[Sequence[Evaluation], Mapping[str, Any]]]) -> None:
-    """Keep the scores of the networks of `job`, and where they were measured."""
+def write_scores(
+    plan: Plan, job: Job, rows: Mapping[str, tuple[Sequence[Evaluation], Mapping[str, Any]]], device: torch.device
+) -> None:
+    """Keep the scores of the networks of `job`, and that they were measured on `device`."""
     content = {
         "measured": job.measured,
-        "environment": environment(),
+        "environment": environment(device),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "rows": {
             name: {

@@ -70,7 +70,7 @@ def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
             cost = _cost(title, FusedTeacher(Ensemble({name: bare[name] for name in names}), fusion))
             fused = FusedTeacher(Ensemble({name: members[name] for name in names}), fusion)
             measure(title, fused, dataset, images, {"kind": "ensemble", **cost})
-    write_scores(plan, job, found)
+    write_scores(plan, job, found, device)
 
 
 def teachers_of(plan: Plan, scale: int, key: str, images: Any, log: Log) -> dict[str, nn.Module]:

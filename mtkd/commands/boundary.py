@@ -85,6 +85,22 @@ def run(work: Callable[[], int], arguments: Sequence[str], *, debug: bool = Fals
         return DEFECT
 
 
+def leave_others(code: int) -> None:
+    """End this process at once where it is one of several of a run; return where it is alone.
+
+    An ordinary end would wait in NCCL's own for the others, and they wait for this one in a collective: for half an
+    hour, in which the launcher sees no failure.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    if distributed.get_world_size() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(ValueError, OSError):
+                stream.flush()
+        os._exit(code)
+
+
 def explanation(error: BaseException) -> str | None:
     """The message for a user who can mend the cause of `error`; None when it is a defect of mtkd.
 

@@ -114,6 +114,7 @@ def compare(
                 pictures=shots.pictures(scale, asked),
                 files={key: resolved_yaml(one.options) for key, one in written.items() if one.options is not None},
                 facts=about,
+                device=where,
             ),
             log,
         )

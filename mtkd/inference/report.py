@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -127,6 +128,7 @@ def report_of(
     pictures: Sequence[Picture] = (),
     files: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
 ) -> Report:
     """What was measured, as a report: each network once, those that were asked for compared with the first of them.
 
@@ -136,6 +138,7 @@ def report_of(
         metrics: `val.metrics` of an option file.
         asked: names of the networks that a user named; the others stand beside them and are no one's rival.
         facts: for readers, beside hardware and versions.
+        device: that measured.
     """
     scores: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     images: dict[str, Sequence[str]] = {}
@@ -167,7 +170,7 @@ def report_of(
         baselines=list(asked[:1]) if len(asked) > 1 else [],
         pictures=pictures,
         files=files or {},
-        facts=facts_of(facts or {}),
+        facts=facts_of(facts or {}, environment(device)),
     )
 
 
@@ -186,9 +189,9 @@ def direction(settings: Mapping[str, Any]) -> Literal["higher", "lower"]:
     return settings.get("better") or getattr(catalog.get("metric", settings["type"]), "better", "higher")
 
 
-def facts_of(facts: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """`facts`, then hardware and versions (`known`, else those of this machine), as texts; empty ones are left out."""
-    found = {**facts, **(environment() if known is None else known)}
+def facts_of(facts: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
+    """`facts`, then hardware and versions, `known` of `environment`, as texts; empty ones are left out."""
+    found = {**facts, **known}
 
     def text(value: Any) -> str:
         return ", ".join(f"{one} {what}" for one, what in value.items()) if isinstance(value, dict) else str(value)

@@ -152,8 +152,8 @@ def _spent(subject: Subject) -> tuple[str, str]:
 
 
 def write(folder: Path, rows: Sequence[tuple[str, Evaluation]], facts: Mapping[str, Any]) -> None:
-    """`write_results` with hardware and versions, and print where they are."""
-    write_results(folder, rows, {**facts, "environment": environment()})
+    """`write_results` with the hardware of `facts["device"]` and versions, and print where they are."""
+    write_results(folder, rows, {**facts, "environment": environment(facts.get("device"))})
     print(f"Per image: {folder / 'metrics.csv'}; with hardware and versions: {folder / 'metrics.json'}")
 
 

@@ -114,7 +114,7 @@ def run_test(
     write(folder, rows, {**about, **setting.facts(subjects, images), "command": command})
     if shots is not None:
         asked = [subject.name for subject in subjects[len(subjects) - len(more) - has_own :]]
-        _write_page(folder / PAGE, options, rows, subjects, asked, shots, command, log)
+        _write_page(folder / PAGE, options, rows, subjects, asked, shots, command, setting.device, log)
     return rows
 
 
@@ -126,6 +126,7 @@ def _write_page(
     asked: Sequence[str],
     shots: Shots,
     command: str | None,
+    device: torch.device,
     log: Log,
 ) -> None:
     weights = options.path.pretrain_network_g
@@ -141,6 +142,7 @@ def _write_page(
             pictures=shots.pictures(options.scale, asked),
             files={"option file, written out": resolved_yaml(options)},
             facts={"weights": weights, "precision": options.precision, "command": command},
+            device=device,
         ),
         log,
     )

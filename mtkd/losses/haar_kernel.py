@@ -49,28 +49,29 @@ def value_and_gradient(
     gain = 4.0 if criterion == "mse" else 2.0
     factors = [weight / gain / squares for weight in weights]
     launch: Any = _kernel[(programs,)]
-    launch(
-        sr,
-        target,
-        grad,
-        partial,
-        *sr.stride(),
-        *target.stride(),
-        *(grad.stride() if gradient else (0, 0, 0, 0)),
-        c,
-        height,
-        width,
-        rows,
-        columns,
-        squares,
-        *factors,
-        2.0 * eps,
-        CRITERION=CRITERIA[criterion],
-        GRADIENT=gradient,
-        # Neighbouring threads should touch neighbouring bytes.
-        CHANNELS_FIRST=sr.stride(1) != 1 or c == 1,
-        BLOCK=_BLOCK,
-    )
+    with torch.cuda.device_of(sr):  # Triton launches on the current device
+        launch(
+            sr,
+            target,
+            grad,
+            partial,
+            *sr.stride(),
+            *target.stride(),
+            *(grad.stride() if gradient else (0, 0, 0, 0)),
+            c,
+            height,
+            width,
+            rows,
+            columns,
+            squares,
+            *factors,
+            2.0 * eps,
+            CRITERION=CRITERIA[criterion],
+            GRADIENT=gradient,
+            # Neighbouring threads should touch neighbouring bytes.
+            CHANNELS_FIRST=sr.stride(1) != 1 or c == 1,
+            BLOCK=_BLOCK,
+        )
     return partial.sum(), grad if gradient else None
 
 

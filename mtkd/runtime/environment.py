@@ -11,8 +11,12 @@ from typing import Any
 import torch
 
 
-def environment() -> dict[str, Any]:
-    """Hardware, versions and git commit."""
+def environment(device: torch.device | str | None = None) -> dict[str, Any]:
+    """Hardware, versions and git commit.
+
+    Args:
+        device: what the numbers come from; None: the GPU where there is one, else the CPU.
+    """
     import importlib.metadata
 
     versions = {"python": platform.python_version()}
@@ -23,7 +27,7 @@ def environment() -> dict[str, Any]:
             continue
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
+        "device": device_name(device or ("cuda" if torch.cuda.is_available() else "cpu")),
         "cpu_threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "versions": versions,

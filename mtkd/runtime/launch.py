@@ -35,8 +35,8 @@ def launch(launcher: str, *, num_gpu: int | Literal["auto"], precision: str) -> 
             f"The processes of the run cannot meet at {address} ({str(error).strip().splitlines()[0]}). If another job "
             "has that port, take a free one: `torchrun --master_port N ...`, or MASTER_PORT=N in the environment."
         ) from error
-    except (ValueError, KeyError) as error:
-        if launcher == "none":
+    except (ValueError, KeyError, RuntimeError) as error:
+        if launcher == "none" or (isinstance(error, RuntimeError) and "ntasks" not in str(error)):
             raise
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         found = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or "nothing"
@@ -129,6 +129,12 @@ def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fa
         return Fabric(accelerator=accelerator, devices=1, plugins=_precision(precision, accelerator))
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
     world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
+    if gpus and local > torch.cuda.device_count():
+        raise MtkdError(
+            f"{local} processes were started on this machine, and each of them sees {torch.cuda.device_count()} CUDA "
+            "devices: each needs one, and must see those of all. Start as many as there are devices; with srun take "
+            "--gres=gpu:N or --gpu-bind=none in place of --gpus-per-task."
+        )
     return Fabric(
         accelerator=accelerator,
         devices=local,

@@ -26,7 +26,7 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
     """Optimizer `options["type"]` over `parameters`, the rest of `options` as its arguments: a name or a path, see
     `config.optimizers.optimizer_class`.
 
-    Adam, AdamW and SGD use torch's fused implementation, unless `options` ask for another one. Classes from outside get
+    Adam and AdamW use torch's fused implementation, unless `options` ask for another one. Classes from outside get
     their arguments and nothing else.
 
     Raises:
@@ -35,7 +35,8 @@ def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping[str, An
     arguments = dict(options)
     name = arguments.pop("type")
     cls: Any = optimizer_class(name)
-    if name in ("Adam", "AdamW", "SGD") and not (arguments.get("foreach") or arguments.get("differentiable")):
+    # Not SGD: its fused kernel leaves the first moment uninitialised in a step that fp16's scaler skips.
+    if name in ("Adam", "AdamW") and not (arguments.get("foreach") or arguments.get("differentiable")):
         arguments.setdefault("fused", True)
     try:
         return cls(parameters, **arguments)

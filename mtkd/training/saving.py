@@ -26,7 +26,7 @@ def describe(run: Run, option_text: str | None, command: str | None) -> None:
         header = f"# GENERATE TIME: {time.ctime()}\n# CMD:\n# {command or ' '.join(sys.argv)}\n\n"
         (root / f"{options.name}.yml").write_text(header + option_text, encoding="utf-8")
     (root / "resolved.yml").write_text(resolved_yaml(options), encoding="utf-8")
-    facts = environment()
+    facts = environment(run.fabric.device)
     (root / "environment.json").write_text(
         json.dumps({**facts, "command": command, "seed": run.seed}, indent=2) + "\n", encoding="utf-8"
     )

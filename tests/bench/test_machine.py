@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtkd.bench import mps
+from mtkd.bench import control, mps
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import is_done, machine, options_of, plan
 from mtkd.cli import main
@@ -112,6 +112,23 @@ def test_the_service_lives_as_long_as_the_block(calls: Path) -> None:
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert calls.read_text().splitlines() == [f"{pipe} -d", f"{pipe} ", "quit"]
     assert not Path(pipe).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "within"), [("3", "0"), ("2, 5", "0,1"), ("GPU-1f,GPU-2e", "GPU-1f,GPU-2e"), ("", ""), (None, None)]
+)
+def test_numbers_of_devices_are_those_of_the_service(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, within: str | None
+) -> None:
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    with mps.sharing():
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == within
+        if within:
+            assert control.cuda_devices() == within.split(",")
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
 
 
 def test_a_service_that_the_environment_names_is_used(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,3 +160,24 @@ def test_output_onto_a_full_disk_is_2() -> None:
 def test_a_process_that_lost_another_of_its_run_is_no_defect(error) -> None:
     assert str(boundary.explanation(error)).startswith("Another process of this run has ended")
     assert boundary.explanation(RuntimeError("closed")) is None
+
+
+ONE_OF_SEVERAL = """
+import atexit, os, sys, types
+from mtkd.cli import main
+several = types.SimpleNamespace(
+    is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: int(os.environ["PROCESSES"])
+)
+sys.modules["torch.distributed"] = several
+atexit.register(print, "the end waited")
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("processes", "said"), [(1, "the end waited\n"), (2, "")])
+def test_a_process_of_several_ends_at_once_with_its_error(processes: int, said: str) -> None:
+    """NCCL's own end, which waits for the others, is behind `atexit`."""
+    command = [sys.executable, "-c", ONE_OF_SEVERAL, "compare", "absent", "absent_too"]
+    environment = {**os.environ, "PROCESSES": str(processes)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (2, said), done.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
+import torch
 
 from mtkd.contracts import MtkdError
-from mtkd.runtime.launch import Place, environment_rank, place_of, started_by_torchrun
+from mtkd.runtime.launch import Place, environment_rank, launch, place_of, started_by_torchrun
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "TORCHELASTIC_RUN_ID")
 
@@ -37,3 +40,29 @@ def test_torchrun_is_noticed_where_it_started_several(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", world)
     assert started_by_torchrun() is several
+
+
+@pytest.mark.parametrize(
+    ("launcher", "numbers"),
+    [
+        ("pytorch", {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}),
+        ("slurm", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "4"}),
+    ],
+)
+def test_more_processes_than_devices_are_refused(
+    monkeypatch: pytest.MonkeyPatch, launcher: Literal["pytorch", "slurm"], numbers: dict[str, str]
+) -> None:
+    for name, value in numbers.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(MtkdError, match="4 processes were started on this machine, and each of them sees 1 CUDA"):
+        launch(launcher, num_gpu="auto", precision="fp32")
+
+
+def test_tasks_of_slurm_that_are_not_counted_by_node_are_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    with pytest.raises(MtkdError, match="--launcher slurm: .*--ntasks-per-node=8"):
+        launch("slurm", num_gpu=0, precision="fp32")
