@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -145,6 +146,10 @@ def dry_run(asked: Request, out: Path, *, log: Log = print) -> None:
     Work(out.absolute()).check(asked)
     with _step("check", log, "photographs, teachers, student, disk"):
         looked = look(asked, out.absolute(), log)
+        if any(teacher.net is None for teacher in looked.teachers):
+            # Names and sizes of kept answers are held against files, which are written elsewhere.
+            with tempfile.TemporaryDirectory() as folder:
+                write_plan(asked, looked, Path(folder), log, store=Path(folder, "targets"))
     parts = looked.parts
     log(f"  {len(parts.train)} photographs to train on, {len(parts.validation)} to measure on")
     for teacher in looked.teachers:

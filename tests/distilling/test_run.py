@@ -297,8 +297,11 @@ def test_images_of_a_teacher_teach_and_photographs_without_gt_are_learnt_from(ma
     assert list(found.scores) == ["bicubic", "student"] and "no rows of teachers" in "\n".join(lines)
     assert load_options(found.options).train_set.model_dump()["dataroot_gt"] is None
     asked = words(made.folder, photos=photos, teachers=[tmp_path / "twice"])
-    with pytest.raises(MtkdError, match=r"--teacher .*twice \(as twice\)"):
-        steps.run(asked, tmp_path / "c", log=lines.append)
+    for go in (steps.run, steps.dry_run):
+        with pytest.raises(MtkdError, match=r"--teacher .*twice \(as twice\)"):
+            go(asked, tmp_path / "c", log=lines.append)
+    steps.dry_run(words(made.folder, photos=photos, teachers=[tmp_path / "answers"]), tmp_path / "d", log=lines.append)
+    assert not (tmp_path / "c").exists() and not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize(
