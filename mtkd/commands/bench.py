@@ -42,7 +42,7 @@ same batches. Stage-1 runs, teachers' answers and stores of targets that several
   students: {edsr_m: edsr_m}
   rows:
     scratch: {model_type: SRModel, train: {pixel_opt: {type: L1Loss}}}
-    kd: {base: 'recipe:OutputKD/kd', teachers: {edsr: 'zoo:edsr_l_x{scale}'}}
+    kd: {base: 'recipe:OutputKD/kd', teachers: {teacher: 'zoo:edsr_l_x{scale}'}}
   test:
     datasets: {test_1: {name: Set5, type: PairedImageDataset, dataroot_gt: datasets/Set5/HR}}
     metrics: {psnr: {type: calculate_psnr, crop_border: 4, test_y_channel: true}}
@@ -147,9 +147,9 @@ def run(args: argparse.Namespace) -> int:
             shares = launchers.submit(args.launcher, ["bench", *here, "--no_report"], args.jobs, args.only, args.slurm)
             failed = launchers.wait(shares, plan, wanted)
         else:
-            slots = control.Slots(args.jobs, control.cuda_devices())
             service = mps.sharing() if args.mps else nullcontext()
             with service, live.Live(partial(print, flush=True)) as show:
+                slots = control.Slots(args.jobs, control.cuda_devices())
                 board = control.run(
                     plan,
                     wanted,

@@ -27,7 +27,8 @@ The networks called `tiny` and `small` come with the package and are fetched fro
 their names need no `zoo:`. Each has a card:
 {cards}.
 
-Files lie in the platform's cache folder, in `$MTKD_HOME/weights`, or in `--weights-dir DIR`. Without a network: fetch a
+Files lie in the platform's cache folder, or in `$MTKD_HOME/weights`; `--weights-dir DIR` is of `mtkd zoo` alone, and
+what it fetches is not found by a training. Without a network: fetch a
 file listed below elsewhere and put it, under its name, into that folder. A file with the wrong hash is set aside and
 never used.
 

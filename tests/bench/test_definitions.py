@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from mtkd.bench.control import Board
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Plan, plan
 from mtkd.bench.report import write_report
+from mtkd.commands import bench as command
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
 from tests.bench.toy import toy
 from tests.helpers import photo
 
+ROOT = Path(__file__).parents[2]
 L1 = {"type": "L1Loss"}
 SCRATCH = {"model_type": "SRModel", "train": {"pixel_opt": L1}}
 KD = {"model_type": "OutputKD", "target_store": "target:kept", "train": {"target_opt": L1}}
@@ -263,3 +267,18 @@ def test_test_images_that_are_missing_are_told_before_training(
     assert main(["bench", str(path), "--out", str(out)]) == 2
     assert "test.datasets.test_1: " in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("where", ["help", "page"])
+def test_the_grids_that_are_shown_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    if where == "help":
+        commands = argparse.ArgumentParser().add_subparsers()
+        command.add(commands)
+        said = str(commands.choices["bench"].epilog)
+        shown = textwrap.dedent("  name: my_grid" + said.partition("  name: my_grid")[2].partition("\n\n")[0])
+    else:
+        shown = (ROOT / "docs/bench.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "grid.yml"
+    path.write_text(shown, encoding="utf-8")
+    assert len(plan(load_grid(path), tmp_path / "out").cells) >= 6
