@@ -1,11 +1,13 @@
 """Write the tables of README from the kept results of the grids: python benchmarks/readme_tables.py
 
 Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds README to this. With
-`<!-- table NAME: WORDS -->` only those groups of rows are shown whose title has these words.
+`<!-- table NAME: WORDS -->` only those groups of rows are shown whose title has these words. `<!-- table demo -->` is
+that of `mtkd demo`, whose `metrics.json` is kept as `benchmarks/results/demo_cpu.json`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 from mtkd.bench.gather import gather
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import plan
+from mtkd.demo import markdown
 from mtkd.report.arrange import POOLED, groups, rows_of
 from mtkd.report.comparison import Comparison, detectable
 from mtkd.report.content import Report
@@ -20,6 +23,7 @@ from mtkd.report.numbers import gain as written_gain
 from mtkd.report.statistics import comparisons, summary
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "benchmarks/results/demo_cpu.json"
 METRIC = "psnr"
 PLACE = re.compile(r"(<!-- table (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -34,8 +38,10 @@ def results(name: str) -> tuple[Report, list[Comparison]]:
 
 def table(name: str, words: str = "") -> str:
     """Groups of the grid `name` that have a number and `words` in their title: PSNR on the pooled sets, gains over the
-    first two baselines.
+    first two baselines. Of "demo": what `mtkd demo` printed.
     """
+    if name == "demo":
+        return markdown(json.loads(DEMO.read_text(encoding="utf-8"))["table"])
     report, found = results(name)
     parts = []
     for group in groups(report):
