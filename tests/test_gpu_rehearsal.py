@@ -29,7 +29,7 @@ MINUTES = 15
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(GPU), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=60 * MINUTES + 60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=60 * MINUTES + 60,
     )  # fmt: skip
 
 
