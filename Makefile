@@ -26,10 +26,10 @@ demo: $(INSTALLED) ## distil a small student on the CPU and print its table
 	$(VENV)/bin/mtkd demo
 
 test: $(INSTALLED) ## run the whole test suite
-	$(RUN) pytest -q -n auto --dist worksteal --durations=10 $(PYTEST_ARGS)
+	$(RUN) pytest -q -n auto --durations=10 $(PYTEST_ARGS)
 
 quick: $(INSTALLED) ## run the tests that are not marked slow, in a minute or two
-	$(RUN) pytest -q -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
+	$(RUN) pytest -q -n auto -m "not slow" $(PYTEST_ARGS)
 
 soak: $(INSTALLED) ## attack with damaged files, wrong commands and kills: MINUTES=60 SEED=0 ONLY='images kills'
 	$(RUN) tests.hostile.soak --minutes $(MINUTES) --seed $(SEED) --only $(ONLY) $(SOAK_ARGS)

@@ -260,7 +260,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     record = {
         "command": "python " + shlex.join(["benchmarks/method_cost.py", *sys.argv[1:]]),
-        "environment": environment(),
+        "environment": environment(device),
         "threads": args.threads,
         "rounds": args.rounds,
         "size": vars(SIZES[device]),

@@ -143,7 +143,7 @@ def measured(file: Path, sets: list[str], images: Path, device: str) -> list[dic
                 "flagged": difference is not None and abs(difference) > TOLERANCE,
                 "seconds": round(time.perf_counter() - began, 1),
                 "command": "python " + shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-                "environment": environment(),
+                "environment": environment(device),
             }
         )
         print(f"{file.name} {name}: {means['psnr']:.3f} / {means['ssim']:.4f}", file=sys.stderr)

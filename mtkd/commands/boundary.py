@@ -3,7 +3,7 @@
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | an unexpected error; its traceback is in the file named. `config diff`: the two differ |
+| 1 | an unexpected error; its traceback is in the file named. `config diff`: the two differ. `bench`: a cell failed |
 | 2 | something the user can mend: a command line, an option file, a path, the disk, memory |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM |
 | 141 | the reader of the output ended first, as `head` does |

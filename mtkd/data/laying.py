@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
 from mtkd.contracts import MtkdError
 from mtkd.data import incoming
 from mtkd.data.headers import read_header
@@ -27,7 +25,7 @@ from mtkd.data.laid import State, difference, how_known, inspect, lq_problems
 from mtkd.data.manifests import Form, digest
 from mtkd.data.paired import raise_problems
 from mtkd.data.preparing import for_each, write_meta
-from mtkd.data.resize import bicubic_lq
+from mtkd.data.resize import bicubic_lq, levels_from_bicubic
 from mtkd.runtime import given
 from mtkd.runtime.background import BackgroundCalls
 from mtkd.runtime.progress import Log, Progress
@@ -260,8 +258,7 @@ def _make_lq(state: State, scale: int, workers: int, log: Log) -> list[str]:
 def _foreign_lq(state: State, there: Sequence[tuple[str, Path]], scale: int) -> list[str]:
     """Whether lq images that were there come from another filter than MATLAB's bicubic, judged by a few of them."""
     for name, file in there[:: max(1, len(there) // _LOOKED_AT)][:_LOOKED_AT]:
-        lq, expected = read_image(file).astype(int), bicubic_lq(read_image(state.images[name]), scale)
-        if (apart := int(np.abs(lq - expected).max())) > _ROUNDING:
+        if (apart := levels_from_bicubic(read_image(file), read_image(state.images[name]), scale)) > _ROUNDING:
             return [
                 f"{file} is not MATLAB's bicubic of {state.images[name].name} (up to {apart} of 255 levels apart): "
                 f"another filter made it. Remove {file.parent}, and this command makes it"

@@ -7,13 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from mtkd.contracts import MtkdError
 from mtkd.data.headers import read_size
 from mtkd.data.images import list_images, read_image, write_bytes, write_image
 from mtkd.data.paired import PairedImages, raise_problems
-from mtkd.data.resize import bicubic_lq
+from mtkd.data.resize import bicubic_lq, levels_from_bicubic
 
 Item = TypeVar("Item")
 
@@ -50,10 +48,8 @@ def check_pairs(pairs: PairedImages, bicubic: bool, workers: int) -> str:
 
     def one(i: int) -> None:
         pair = pairs[i]
-        if bicubic:
-            difference = np.abs(pair.lq.astype(int) - bicubic_lq(pair.gt, pairs.scale)).max()
-            if difference:
-                raise MtkdError(f"{pair.name}: lq differs from MATLAB's bicubic by up to {difference} of 255 levels")
+        if bicubic and (difference := levels_from_bicubic(pair.lq, pair.gt, pairs.scale)):
+            raise MtkdError(f"{pair.name}: lq differs from MATLAB's bicubic by up to {difference} of 255 levels")
 
     for_each(one, range(len(pairs)), workers, f"The pairs of {pairs.dataroot_gt} are not sound")
     heights, widths = zip(*pairs.sizes, strict=True)

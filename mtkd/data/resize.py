@@ -90,6 +90,11 @@ def bicubic_lq(gt: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     return imresize(modcrop(gt, scale), 1 / scale)
 
 
+def levels_from_bicubic(lq: NDArray[np.uint8], gt: NDArray[np.uint8], scale: int) -> int:
+    """The largest difference of `lq` to `bicubic_lq(gt, scale)`, which has its size, in levels of 255."""
+    return int(np.abs(lq.astype(int) - bicubic_lq(gt, scale)).max())
+
+
 def _resample(image: Tensor, axis: int, scale: float) -> Tensor:
     # One multiply-add per kernel tap over the whole image: exact on every device (a matmul would fall to TF32 on
     # some), and many times less work than a dense weight matrix.

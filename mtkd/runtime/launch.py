@@ -35,8 +35,8 @@ def launch(launcher: str, *, num_gpu: int | Literal["auto"], precision: str) -> 
             f"The processes of the run cannot meet at {address} ({str(error).strip().splitlines()[0]}). If another job "
             "has that port, take a free one: `torchrun --master_port N ...`, or MASTER_PORT=N in the environment."
         ) from error
-    except (ValueError, KeyError, RuntimeError) as error:
-        if launcher == "none" or (isinstance(error, RuntimeError) and "ntasks" not in str(error)):
+    except (ValueError, KeyError) as error:
+        if launcher == "none":
             raise
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         found = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or "nothing"
@@ -129,6 +129,11 @@ def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fa
         return Fabric(accelerator=accelerator, devices=1, plugins=_precision(precision, accelerator))
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
     world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
+    if launcher == "slurm" and world > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise MtkdError(
+            f"--launcher slurm: {world} tasks, and how many a machine has is not said. Start them with "
+            f"--ntasks-per-node in place of --ntasks, as in `srun --nodes=1 --ntasks-per-node={world}`."
+        )
     if gpus and local > torch.cuda.device_count():
         raise MtkdError(
             f"{local} processes were started on this machine, and each of them sees {torch.cuda.device_count()} CUDA "

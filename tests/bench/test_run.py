@@ -121,7 +121,7 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(made: tuple[Path, P
     """SIGKILL to the controller and all its processes at random moments, until a call gets through."""
     path, whole = made
     out, dice, kills = tmp_path / "out", random.Random(7), 0
-    for patience in (4, 8, 12):
+    for patience in (4, 8, 12, 16):
         process = subprocess.Popen(
             command(path, out, "--jobs", "2"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -164,6 +164,8 @@ def test_what_is_defined_otherwise_is_made_anew_and_the_old_kept(made: tuple[Pat
     assert len(archived) == 1 and (archived[0] / "models/net_g_latest.pth").exists()
     resolved = yaml.safe_load((out / "runs/scratch_small_x2_4_s1/resolved.yml").read_text())
     assert resolved["train"]["optim_g"]["lr"] == 0.002
+    # And back again.
+    assert bench(path, out, "--no_report").returncode == 0
 
 
 def test_a_failed_cell_stops_no_other(tmp_path: Path) -> None:
