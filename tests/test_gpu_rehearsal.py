@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mtkd.bench import jobs
-from mtkd.bench.jobs import Record
+from mtkd.bench import records
+from mtkd.bench.records import Record
 from mtkd.bench.scores import scores_path
 
 pytestmark = pytest.mark.slow
@@ -126,7 +126,7 @@ def write_run(plan: Any, job: Any, *, done: int, size: int, scored: bool = False
     if not scored:
         return
     (folder / "models/net_g_latest.pth").write_bytes(os.urandom(size))
-    jobs.write_record(plan.out, job, Record(job.digest, done=True, seconds=1.0))
+    records.write_record(plan.out, job, Record(job.digest, done=True, seconds=1.0))
     images = [f"{number}" for number in range(3)]
     sets = {name: {"images": images, "psnr": [30.0, 31.0, 32.0 + done % 7]} for name in ("Set5", "B100")}
     rows = {job.name: {"parameters": 1, "gmacs": 1.0, "sets": sets}}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mtkd.archs.edsr import EDSR
-from mtkd.bench import jobs
+from mtkd.bench import jobs, records
 from mtkd.bench.control import python_command
 from mtkd.bench.gather import gather
 from mtkd.bench.grid import load_grid
@@ -183,7 +183,7 @@ def _small_files(plan: Plan, *, without: Sequence[Job] = ()) -> Iterator[Path]:
     yield plan.out / GRID
     yield from sorted(plan.out.glob("costs_x*.json"))
     for job in plan.jobs:
-        paths = jobs.record_path(plan.out, job), scores_path(plan.out, job), _folder(plan, job) / "metrics.jsonl"
+        paths = records.record_path(plan.out, job), scores_path(plan.out, job), _folder(plan, job) / "metrics.jsonl"
         yield from (path for path in paths if job not in without and path.exists())
 
 

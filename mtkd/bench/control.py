@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtkd.bench import jobs
+from mtkd.bench import jobs, records
 from mtkd.bench.jobs import Job, Plan
 from mtkd.contracts import MtkdError, Stopped
 
@@ -69,10 +69,20 @@ class Board:
         for job in self.wanted:
             if job.name in self.done or job.name in self.running or job.name in self.failed or job.name in blocked:
                 continue
-            if now - self.elsewhere.get(job.name, -1e9) < _ELSEWHERE or not self.done.issuperset(job.needs):
+            if not self.done.issuperset(job.needs) or not self._is_free(job, now):
                 continue
             return job
         return None
+
+    def _is_free(self, job: Job, now: float) -> bool:
+        """Whether no other process is known to be at `job`. A look at its lock costs less than a process that tries."""
+        looked = self.elsewhere.get(job.name)
+        if looked is not None and now - looked < _ELSEWHERE:
+            return False
+        if looked is None or not records.is_held(self.plan.out, job):
+            return True
+        self.elsewhere[job.name] = now
+        return False
 
     def finished(self) -> bool:
         """Nothing more will happen."""
@@ -190,7 +200,7 @@ def _ended(board: Board, job: Job, code: int, log: Callable[[str], None]) -> Non
     elif code == 0 and jobs.is_done(board.plan.out, job):
         board.done.add(job.name)
     else:
-        record = jobs.read_record(board.plan.out, job)
+        record = records.read_record(board.plan.out, job)
         why = record.error if record is not None and record.error else _signal(code)
         if code == CHANGED:
             why = "the grid, or a file that it stands on, was changed meanwhile. Call the same command again."

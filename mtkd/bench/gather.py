@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtkd.bench import jobs
+from mtkd.bench import records
 from mtkd.bench.cells import validation_sets
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import read_scores
@@ -185,7 +185,7 @@ def _below(plan: Plan, job: Job) -> list[Job]:
 
 
 def _seconds(plan: Plan, job: Job) -> float:
-    record = jobs.read_record(plan.out, job)
+    record = records.read_record(plan.out, job)
     return record.seconds if record is not None else 0.0
 
 

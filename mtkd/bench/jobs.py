@@ -1,8 +1,7 @@
 """What a grid has to make, in which order, and what of it is there already.
 
 A job makes one thing: a store of targets, a run that others need, or a cell with its scores. What determines its
-result is hashed, its needs' hashes included. `OUT/jobs/NAME.json` says what was begun, with which hash, and whether it
-is done.
+result is hashed, its needs' hashes included; `mtkd.bench.records` keeps what was begun, with which hash.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -19,11 +18,10 @@ from typing import Any, Literal
 
 from mtkd.bench.cells import Cell, cells, runs, target_job, target_path, validation_sets, weights_path, with_own_images
 from mtkd.bench.grid import Grid
+from mtkd.bench.records import read_record
 from mtkd.bench.scores import plain_options, read_scores, test_options
-from mtkd.config import OptionError, Options, Problem, make_options, yaml_loader
+from mtkd.config import OptionError, Options, Problem, make_options
 from mtkd.contracts import MtkdError
-from mtkd.runtime.files import atomic
-from mtkd.runtime.strict_json import dumps
 
 Kind = Literal["target", "run", "cell", "teachers"]
 
@@ -88,23 +86,28 @@ class Plan:
 
     def needed_by(self, wanted: Sequence[Job]) -> list[Job]:
         """`wanted` and everything below them, in order."""
-        return self._below(wanted, set())
+        return self._below(wanted, lambda job, needed: False)[0]
 
     def to_make(self, wanted: Sequence[Job]) -> tuple[list[Job], set[str]]:
         """`wanted` and what those of them that are not there need, directly or not, in order; names of what is there.
 
-        What only finished jobs needed may be gone, and is not made again.
+        What only finished jobs needed may be gone, and is not made again. Nor are cells whose scores are there, unless
+        another job needs their weights.
         """
-        done = {job.name for job in self.jobs if is_done(self.out, job)}
-        found = self._below(wanted, done)
-        return found, {job.name for job in found if job.name in done}
+        return self._below(wanted, lambda job, needed: (is_done if needed else is_measured)(self.out, job))
 
-    def _below(self, wanted: Sequence[Job], done: Collection[str]) -> list[Job]:
-        names = {job.name for job in wanted}
+    def _below(self, wanted: Sequence[Job], is_there: Callable[[Job, bool], bool]) -> tuple[list[Job], set[str]]:
+        """Args: is_there: of a job, and whether another needs it; what is there needs nothing."""
+        names, needed, there = {job.name for job in wanted}, set[str](), set[str]()
         for job in reversed(self.jobs):
-            if job.name in names and job.name not in done:
+            if job.name not in names:
+                continue
+            if is_there(job, job.name in needed):
+                there.add(job.name)
+            else:
                 names.update(job.needs)
-        return [job for job in self.jobs if job.name in names]
+                needed.update(job.needs)
+        return [job for job in self.jobs if job.name in names], there
 
 
 def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
@@ -251,43 +254,6 @@ def _digest(tree: Any, grid: Grid, out: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Record:
-    """What is known of a job that was begun.
-
-    Attributes:
-        digest: of what was begun.
-        done: it is there.
-        error: why it failed, "" where it did not.
-        seconds: how long it took, over all attempts.
-    """
-
-    digest: str
-    done: bool = False
-    error: str = ""
-    seconds: float = 0.0
-
-
-def record_path(out: Path, job: Job) -> Path:
-    """Where the record of `job` lies."""
-    return out / "jobs" / f"{job.file_name}.json"
-
-
-def read_record(out: Path, job: Job) -> Record | None:
-    """The record of `job`; None where nothing was begun, or the file is none."""
-    try:
-        found = json.loads(record_path(out, job).read_text(encoding="utf-8"))
-        return Record(**found)
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def write_record(out: Path, job: Job, record: Record) -> None:
-    """Write it, whole or not at all."""
-    with atomic(record_path(out, job), durable=True) as temporary:
-        temporary.write_text(dumps(record.__dict__, indent=1) + "\n", encoding="utf-8")
-
-
 def store_path(out: Path, job: Job) -> Path:
     """Where the store that `job` makes lies."""
     return target_path(out, job.target, job.scale, job.images)
@@ -295,16 +261,24 @@ def store_path(out: Path, job: Job) -> Path:
 
 def is_done(out: Path, job: Job) -> bool:
     """Whether the result of `job` is there, made as the grid says now, and measured as it says."""
+    if job.kind in ("cell", "teachers"):
+        return is_measured(out, job) and (job.kind == "teachers" or weights_path(out, job.name).exists())
+    place = store_path(out, job) if job.kind == "target" else weights_path(out, job.name)
+    return _is_recorded(out, job) and place.exists()
+
+
+def is_measured(out: Path, job: Job) -> bool:
+    """Whether the tables lack nothing of `job`: it is there, or it is a cell with scores, whose weights were deleted or
+    stayed on another machine.
+    """
+    if job.kind in ("cell", "teachers"):
+        return _is_recorded(out, job) and read_scores(out, job) is not None
+    return is_done(out, job)
+
+
+def _is_recorded(out: Path, job: Job) -> bool:
     record = read_record(out, job)
-    if record is None or not record.done or record.digest != job.digest:
-        return False
-    if job.kind == "target":
-        return store_path(out, job).exists()
-    if job.kind == "teachers":
-        return read_scores(out, job) is not None
-    if not weights_path(out, job.name).exists():
-        return False
-    return job.kind == "run" or read_scores(out, job) is not None
+    return record is not None and record.done and record.digest == job.digest
 
 
 def set_aside(path: Path) -> Path | None:
@@ -318,28 +292,6 @@ def set_aside(path: Path) -> Path | None:
         away = path.with_name(f"{path.name}_archived_{stamp}_{number}")
     path.rename(away)
     return away
-
-
-MACHINE = ("num_gpu", "compile", "tf32", "channels_last")
-"""Keys of an option file that say how a machine computes, and not what: no part of what is compared or hashed."""
-
-
-def machine(items: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` items, VALUE in YAML, as the keys of an option file that a call sets for this machine.
-
-    Raises:
-        MtkdError: an item is no such thing, or its key says what is trained.
-    """
-    found: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or key not in MACHINE:
-            raise MtkdError(
-                f"--machine {item}: must be KEY=VALUE with a KEY of {', '.join(MACHINE)}. What else an option file "
-                "says belongs to the grid, because it changes what is trained."
-            )
-        found[key] = yaml_loader.parse(text, "--machine").data
-    return found
 
 
 def options_of(job: Job) -> Options:

@@ -73,9 +73,9 @@ def wait(shares: Sequence[Any], plan: Plan, wanted: Sequence[Job], *, log: Log =
     while not all(share.done() for share in shares):
         if time.monotonic() - said > every:
             said = time.monotonic()
-            log(f"{sum(jobs.is_done(plan.out, job) for job in wanted)} of {len(wanted)} done")
+            log(f"{sum(jobs.is_measured(plan.out, job) for job in wanted)} of {len(wanted)} done")
         time.sleep(min(every, 2.0))
-    missing = [job.name for job in wanted if not jobs.is_done(plan.out, job)]
+    missing = [job.name for job in wanted if not jobs.is_measured(plan.out, job)]
     for share in shares:
         if (error := share.exception()) is not None:
             log(f"share {share.job_id}: {str(error).strip().splitlines()[-1][:300]} See {share.paths.stderr}.")

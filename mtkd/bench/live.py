@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtkd.bench import jobs
+from mtkd.bench import records
 from mtkd.bench.control import Board
 from mtkd.bench.jobs import Job
 from mtkd.runtime.progress import clock, on_terminal
@@ -161,6 +161,6 @@ def summary(board: Board) -> str:
         lines.append(
             f"waiting for {need}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
         )
-    records = [jobs.read_record(board.plan.out, job) for job in board.wanted]
-    lines.append(f"{clock(sum(record.seconds for record in records if record is not None))} of work are in it.")
+    known = [records.read_record(board.plan.out, job) for job in board.wanted]
+    lines.append(f"{clock(sum(record.seconds for record in known if record is not None))} of work are in it.")
     return "\n".join(lines)

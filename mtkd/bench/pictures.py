@@ -25,24 +25,28 @@ from mtkd.inference.named import find_target
 from mtkd.report.content import Picture, Report
 from mtkd.report.pictures import cropped
 from mtkd.runtime.pixels import to_image, to_tensor
+from mtkd.runtime.progress import Log
 
 Image = NDArray[np.uint8]
 _MOST, _SIDE = 6, 192
 """Pictures of a page, and pixels of their sides."""
 
 
-def pictures(plan: Plan, report: Report, *, most: int = _MOST, side: int = _SIDE) -> list[Picture]:
+def pictures(plan: Plan, report: Report, *, most: int = _MOST, side: int = _SIDE, log: Log = print) -> list[Picture]:
     """At most `most` test images, each network run on them again: those of the grid's `pictures`, else those on which
     the rows of a group differ most, from all sets in turn.
 
-    Of each student only the longest training is shown, of each row the first seed. On the CPU.
+    Of each student only the longest training is shown, of each row the first seed whose weights are here. On the CPU.
+
+    Raises:
+        MtkdError: no cell's weights are here, or an image is not.
     """
     grid, scale = plan.grid, report.scale
     chosen = [(dataset, name) for dataset, names in grid.pictures.items() for name in names]
     chosen = chosen or _most_different(report, most)
     test = test_options(grid, scale)
     sets = {section.name or key: (key, section) for key, section in test.datasets.evaluation.items()}
-    students = list(_students(plan, report))
+    students = list(_students(plan, report, log))
     found = []
     for dataset, name in chosen:
         key, section = sets[dataset]
@@ -79,23 +83,30 @@ def _most_different(report: Report, most: int) -> list[tuple[str, str]]:
     return turns[:most]
 
 
-def _students(plan: Plan, report: Report) -> Sequence[tuple[str, str, nn.Module]]:
+def _students(plan: Plan, report: Report, log: Log) -> Sequence[tuple[str, str, nn.Module]]:
     """(group, row, network) of every row of each student's longest training that is there."""
     groups = {row.group for row in report.rows if row.group}
-    found = []
+    found, without = [], []
     for student, subject in plan.grid.subjects().items():
         lengths = [n for n in plan.grid.iterations if group_name(subject.title, report.scale, n) in groups]
         if not lengths:
             continue
         group = group_name(subject.title, report.scale, max(lengths))
-        rows = {row.name: row.seeds[0] for row in report.rows if row.group == group}
+        rows = {row.name: row.seeds for row in report.rows if row.group == group}
         for name in plan.grid.rows:
             title = plan.grid.title_of("rows", name)
             if title in rows:
-                run = f"{name}_{student}_x{report.scale}_{max(lengths)}_s{rows[title]}"
-                target = find_target(str(plan.out / "runs" / run))
-                assert target.options is not None
-                found.append((group, title, build.output_network(target.options)))
+                runs = [f"{name}_{student}_x{report.scale}_{max(lengths)}_s{seed}" for seed in rows[title]]
+                if here := [run for run in runs if weights_path(plan.out, run).exists()]:
+                    target = find_target(str(plan.out / "runs" / here[0]))
+                    assert target.options is not None
+                    found.append((group, title, build.output_network(target.options)))
+                else:
+                    without.append(f"{title} ({group})")
+    if without and not found:
+        raise MtkdError(f"{plan.out / 'runs'} holds scores alone, and no weights of cells.")
+    if without:
+        log(f"The page's pictures leave out what has no weights in {plan.out / 'runs'}: {', '.join(without)}.")
     return found
 
 

@@ -51,7 +51,7 @@ def write_report(plan: Plan, *, command: str = "", log: Log = print) -> list[Pat
         for line in report.missing:
             log(f"missing: {line}")
         try:
-            report = replace(report, pictures=pictures(plan, report))
+            report = replace(report, pictures=pictures(plan, report, log=log))
         except MtkdError as error:
             # Scores travel without the weights and images that pictures are made of.
             log(f"The page has no pictures: {error}")
@@ -94,10 +94,12 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
         # A student may have been another network when it was measured.
         found = {name: facts for name, facts in kept.items() if facts.get("network") == plan.grid.students.get(name)}
     cells = [job for job in plan.cells if job.scale == scale]
-    if not all(jobs.is_done(plan.out, job) for job in cells):
+    if not all(jobs.is_measured(plan.out, job) for job in cells):
         return found
     for job in cells:
         assert job.cell is not None
+        if not jobs.is_done(plan.out, job):
+            continue  # measured elsewhere, and perhaps all of its student
         student = plan.grid.subjects()[job.cell.subject].student
         if student not in found:
             options = jobs.options_of(job)

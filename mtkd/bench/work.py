@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from mtkd.bench import jobs
+from mtkd.bench import jobs, records
 from mtkd.bench.cells import weights_path
-from mtkd.bench.jobs import Job, Plan, Record
+from mtkd.bench.jobs import Job, Plan
+from mtkd.bench.records import Record
 from mtkd.bench.scores import measure_run, plain_options, supervised
 from mtkd.bench.teachers import measure_teachers
 from mtkd.config import make_options, resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.runtime.progress import Log
+from mtkd.runtime.run_folder import RunFolder
 from mtkd.targets.combine import combine
 from mtkd.targets.make import teach
 from mtkd.training.loop import train
@@ -35,10 +37,8 @@ def execute(plan: Plan, job: Job, *, log: Log = print) -> None:
         HeldElsewhere: another process, perhaps on another machine, is at it.
         MtkdError: it cannot be made.
     """
-    lock = plan.out / "jobs" / f"{job.file_name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):
+        with records.lock_of(plan.out, job):
             if not jobs.is_done(plan.out, job):
                 _make(plan, job, log)
     except Timeout as error:
@@ -46,16 +46,15 @@ def execute(plan: Plan, job: Job, *, log: Log = print) -> None:
 
 
 def _make(plan: Plan, job: Job, log: Log) -> None:
-    out, before = plan.out, jobs.read_record(plan.out, job)
-    if before is None or before.digest != job.digest:
+    out, before = plan.out, records.read_record(plan.out, job)
+    if why := _unusable(out, job, before):
         place = jobs.store_path(out, job) if job.kind == "target" else out / "runs" / job.name
         if (away := jobs.set_aside(place)) is not None:
-            why = "was made otherwise before" if before else f"has no record in {out / 'jobs'} of how it was made"
             log(f"{job.name} {why}; that is now {away}.")
         before = None
     spent = before.seconds if before else 0.0
     # The digest stands there before anything is made: what a killed process leaves is known to be of this definition.
-    jobs.write_record(out, job, Record(job.digest, seconds=spent))
+    records.write_record(out, job, Record(job.digest, seconds=spent))
     began = time.perf_counter()
 
     def passed() -> float:
@@ -72,9 +71,22 @@ def _make(plan: Plan, job: Job, log: Log) -> None:
                 measure_run(plan, job)
     except BaseException as error:
         text = str(error) if isinstance(error, MtkdError) else f"{type(error).__name__}: {error}"
-        jobs.write_record(out, job, Record(job.digest, error=text, seconds=passed()))
+        records.write_record(out, job, Record(job.digest, error=text, seconds=passed()))
         raise
-    jobs.write_record(out, job, Record(job.digest, done=True, seconds=passed()))
+    records.write_record(out, job, Record(job.digest, done=True, seconds=passed()))
+
+
+def _unusable(out: Path, job: Job, before: Record | None) -> str:
+    """Why what lies there cannot be gone on from, "" where it can."""
+    if before is None:
+        return f"has no record in {out / 'jobs'} of how it was made"
+    if before.digest != job.digest:
+        return "was made otherwise before"
+    run = RunFolder(out / "runs" / job.name)
+    if job.cell is not None and before.done and not any(run.models.glob("*")) and not any(run.states.glob("*")):
+        # As results are that came without weights: training would refuse to write over their curve.
+        return "ended before and is without its weights"
+    return ""
 
 
 def _make_target(plan: Plan, job: Job, log: Log) -> None:

@@ -114,8 +114,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from mtkd.bench import control, estimate, launchers, live, mps
     from mtkd.bench.grid import load_grid
-    from mtkd.bench.jobs import machine, options_of
+    from mtkd.bench.jobs import options_of
     from mtkd.bench.jobs import plan as plan_of
+    from mtkd.bench.machine import machine
     from mtkd.bench.scores import check_images
 
     if args.mps and args.launcher != "none":

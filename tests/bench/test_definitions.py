@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mtkd.bench import control, gather, jobs, work
+from mtkd.bench import control, gather, jobs, records, work
 from mtkd.bench.control import Board
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Plan, plan
@@ -147,6 +148,77 @@ def test_what_only_finished_jobs_needed_is_not_made_again(tmp_path: Path) -> Non
         "scratch_small_x2_4_s2",
         "kd_small_x2_4_s2",
     }
+
+
+def without_weights(out: Path, name: str) -> None:
+    """As results are that were kept: scores, record and curve of the run, no weights, no state."""
+    for folder in ("models", "training_states"):
+        shutil.rmtree(out / "runs" / name / folder)
+
+
+def test_a_cell_with_scores_is_not_trained_again_for_its_weights(tmp_path: Path) -> None:
+    path, out, name = toy(tmp_path, **STORED), tmp_path / "out", "scratch_small_x2_4_s1"
+    made = make(path, out)
+    without_weights(out, name)
+    assert not jobs.is_done(out, made[name]) and jobs.is_measured(out, made[name])
+    needed, done = made.to_make(made.cells)
+    assert {job.name for job in needed} == done == {job.name for job in made.cells}
+    # Other scores are wanted, which only weights can give.
+    data = yaml.safe_load(path.read_text())
+    data["test"]["metrics"] = {"mine": next(iter(data["test"]["metrics"].values()))}
+    other = plan(load_grid(changed(path, test=data["test"])), out)
+    needed, done = other.to_make(other.cells)
+    assert {job.name for job in needed} - done == {job.name for job in other.cells}
+
+
+def test_weights_that_another_cell_starts_from_are_made_again(tmp_path: Path) -> None:
+    """The folder that came without them holds a curve to its end, which no training writes over."""
+    tuned = {**SCRATCH, "path": {"pretrain_network_g": "row:scratch"}}
+    path, out, name = toy(tmp_path, **ALONE), tmp_path / "out", "scratch_small_x2_4_s1"
+    make(path, out)
+    old = scores(out, name)
+    without_weights(out, name)
+    more = plan(load_grid(changed(path, rows={"scratch": SCRATCH, "tuned": tuned})), out)
+    needed, done = more.to_make(more.cells)
+    assert not done and [job.name for job in needed] == [name, "tuned_small_x2_4_s1"]
+    said: list[str] = []
+    for job in needed:
+        work.execute(more, job, log=said.append)
+    assert scores(out, name) == old
+    assert len([*out.glob(f"runs/{name}_archived_*")]) == 1
+    assert any("is without its weights" in line for line in said)
+    assert all(jobs.is_done(out, job) for job in more.cells)
+
+
+def test_pictures_are_of_the_cells_whose_weights_are_here(tmp_path: Path) -> None:
+    path, out = toy(tmp_path, **STORED), tmp_path / "out"
+    made = make(path, out)
+    without_weights(out, "scratch_small_x2_4_s1")
+    said: list[str] = []
+    write_report(made, log=said.append)
+    assert any(line.startswith("The page's pictures leave out") and "scratch" in line for line in said)
+    assert not any("The page has no pictures" in line for line in said)
+    without_weights(out, "kd_small_x2_4_s1")
+    said.clear()
+    write_report(made, log=said.append)
+    assert any("The page has no pictures" in line and "scores alone" in line for line in said)
+
+
+def test_a_job_that_another_process_holds_is_looked_at_and_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares may wait for hours, and a process that tries takes seconds of a core."""
+    monkeypatch.setattr(control, "_ELSEWHERE", 0.0)
+    made = plan(load_grid(toy(tmp_path, **ALONE)), tmp_path / "out")
+    (job,) = made.cells
+    board = Board(made, [job], elsewhere={job.name: 0.0})
+    with records.lock_of(made.out, job):
+        assert records.is_held(made.out, job)
+        assert board.next() is None
+        # Nothing is known of it yet: only the process that makes it can tell.
+        assert Board(made, [job]).next() == job
+    assert not records.is_held(made.out, job)
+    assert board.next() == job
 
 
 def test_what_is_done_is_not_blocked(tmp_path: Path) -> None:

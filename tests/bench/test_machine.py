@@ -11,7 +11,8 @@ import torch
 
 from mtkd.bench import control, mps
 from mtkd.bench.grid import load_grid
-from mtkd.bench.jobs import is_done, machine, options_of, plan
+from mtkd.bench.jobs import is_done, options_of, plan
+from mtkd.bench.machine import machine
 from mtkd.cli import main
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy

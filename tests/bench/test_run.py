@@ -16,10 +16,11 @@ import pytest
 import torch
 import yaml
 
-from mtkd.bench import control, estimate, jobs
+from mtkd.bench import control, estimate, jobs, records
 from mtkd.bench.control import Board, Slots
 from mtkd.bench.grid import load_grid
-from mtkd.bench.jobs import Job, Plan, Record
+from mtkd.bench.jobs import Job, Plan
+from mtkd.bench.records import Record
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy
 
@@ -368,7 +369,7 @@ def test_slots_deal_out_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_damaged_record_counts_as_nothing(tmp_path: Path) -> None:
     plan = planned(toy(tmp_path), tmp_path / "out")
     job = plan.cells[0]
-    jobs.write_record(tmp_path / "out", job, Record(job.digest, done=True))
+    records.write_record(tmp_path / "out", job, Record(job.digest, done=True))
     assert not jobs.is_done(tmp_path / "out", job)  # the weights are not there
-    jobs.record_path(tmp_path / "out", job).write_text("{")
-    assert jobs.read_record(tmp_path / "out", job) is None
+    records.record_path(tmp_path / "out", job).write_text("{")
+    assert records.read_record(tmp_path / "out", job) is None
