@@ -106,7 +106,8 @@ def _students(plan: Plan, report: Report, log: Log) -> Sequence[tuple[str, str, 
     if without and not found:
         raise MtkdError(f"{plan.out / 'runs'} holds scores alone, and no weights of cells.")
     if without:
-        log(f"The page's pictures leave out what has no weights in {plan.out / 'runs'}: {', '.join(without)}.")
+        more = f" and {len(without) - 4} more" if len(without) > 4 else ""
+        log(f"The page's pictures leave out {', '.join(without[:4])}{more}: no weights in {plan.out / 'runs'}.")
     return found
 
 

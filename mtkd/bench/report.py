@@ -10,7 +10,7 @@ from typing import Any
 
 from mtkd import build
 from mtkd.bench import gather as gathering
-from mtkd.bench import jobs
+from mtkd.bench import jobs, records
 from mtkd.bench.jobs import Plan
 from mtkd.bench.pictures import pictures
 from mtkd.contracts import MtkdError
@@ -72,12 +72,14 @@ def keep(plan: Plan, folder: Path, *, log: Log = print) -> None:
     """
     of_runs = ("runs/*/metrics.jsonl", "runs/*/environment.json")
     patterns = ("scores/*.json", "jobs/*.json", "costs_x*.json", *of_runs, "report*/tables.*")
-    names = {job.file_name for job in plan.jobs}
+    kept = ((job, records.read_record(plan.out, job)) for job in plan.jobs)
+    # Of a run that goes on, the checkpoint would be lacking.
+    names = {job.file_name for job, record in kept if record is not None and record.done}
     copied = 0
     for pattern in patterns:
         for path in sorted(plan.out.glob(pattern)):
             place = path.relative_to(plan.out)
-            # Runs that were set aside stay where they are.
+            # Runs that were set aside stay where they are too.
             if place.parts[0] in ("scores", "jobs", "runs") and not {path.stem, path.parent.name} & names:
                 continue
             write_bytes(folder / place, path.read_bytes())

@@ -16,7 +16,7 @@ from mtkd.bench import control, gather, jobs, records, work
 from mtkd.bench.control import Board
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Plan, plan
-from mtkd.bench.report import write_report
+from mtkd.bench.report import keep, write_report
 from mtkd.commands import bench as command
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_image
@@ -202,6 +202,21 @@ def test_pictures_are_of_the_cells_whose_weights_are_here(tmp_path: Path) -> Non
     said.clear()
     write_report(made, log=said.append)
     assert any("The page has no pictures" in line and "scores alone" in line for line in said)
+
+
+def test_what_is_kept_is_finished(tmp_path: Path) -> None:
+    """The curve of a run that goes on, without its checkpoint, would be refused as a start."""
+    path, out, kept = toy(tmp_path, **STORED), tmp_path / "out", tmp_path / "kept"
+    made = make(path, out)
+    going = made["kd_small_x2_4_s1"]
+    records.write_record(out, going, records.Record(going.digest, seconds=1.0))
+    keep(made, kept, log=quiet)
+    names = {file.stem for file in (kept / "jobs").iterdir()}
+    assert names == {"target_kept_x2", "scratch_small_x2_4_s1", "teachers_x2"}
+    assert [folder.name for folder in (kept / "runs").iterdir()] == ["scratch_small_x2_4_s1"]
+    # And what was kept is an OUT to go on with: all of the one cell, nothing of the other.
+    needed, done = plan(load_grid(path), kept).to_make(made.cells)
+    assert done == {"scratch_small_x2_4_s1"} and {job.name for job in needed} - done == {"target:kept_x2", going.name}
 
 
 def test_a_job_that_another_process_holds_is_looked_at_and_not_tried(
