@@ -127,6 +127,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> Options | None:
     if not args.opt:
+        if [item for item in args.force_yml if args.scale is None or item != f"scale={args.scale}"]:
+            raise MtkdError(
+                "--force_yml and --student change an option file, `-opt FILE`, and none is given. `--weights NAME` "
+                "names the network."
+            )
         return None
     from mtkd.config import load_options
 

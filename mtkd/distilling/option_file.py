@@ -32,7 +32,7 @@ _COMMENTS = {
     "path": "Where it begins and where it writes.",
     "train": (
         "Adam with a cosine that ends with the run, and the loss of recipe:MTKD/stage2_best: the teachers' image by\n"
-        "pixel and by its detail bands, without ground truth (no pixel_opt), which pays where photographs are few.\n"
+        "pixel and by its detail bands, without ground truth (no pixel_opt). In tuning the pixels alone are as good.\n"
         "For more training, raise total_iter and periods together."
     ),
     "val": "Measured on photographs that are not trained on, on Y, without a border of `scale` pixels.",

@@ -269,7 +269,8 @@ def _ending(made: Distilled, out: Path, seconds: float) -> str:
         f"Next: mtkd upscale photo.jpg out.png --weights {out / made.weights.name}",
     ]
     if better := _no_worse(made.scores):
-        lines.insert(1, f"It is no better than {better} yet: train longer (--minutes, another --out).")
+        remedy = "keep that, give more or other photographs, or train longer (--minutes, another --out)"
+        lines.insert(1, f"It is no better than {better} yet: {remedy}.")
     return "\n".join(lines)
 
 

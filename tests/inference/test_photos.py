@@ -207,6 +207,17 @@ def test_a_stream_becomes_a_file_and_a_file_a_stream(
     assert "Standard output is the terminal. Redirect it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("--student", "small"), ("--force_yml", "scale=2")])
+def test_what_changes_an_option_file_is_refused_without_one(
+    words: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another network than the one asked for would answer."""
+    write_image(tmp_path / "in.png", photo("coffee", (6, 8)))
+    assert main(["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), *words]) == 2
+    assert "`-opt FILE`, and none is given" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_images_are_looked_for_before_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(tmp_path / "gone.png"), str(tmp_path / "o.png"), "--weights", "zoo:edsr_l_x4"]) == 2
     assert "There is no image or folder" in capsys.readouterr().err
