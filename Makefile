@@ -8,7 +8,7 @@ ONLY ?=
 SOAK_ARGS ?=
 SHARED ?=
 JOBS ?= 2
-# Not empty: cells whose scores are committed are not trained again.
+# Not empty: a grid that was not begun here begins with the committed results, and trains what they lack.
 GO_ON ?=
 
 GRIDS := cpu_x4 cpu_x4_few branches_x4 students_x2 students_x3 students_x4
@@ -50,7 +50,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 tables: $(INSTALLED) ## make the committed tables again: SHARED=FOLDER with the images, answers and weights, JOBS=2, BENCH_ARGS; GO_ON=1 trains what they lack
 	@test -n "$(SHARED)" || { echo "make tables SHARED=FOLDER: benchmarks/grid_data.py says what FOLDER holds" >&2; exit 1; }
 	$(VENV)/bin/python benchmarks/grid_data.py $(SHARED) .cache/grid/data
-	$(if $(GO_ON),for grid in $(GRIDS) edsr_m_x4 demo_x2; do cp -rn benchmarks/results/$$grid .cache/grid/ || exit 1; done)
+	$(if $(GO_ON),for grid in $(GRIDS) edsr_m_x4 demo_x2; do test -e .cache/grid/$$grid || cp -r benchmarks/results/$$grid .cache/grid/ || exit 1; done)
 	for grid in $(GRIDS); do $(VENV)/bin/mtkd bench benchmarks/$$grid.yml --out .cache/grid/$$grid --jobs $(JOBS) \
 	  $(BENCH_ARGS) --keep benchmarks/results/$$grid || exit 1; done
 	if $(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

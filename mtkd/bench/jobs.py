@@ -261,24 +261,19 @@ def store_path(out: Path, job: Job) -> Path:
 
 def is_done(out: Path, job: Job) -> bool:
     """Whether the result of `job` is there, made as the grid says now, and measured as it says."""
-    if job.kind in ("cell", "teachers"):
-        return is_measured(out, job) and (job.kind == "teachers" or weights_path(out, job.name).exists())
-    place = store_path(out, job) if job.kind == "target" else weights_path(out, job.name)
-    return _is_recorded(out, job) and place.exists()
+    return is_measured(out, job) and (job.kind != "cell" or weights_path(out, job.name).exists())
 
 
 def is_measured(out: Path, job: Job) -> bool:
     """Whether the tables lack nothing of `job`: it is there, or it is a cell with scores, whose weights were deleted or
     stayed on another machine.
     """
-    if job.kind in ("cell", "teachers"):
-        return _is_recorded(out, job) and read_scores(out, job) is not None
-    return is_done(out, job)
-
-
-def _is_recorded(out: Path, job: Job) -> bool:
     record = read_record(out, job)
-    return record is not None and record.done and record.digest == job.digest
+    if record is None or not record.done or record.digest != job.digest:
+        return False
+    if job.kind == "target":
+        return store_path(out, job).exists()
+    return weights_path(out, job.name).exists() if job.kind == "run" else read_scores(out, job) is not None
 
 
 def set_aside(path: Path) -> Path | None:
