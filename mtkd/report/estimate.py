@@ -118,7 +118,9 @@ def estimates(
         all_images: of the report.
     """
     strata = _sizeable(block.strata)
-    residuals, spare = _residuals(block.values.mean(-1), np.array(trained)[:, None] & block.there)
+    # Only of what was trained: zeros of other rows would change how sums are rounded, and that differs by machine.
+    place = {row: number for number, row in enumerate(np.flatnonzero(trained).tolist())}
+    residuals, spare = _residuals(block.values[list(place)].mean(-1), block.there[list(place)])
     unit = residuals.ravel() / math.sqrt(spare) if spare else np.zeros(residuals.size)
     rows, seeds = residuals.shape
     found = []
@@ -135,7 +137,7 @@ def estimates(
         own = (means - means.mean()) / math.sqrt(number * max(number - 1, 1))
         if number > 1 and trained[row] and trained[baseline]:
             shared = np.zeros((rows, rows * seeds))
-            shared[row], shared[baseline] = block.sign * unit, -block.sign * unit
+            shared[place[row]], shared[place[baseline]] = block.sign * unit, -block.sign * unit
             shared *= max(1 / math.sqrt(number), _ratio(float(np.linalg.norm(own)), float(np.linalg.norm(shared))))
             from_seeds[:-seeds], df_seeds = shared.ravel(), spare
         elif number > 1:
