@@ -127,7 +127,7 @@ def _weights_of(source: str, folder: Path) -> Path:
 
 
 def _weights_of_run(source: str) -> Path:
-    deployable = RunFolder(given.path(source)).models / "deployable.pth"
+    deployable = RunFolder(given.path(source)).deployable
     if deployable.is_file():
         return deployable
     options = find_target(source).options

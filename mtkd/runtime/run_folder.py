@@ -55,6 +55,11 @@ class RunFolder:
         """Weights file of iteration `step`, or LATEST or BEST."""
         return self.models / f"net_g_{step}.pth"
 
+    @property
+    def deployable(self) -> Path:
+        """The network to deploy, where that is not the student."""
+        return self.models / "deployable.pth"
+
     def state(self, step: int) -> Path:
         """Training state of iteration `step`."""
         return self.states / f"{step}.state"

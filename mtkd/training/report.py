@@ -18,6 +18,7 @@ from mtkd.inference.report import PAGE, Shots, direction, facts_of, picture_of, 
 from mtkd.report.content import Curve, Picture, Report, Row
 from mtkd.runtime.modes import deployed
 from mtkd.runtime.pixels import to_image, to_tensor
+from mtkd.runtime.run_folder import LATEST
 from mtkd.training.log import metric_rows
 from mtkd.training.run import Run
 
@@ -30,12 +31,13 @@ def write_run_page(run: Run) -> None:
     """Write the page of a run that has ended; rank 0 alone, and without waiting for others.
 
     All is read from the run's folder, so that it tells of all the processes that the run was made by; only a few images
-    are upscaled once more. A failure is said in the log and changes nothing: the weights are written. A run that had
-    ended before keeps its page.
+    are upscaled once more. A failure is said in the log and changes nothing: the weights are written. A page that is
+    newer than the last weights stays.
     """
-    path = run.folder.root / PAGE
-    trained = run.state.start < run.options.training.total_iter
-    if run.fabric.is_global_zero and (trained or not path.exists()):
+    if not run.fabric.is_global_zero:
+        return
+    path, weights = run.folder.root / PAGE, run.folder.model(LATEST)
+    if not path.exists() or path.stat().st_mtime_ns < weights.stat().st_mtime_ns:
         write_beside(path, lambda: run_report(run), run.log.info)
 
 

@@ -12,6 +12,7 @@ from mtkd import build
 from mtkd.config import resolved_yaml
 from mtkd.runtime.environment import environment
 from mtkd.runtime.files import flush
+from mtkd.runtime.run_folder import LATEST
 from mtkd.training import checkpoint
 from mtkd.training.run import Run
 
@@ -58,6 +59,10 @@ def save(run: Run, done: int) -> None:
 def save_alone(run: Run, done: int, pending: dict[str, Any]) -> None:
     """The part of `save` that rank 0 does, without waiting for others."""
     save_weights(run, done)
+    if max(run.folder.saved_weights(), default=0) == done:
+        # A run that goes on after its end has newer weights than that end left, and is not finished.
+        for path in (run.folder.model(LATEST), run.folder.deployable):
+            path.unlink(missing_ok=True)
     _save_state(run, done, pending)
 
 
@@ -110,9 +115,8 @@ def save_deployable(run: Run) -> Path | None:
         return None
     facts = build.network_facts(run.options)
     facts["arch"] = build.plain(dict(method.deployable_arch(facts["arch"])))
-    path = run.folder.models / "deployable.pth"
-    checkpoint.write_weights(path, net, None, facts)
-    return path
+    checkpoint.write_weights(run.folder.deployable, net, None, facts)
+    return run.folder.deployable
 
 
 def _save_state(run: Run, done: int, pending: dict[str, Any]) -> None:

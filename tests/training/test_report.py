@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mtkd.cli import main
+from mtkd.training import loop as train_module
 from mtkd.training import report as training_report
 from mtkd.training.loop import train
 from mtkd.training.report import curves_of
@@ -71,6 +72,25 @@ def test_the_page_leaves_the_weights_and_a_resumed_run_as_they_are(tmp_path: Pat
     path.unlink()
     train(again, auto_resume=True, page=True)
     assert Read(path.read_text(encoding="utf-8")).data["rows"][0]["curves"]
+
+
+def test_a_page_of_an_earlier_end_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(options_of(tmp_path, train={"total_iter": 4}), page=True)
+    path = tmp_path / "experiments/tiny/report.html"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(run: object) -> None:
+        raise Killed
+
+    longer = make_again(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train_module, "write_run_page", killed)
+        train(longer, auto_resume=True, page=True)
+    train(longer, auto_resume=True, page=True)
+    (row,) = Read(path.read_text(encoding="utf-8")).data["rows"]
+    assert next(one for one in row["curves"] if one["metric"] == "psnr")["iterations"] == [4, 8]
 
 
 def make_again(folder: Path):  # noqa: ANN201

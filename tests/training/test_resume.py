@@ -16,6 +16,7 @@ import torch
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
 from mtkd.contracts import MtkdError, Stopped
 from mtkd.data.images import write_image
+from mtkd.inference.named import find_target
 from mtkd.training import loop as train_module
 from mtkd.training.log import RunLog
 from mtkd.training.loop import train
@@ -103,6 +104,26 @@ def test_a_run_killed_between_its_first_weights_and_their_state_starts_over(
     (ran / "metrics.jsonl").write_text(rows[0] + "\n")
     train(run_options(tmp_path, images=images, train=SHORT), auto_resume=True)
     assert (ran / "training_states/4.state").exists()
+
+
+def test_a_run_that_went_on_after_its_end_never_gives_the_weights_of_that_end(
+    tmp_path: Path, images: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(run: Any) -> None:
+        raise Killed
+
+    (ran / "models/deployable.pth").write_bytes(b"of the end at iteration 4")
+    longer = run_options(tmp_path, images=images)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train_module, "_finish", killed)
+        train(longer, auto_resume=True)
+    assert sorted(path.name for path in (ran / "models").iterdir()) == [f"net_g_{step}.pth" for step in (2, 4, 6, 8)]
+    assert find_target(str(ran)).options.path.pretrain_network_g == str(ran / "models/net_g_8.pth")
+    weights = train(longer, auto_resume=True)
+    assert torch.load(weights, weights_only=True)["mtkd"]["iteration"] == 8
 
 
 @pytest.mark.parametrize("which", ["models/net_g_4.pth", "training_states/4.state"])
