@@ -34,7 +34,7 @@ class AT(FeatureMethod):
     rule = staticmethod(thirds)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "attention": Term("energy maps of the features, summed over the taps", weight=50.0, uses=ENERGY),
+        "attention": Term("energy maps of the features, summed over the taps", weight=50.0, uses=ENERGY, partial=True),
     }
 
     def setup(self) -> None:

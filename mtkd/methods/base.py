@@ -33,6 +33,7 @@ class Term:
         critic: the term trains the critic, not the student.
         uses: options of the `method:` section, and "teachers", that are read for this term. What only terms read that
             are off has no effect, and the user hears of it. An option that no term names is read always.
+        partial: the term reaches the network in training only up to its taps. A run needs another one beside it.
     """
 
     about: str
@@ -41,6 +42,7 @@ class Term:
     options: Mapping[str, Any] = field(default_factory=dict)
     critic: bool = False
     uses: tuple[str, ...] = ()
+    partial: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ class CRD(FeatureMethod):
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
         "target": Term("sr against the teacher's image", weight=None, loss="L1Loss", uses=("teachers",)),
-        "contrast": Term("embeddings of student and teacher, position by position", weight=0.005, uses=CONTRAST),
+        "contrast": Term(
+            "embeddings of student and teacher, position by position", weight=0.005, uses=CONTRAST, partial=True
+        ),
     }
 
     queue_student: Tensor

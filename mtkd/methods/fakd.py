@@ -66,15 +66,21 @@ class FAKD(Method):
     terms = {
         "pixel": Term("sr against gt", weight=0.5, loss="L1Loss"),
         "target": Term("sr against the teacher's image", weight=0.5, loss="L1Loss", uses=("teachers",)),
-        "spatial": Term("affinities among positions (SA), summed over the taps", weight=10 * RANGE, uses=COMPARED),
+        "spatial": Term(
+            "affinities among positions (SA), summed over the taps", weight=10 * RANGE, uses=COMPARED, partial=True
+        ),
         "pooled": Term(
-            "SA of pooled positions (PSA)", weight=None, options={"pool": 2, "pool_type": "avg"}, uses=COMPARED
+            "SA of pooled positions (PSA)",
+            weight=None,
+            options={"pool": 2, "pool_type": "avg"},
+            uses=COMPARED,
+            partial=True,
         ),
-        "channel": Term("affinities among channels (CA); needs equal widths", weight=None, uses=COMPARED),
+        "channel": Term("affinities among channels (CA); needs equal widths", weight=None, uses=COMPARED, partial=True),
         "instance": Term(
-            "affinities among the batch's images (IA)", weight=None, options={"norm": "l1"}, uses=COMPARED
+            "affinities among the batch's images (IA)", weight=None, options={"norm": "l1"}, uses=COMPARED, partial=True
         ),
-        "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}, uses=COMPARED),
+        "attention": Term("energy maps (AT)", weight=None, options={"form": "fakd"}, uses=COMPARED, partial=True),
     }
 
     @classmethod

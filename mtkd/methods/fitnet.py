@@ -40,7 +40,9 @@ class FitNet(FeatureMethod):
     rule = staticmethod(middle)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "hint": Term("regressed features against the teacher's, summed over the taps", weight=0.1, uses=HINT),
+        "hint": Term(
+            "regressed features against the teacher's, summed over the taps", weight=0.1, uses=HINT, partial=True
+        ),
     }
 
     def setup(self) -> None:

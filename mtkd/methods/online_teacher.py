@@ -80,7 +80,10 @@ class OnlineTeacher(Method):
         "pixel": Term("sr against gt", loss="L1Loss"),
         "teacher_pixel": Term("the teacher's image against gt", loss="L1Loss", uses=BLOCK),
         "distill": Term(
-            "student's features against the teacher's, where the teacher is better", weight=0.2, uses=("margin",)
+            "student's features against the teacher's, where the teacher is better",
+            weight=0.2,
+            uses=("margin",),
+            partial=True,
         ),
         "image_distill": Term(
             "sr against the teacher's image, where the teacher is better", weight=None, uses=("margin",)

@@ -34,7 +34,7 @@ class PISRTeacher(Method):
     paper = "PISR (Lee et al., ECCV 2020, arXiv 2007.07524), step 1"
     terms = {
         "pixel": Term("decoder(encoder(gt)) against gt", loss="L1Loss"),
-        "imitation": Term("encoder(gt) against lq", weight=1e-4, loss="L1Loss"),
+        "imitation": Term("encoder(gt) against lq", weight=1e-4, loss="L1Loss", partial=True),
     }
 
     def setup(self) -> None:
@@ -93,6 +93,7 @@ class PISR(Method):
             weight=1e-6,
             options={"pdf": "laplace"},
             uses=("student_taps", "teacher_taps", "scale_of", "teachers"),
+            partial=True,
         ),
     }
     Config = PISRConfig

@@ -39,7 +39,9 @@ class PKT(FeatureMethod):
     rule = staticmethod(deep_features)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "similarity": Term("similarities among patches of the batch, summed over the taps", weight=0.15, uses=AFFINITY),
+        "similarity": Term(
+            "similarities among patches of the batch, summed over the taps", weight=0.15, uses=AFFINITY, partial=True
+        ),
     }
 
     def setup(self) -> None:

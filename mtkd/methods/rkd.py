@@ -55,8 +55,10 @@ class RKD(FeatureMethod):
     rule = staticmethod(deep_features)
     terms = {
         "pixel": Term("sr against gt", loss="L1Loss"),
-        "distance": Term("distances among patches of the batch, summed over the taps", weight=0.4, uses=RELATIONS),
-        "angle": Term("angles among patches of the batch, summed over the taps", weight=0.8, uses=ANGLES),
+        "distance": Term(
+            "distances among patches of the batch, summed over the taps", weight=0.4, uses=RELATIONS, partial=True
+        ),
+        "angle": Term("angles among patches of the batch, summed over the taps", weight=0.8, uses=ANGLES, partial=True),
     }
 
     def setup(self) -> None:

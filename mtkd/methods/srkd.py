@@ -51,9 +51,9 @@ class SRKD(FeatureMethod):
     num_taps = 3
     terms = {
         "pixel": Term("sr against gt", weight=2.0, loss="L1Loss"),
-        "low": Term("statistics of the features after the first third of the body", uses=STATISTICS),
-        "mid": Term("statistics of the features after the second third of the body", uses=STATISTICS),
-        "high": Term("statistics of the features at the end of the body", weight=None, uses=STATISTICS),
+        "low": Term("statistics of the features after the first third of the body", uses=STATISTICS, partial=True),
+        "mid": Term("statistics of the features after the second third of the body", uses=STATISTICS, partial=True),
+        "high": Term("statistics of the features at the end of the body", weight=None, uses=STATISTICS, partial=True),
     }
 
     @classmethod

@@ -81,6 +81,7 @@ class StructuredKD(FeatureMethod):
             weight=0.5,
             options={"pool": 2, "pool_type": "avg", "detach_norm": False},
             uses=COMPARED,
+            partial=True,
         ),
         "holistic": Term("the critic's verdict on sr", weight=None, uses=CRITIC),
         "critic": Term("the critic tells sr from real images", weight=None, critic=True, uses=CRITIC),

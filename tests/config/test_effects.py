@@ -29,11 +29,27 @@ TAUGHT = {"teachers": {"t": TEACHER}}
         ({"model_type": "OutputKD", **TAUGHT, "method": {"several": "mean"}}, "method.several", "has 1 (t)"),
         ({"model_type": "FAKD", **TAUGHT, "train.attention_opt": {"form": "x"}}, "train.attention_opt", "form"),
         ({"train.pixel_opt": {"type": "CharbonnierLoss", "eps": 0}}, "train.pixel_opt", "eps > 0"),
+        ({"model_type": "AT", **TAUGHT, "train.pixel_opt": None}, "train.attention_opt", "would stay as they began"),
+        ({"model_type": "RKD", **TAUGHT, "train.pixel_opt": {"loss_weight": 0}}, "train.distance_opt", "up to its taps"),
+        ({"model_type": "PISRTeacher", "train.pixel_opt": None}, "train.imitation_opt", "up to its taps"),
+        ({"model_type": "AT + SRKD", **TAUGHT, "train.pixel_opt": None}, "train.AT.attention_opt", "OutputKD + AT"),
     ],
 )
 def test_what_training_refuses(changes: dict[str, Any], key: str, words: str) -> None:
     problem = only_problem(train, changes)
     assert problem.key == key and words in problem.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "OutputKD + AT", "train.pixel_opt": None},
+        {"model_type": "CRD", "train.pixel_opt": None, "train.target_opt": {"loss_weight": 1}},
+        {"model_type": "FitNet", "train.pixel_opt": {"loss_weight": [[0, 0], [1, 1]]}},
+    ],
+)
+def test_a_term_on_features_beside_one_on_images_is_a_training(changes: dict[str, Any]) -> None:
+    assert train({**changes, **TAUGHT}).train
 
 
 @pytest.mark.parametrize(

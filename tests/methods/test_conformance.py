@@ -71,6 +71,15 @@ def test_emits_exactly_its_terms(name: str) -> None:
         assert value.shape == () and not value.requires_grad
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_term_that_reaches_a_part_of_the_student_says_so(name: str) -> None:
+    for term in student_terms(build(name)):
+        method = build(name)
+        method(batch(), 0).losses[term].backward()
+        partly = any(parameter.grad is None for parameter in method.student.parameters())
+        assert partly is method.terms[term].partial, term
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if catalog.get("method", name).gt_terms is not None])
 def test_a_method_that_says_so_needs_no_gt_without_the_terms_that_read_it(name: str) -> None:
     images = batch()

@@ -202,7 +202,7 @@ def test_the_first_loss_is_that_of_the_teacher_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["MTKD", "FAKD", "AT"])
+@pytest.mark.parametrize("method", ["MTKD", "FAKD", "OutputKD + AT"])
 def test_other_methods_train_without_gt(tmp_path: Path, method: str) -> None:
     options = unlabelled(tmp_path, model_type=method)
     assert all(value.isfinite().all() for value in zoo.build(str(train(options))).state_dict().values())

@@ -99,6 +99,14 @@ def check_effects(
         sources=tuple(key for key, there in has.items() if there),
         batch_size=datasets.train.batch_size_per_gpu if datasets.train is not None else None,
     )
+    acting = [name for name, term in train.terms.items() if any(weight for _, weight in term.weight)]
+    if acting and all(reader.method.terms[name].partial for name in acting):
+        reader.problem(
+            ("train", f"{acting[0]}_opt"),
+            f"trains {reader.model_type}'s network only up to its taps, and no term that acts compares its image with "
+            "another: the layers behind them would stay as they began. Give one, such as pixel_opt; where there is no "
+            "gt, the target_opt of a method that has it, also beside this one: `model_type: OutputKD + AT`.",
+        )
     for path, why in reader.method.refuses(asked):
         reader.problem(path, why)
     for path, why in reader.method.ignores(asked):
