@@ -126,7 +126,7 @@ def _wrong_form(state: Any) -> str | None:
 
 
 def _is_record(run: dict[str, Any]) -> bool:
-    """Whether `run` may be a `resume.record`: plain values alone, which can be compared and shown."""
+    """Whether `run` may be a `record.record`: plain values alone, which can be compared and shown."""
     try:
         json.dumps(run)
     except (TypeError, ValueError, RecursionError):

@@ -7,8 +7,7 @@ alone, so that no other process waits for it.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,28 @@ import torch
 from lightning_fabric import Fabric
 
 from mtkd import build
-from mtkd.build import names_of_set, open_training_images
+from mtkd.build import names_of_set
 from mtkd.config import ItemTrainSetOptions, Options
 from mtkd.contracts import MtkdError, Task
-from mtkd.data.foreign import ForeignImages, ForeignItems, ForeignSampler
+from mtkd.data.foreign import ForeignImages, ForeignSampler
 from mtkd.data.kept import learn_sets
 from mtkd.data.paired import PairedImages
 from mtkd.data.sampling import CropSampler
-from mtkd.data.store import ImageStore
-from mtkd.data.training import TrainingSet
 from mtkd.inference.evaluate import build_metrics
 from mtkd.inference.preflight import raise_if_any, try_images, try_metrics, try_output, try_teacher
 from mtkd.methods.base import Frozen, Method
 from mtkd.runtime.device import move, set_backends
 from mtkd.runtime.launch import launch, together
-from mtkd.runtime.progress import Progress
 from mtkd.runtime.run_folder import RunFolder
-from mtkd.targets.store_check import open_targets
 from mtkd.training import checkpoint, preflight, resume
 from mtkd.training.best import restore_best
 from mtkd.training.claim import Claim, claim
+from mtkd.training.data import TrainingData, open_data
 from mtkd.training.ema import Ema
 from mtkd.training.log import RunLog, trim_metrics
 from mtkd.training.loss_trace import LossTrace
 from mtkd.training.optim import LearningRate, build_optimizer, learning_rate
+from mtkd.training.record import record
 from mtkd.training.run import Run
 
 ValidationSets = dict[str, PairedImages | ForeignImages]
@@ -117,8 +114,9 @@ def _built(
         from_weights: start from path.pretrain_network_g where it is given; False when a training state brings weights.
     """
     set_backends(tf32=options.tf32, deterministic=options.deterministic)
-    data = _open_data(options, seed)
+    data = open_data(options, seed)
     method = _build_method(options, data, seed)
+    known = record(options, fabric.world_size, data, {name: teacher.net for name, teacher in method.teachers.items()})
     _check_method(options, method, data)
     if from_weights:
         _load_start(options, method)
@@ -144,42 +142,13 @@ def _built(
         val_sets=val_sets,
         metrics=build_metrics(options.val.metrics),
         num_samples=data.num_samples,
-        record=resume.record(options, fabric.world_size, data.images, data.items, data.answers),
+        record=known,
         trace=LossTrace(fabric),
         held=held,
     )
 
 
-@dataclass(frozen=True)
-class _Data:
-    """The training data: decoded `images`, perhaps stored `targets` and kept `answers` of teachers, or `items` of a
-    class from outside.
-    """
-
-    images: TrainingSet | None = None
-    targets: ImageStore | None = None
-    answers: Mapping[str, ImageStore] = field(default_factory=dict)
-    items: ForeignItems | None = None
-
-    @property
-    def num_samples(self) -> int:
-        if self.images is not None:
-            return len(self.images)
-        assert self.items is not None
-        return len(self.items)
-
-
-def _open_data(options: Options, seed: int) -> _Data:
-    train_set = options.train_set
-    if isinstance(train_set, ItemTrainSetOptions):
-        return _Data(items=build.open_items(train_set, options.scale, phase="train", seed=seed))
-    with Progress("decoding the training images", print) as decoding:
-        images = open_training_images(options, decoding)
-    targets = open_targets(options, images) if options.target_store else None
-    return _Data(images, targets, build.open_training_answers(options, images))
-
-
-def _build_method(options: Options, data: _Data, seed: int) -> Method:
+def _build_method(options: Options, data: TrainingData, seed: int) -> Method:
     """The method with its student and teachers, on the CPU."""
     task = Task(scale=options.scale, num_samples=data.num_samples, total_steps=options.training.total_iter)
     torch.manual_seed(seed)
@@ -190,7 +159,7 @@ def _build_method(options: Options, data: _Data, seed: int) -> Method:
     return build.build_method(options, student, teachers, task, teacher_precision=options.teacher_precision)
 
 
-def _check_method(options: Options, method: Method, data: _Data) -> None:
+def _check_method(options: Options, method: Method, data: TrainingData) -> None:
     if not method.active:
         raise MtkdError(
             f"No loss is active for {options.model_type}: give at least one of "
@@ -241,7 +210,7 @@ def _build_optimizers(
     return optimizers, rates
 
 
-def _build_sampler(options: Options, data: _Data, seed: int, fabric: Fabric) -> CropSampler | ForeignSampler:
+def _build_sampler(options: Options, data: TrainingData, seed: int, fabric: Fabric) -> CropSampler | ForeignSampler:
     train_set = options.train_set
     sampler_settings: dict[str, Any] = {
         "batch_size": train_set.batch_size_per_gpu,

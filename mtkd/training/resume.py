@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,31 +12,16 @@ from torch import Tensor, nn
 
 from mtkd import build, zoo
 from mtkd.config import Options
-from mtkd.config.diff import flat, with_new_names
 from mtkd.contracts import MtkdError
-from mtkd.data.foreign import ForeignItems
-from mtkd.data.store import ImageStore
-from mtkd.data.training import TrainingSet
 from mtkd.runtime.run_folder import RunFolder
 from mtkd.training.checkpoint import damage, is_dense, load_state
 from mtkd.training.claim import refuse_to_begin_anew
 from mtkd.training.optim import checked_state
+from mtkd.training.record import NEW_RUN, compare, few, is_under
 from mtkd.zoo import containers
 
 if TYPE_CHECKING:
     from mtkd.training.run import Run
-
-    pass
-
-_KEPT = (
-    "model_type", "scale", "network_g", "train.optim_g.type", "train.optim_d.type", "datasets.train.gt_size",
-    "datasets.train.color",
-)  # fmt: skip
-"""Keys whose change makes another run."""
-_ELSEWHERE = ("name", "path", "logger", "manual_seed", "num_gpu", *_KEPT)
-_BATCH = ("datasets.train.batch_size_per_gpu", "train.accumulate")
-_SHOWN = 12
-_NEW_RUN = "or start a new run from its weights, with another `name` and path.pretrain_network_g"
 
 
 def state_to_resume(options: Options, folder: RunFolder, auto_resume: bool) -> tuple[Path | None, list[str]]:
@@ -92,26 +75,6 @@ def _newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
 
 def _weights_of(state: Path) -> Path:
     return state.parent.parent / "models" / f"net_g_{state.stem}.pth"
-
-
-def record(
-    options: Options,
-    world_size: int,
-    images: TrainingSet | None,
-    items: ForeignItems | None,
-    answers: Mapping[str, ImageStore] | None = None,
-) -> dict[str, Any]:
-    """What a training state records of its run, compared when it is resumed: options, images, kept answers of
-    teachers, processes.
-    """
-    if images is not None:
-        names = [list(images.names), [list(size) for size in images.sizes]]
-        content = {"count": len(images), "digest": hashlib.sha256(json.dumps(names).encode()).hexdigest()}
-    else:
-        content = {"count": len(items or ())}
-    plain = json.loads(json.dumps(flat(options), default=str))
-    kept = {"answers": {name: store.mark() for name, store in answers.items()}} if answers else {}
-    return {"options": plain, "images": content, "world_size": world_size, **kept}
 
 
 def restore(run: Run, state: dict[str, Any], path: Path) -> list[str]:
@@ -170,7 +133,7 @@ def _restore_optimizers(run: Run, state: dict[str, Any], path: Path, weights: Pa
         except MtkdError as error:
             raise MtkdError(
                 f"{path} does not fit this run's {given.type} ({group}): {error}. Is it of another optimizer, or was "
-                f"the file changed? Use another state, {_NEW_RUN}."
+                f"the file changed? Use another state, {NEW_RUN}."
             ) from error
         inner.load_state_dict(fitting)
         for part in inner.param_groups:
@@ -184,7 +147,7 @@ def _restore_average(net: nn.Module, weights: Path, decay: float) -> None:
     if net.origin.entry != "params_ema":  # pyright: ignore[reportAttributeAccessIssue]
         raise MtkdError(
             f"train.ema_decay is {decay:g}, and {weights} holds no average (params_ema): the run was trained without. "
-            f"Set ema_decay: 0, {_NEW_RUN}."
+            f"Set ema_decay: 0, {NEW_RUN}."
         )
 
 
@@ -202,56 +165,9 @@ def _restore_own(method: nn.Module, own: Mapping[str, Any], path: Path, model_ty
             raise MtkdError(
                 f"{path}: {key} of {model_type} is {held}, and here {tuple(like.shape)} {like.dtype}: options of the "
                 "section `method` or of a term changed, or the version of mtkd builds it otherwise (CHANGELOG.md). "
-                f"Give the old values back, {_NEW_RUN}."
+                f"Give the old values back, {NEW_RUN}."
             )
     method.load_state_dict(own, strict=False)
-
-
-def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> list[str]:
-    """A line for each harmless change between two `record`s; `then` is None in states that keep none.
-
-    Raises:
-        MtkdError: what changed makes another run, each difference named.
-    """
-    if then is None:
-        return [f"{path.name} does not record its options and images; they are not compared."]
-    differing: list[str] = []
-    before, after = with_new_names(then.get("options", {})), dict(now["options"])
-
-    def changed_line(key: str, old: Any, new: Any) -> str:
-        return f"{key} was {_text(old)}, here it is {_text(new)}"
-
-    def differ(key: str) -> bool:
-        return before.get(key) != after.get(key)
-
-    keys = list(dict.fromkeys([*before, *after]))
-    differing += [
-        changed_line(key, before.get(key), after.get(key)) for key in keys if _is_under(key, _KEPT) and differ(key)
-    ]
-    if then.get("images") != now["images"]:
-        old, new = then.get("images", {}), now["images"]
-        here = "others" if old.get("count") == new["count"] else str(new["count"])
-        differing.append(f"the training images were {old.get('count')}, here they are {here}")
-    kept, here = then.get("answers", {}), now.get("answers", {})
-    for name in (name for name in kept if name in here and kept[name] != here[name]):
-        differing.append(f"the kept answers of the teacher {name} were others")
-    old_batch, new_batch = _batch(then), _batch(now)
-    if old_batch != new_batch:
-        parts = "batch_size_per_gpu x accumulate x processes"
-        differing.append(f"{parts} was {old_batch}, here it is {new_batch}")
-    if differing:
-        raise MtkdError(
-            f"{path} was trained with other settings: {_few(differing)}. Going on would mix two runs. Give the old "
-            f"values back, {_NEW_RUN}."
-        )
-    changed = [
-        changed_line(key, before.get(key), after.get(key))
-        for key in keys
-        if not _is_under(key, _ELSEWHERE) and differ(key)
-    ]
-    if then.get("world_size") != now["world_size"]:
-        changed.append(changed_line("the number of processes", then.get("world_size"), now["world_size"]))
-    return [f"Changed since the checkpoint: {_few(changed)}."] if changed else []
 
 
 def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: Mapping[str, Any], done: int) -> None:
@@ -261,7 +177,7 @@ def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: 
     before, after = (then or {}).get("options", {}), now["options"]
     differing = [key for key in {*before, *after} if key.startswith("train.") and before.get(key) != after.get(key)]
     harmless = ("train.total_iter", "train.early_stop")
-    differing = sorted(key for key in differing if not _is_under(key, harmless))
+    differing = sorted(key for key in differing if not is_under(key, harmless))
     if then is None or not differing:
         return
     found = re.compile(r"net_g_(\d+)\.pth")
@@ -269,31 +185,10 @@ def _keep_later_weights(folder: RunFolder, then: Mapping[str, Any] | None, now: 
     steps = sorted(int(match[1]) for file in files if (match := found.fullmatch(file.name)))
     if whole := [folder.model(step).name for step in steps if step > done and damage(folder.model(step)) is None]:
         raise MtkdError(
-            f"{folder.models} holds {_few(whole)}, of later iterations than {done}.state, and {_few(differing)} "
+            f"{folder.models} holds {few(whole)}, of later iterations than {done}.state, and {few(differing)} "
             "changed since: going on would put other weights in their place. Remove them, give the old values back, "
-            f"{_NEW_RUN}."
+            f"{NEW_RUN}."
         )
-
-
-def _batch(run: Mapping[str, Any]) -> Any:
-    size = run.get("world_size")
-    for key in _BATCH:
-        factor = run.get("options", {}).get(key)
-        # A class from outside may have no fixed batch size.
-        size = size * factor if isinstance(size, int) and isinstance(factor, int) else size
-    return size
-
-
-def _is_under(key: str, places: tuple[str, ...]) -> bool:
-    return any(key == place or key.startswith(f"{place}.") for place in places)
-
-
-def _text(value: Any) -> str:
-    return "not given" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _few(texts: list[str]) -> str:
-    return "; ".join(texts[:_SHOWN]) + (f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
 def _lay_out_as_parameters(optimizer: Any) -> None:

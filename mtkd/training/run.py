@@ -62,7 +62,7 @@ class Run:
 
     Attributes:
         wrapped: the method inside DDP, where there are several processes.
-        record: what a training state records of the run, see `resume.record`.
+        record: what a training state records of the run, see `record.record`.
         trace: losses that have not been logged yet.
         held: the claim on the run folder; None on ranks other than 0.
         notices: lines for the log, beside those of `options`.

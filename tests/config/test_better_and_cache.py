@@ -13,7 +13,7 @@ from mtkd.config import TrainSetOptions, make_options, resolved_yaml, yaml_loade
 from mtkd.config.diff import flat, with_new_names
 from mtkd.contracts import MtkdError
 from mtkd.metrics.better import better
-from mtkd.training.resume import compare
+from mtkd.training.record import compare
 from tests.config.samples import TRAIN, changed, evaluation, only_problem, train
 
 

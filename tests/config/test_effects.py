@@ -30,7 +30,7 @@ TAUGHT = {"teachers": {"t": TEACHER}}
         ({"model_type": "FAKD", **TAUGHT, "train.attention_opt": {"form": "x"}}, "train.attention_opt", "form"),
         ({"train.pixel_opt": {"type": "CharbonnierLoss", "eps": 0}}, "train.pixel_opt", "eps > 0"),
         ({"model_type": "AT", **TAUGHT, "train.pixel_opt": None}, "train.attention_opt", "would stay as they began"),
-        ({"model_type": "RKD", **TAUGHT, "train.pixel_opt": {"loss_weight": 0}}, "train.distance_opt", "up to its taps"),
+        ({"model_type": "RKD", **TAUGHT, "train.pixel_opt": {"loss_weight": 0}}, "train.distance_opt", "to its taps"),
         ({"model_type": "PISRTeacher", "train.pixel_opt": None}, "train.imitation_opt", "up to its taps"),
         ({"model_type": "AT + SRKD", **TAUGHT, "train.pixel_opt": None}, "train.AT.attention_opt", "OutputKD + AT"),
     ],

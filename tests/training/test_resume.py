@@ -14,15 +14,17 @@ import pytest
 import torch
 
 import mtkd.basicsr  # noqa: F401  (lets basicsr be imported beside a current torchvision)
+from mtkd import zoo
 from mtkd.contracts import MtkdError, Stopped
-from mtkd.data.images import write_image
+from mtkd.data.images import read_image, write_image
 from mtkd.inference.named import find_target
+from mtkd.targets.make import teach
 from mtkd.training import loop as train_module
 from mtkd.training.log import RunLog
 from mtkd.training.loop import train
 from mtkd.training.optim import build_optimizer, checked_state
 from mtkd.training.prepare import prepare
-from mtkd.training.resume import compare
+from mtkd.training.record import compare
 from mtkd.training.saving import amend
 from tests.helpers import photo
 from tests.runs import make_images, make_teachers, run_options
@@ -310,6 +312,50 @@ def test_another_run_is_not_taken_up(
     else:
         with pytest.raises(MtkdError, match=told):
             train(changed, auto_resume=True)
+
+
+def other_teacher(path: Path) -> None:
+    file = zoo.read_checkpoint(path)
+    changed = {name: value + 1e-3 for name, value in file.state.items()}
+    zoo.write_safetensors(path, changed, {"arch": file.facts["arch"], "scale": 2})
+
+
+@pytest.mark.parametrize("what", ["gt", "lq", "targets", "teacher"])
+def test_other_contents_under_the_same_names_are_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    monkeypatch.setenv("MTKD_HOME", str(tmp_path / "home"))
+    images, small = make_images(tmp_path / "images"), tmp_path / "small"
+    small.mkdir()
+    for path in images.iterdir():
+        write_image(small / path.name, read_image(path)[::2, ::2])
+    teachers = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
+    given: dict[str, Any] = {"images": images, "model_type": "OutputKD", "teachers": teachers}
+    given |= train_set(images, dataroot_lq=str(small))
+    if what == "targets":
+        given["target_store"] = str(tmp_path / "targets")
+        teach(run_options(tmp_path, **given), tmp_path / "targets")
+    train(run_options(tmp_path, **given, train=SHORT))
+    teacher = Path(teachers["edsr"]["pretrain"])
+    if what in ("gt", "lq"):
+        path = (images if what == "gt" else small) / "coffee.png"
+        write_image(path, 255 - read_image(path))
+        told = rf"pixels of the training images \({what}\) were others"
+    elif what == "targets":
+        other_teacher(teacher)
+        (tmp_path / "targets").unlink()
+        teach(run_options(tmp_path, **given), tmp_path / "targets")
+        told = "the targets in target_store were others"
+    else:
+        other_teacher(teacher)
+        told = "the weights of the teacher edsr were others"
+    with pytest.raises(MtkdError, match=told):
+        train(run_options(tmp_path, **given), auto_resume=True)
+    if what == "teacher":
+        moved = teacher.rename(teacher.with_name("another.safetensors"))
+        given["teachers"] = {"edsr": {**teachers["edsr"], "pretrain": str(moved)}}
+        train(run_options(tmp_path, **given), auto_resume=True)
+        assert f"here it is {moved}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "NAdam", "Rprop", "ASGD", "SGD"])
