@@ -24,6 +24,7 @@ from mtkd.training import early_stop
 from mtkd.training.best import best_score, is_kept, text
 from mtkd.training.compiled import compile_run
 from mtkd.training.failures import mendable, rescue
+from mtkd.training.own_state import OwnState
 from mtkd.training.prepare import prepare
 from mtkd.training.report import write_run_page
 from mtkd.training.run import Run
@@ -111,10 +112,12 @@ def _loop(run: Run, stop: StopRequest) -> None:
         log.score(best.metric, best.value)
     printed_at, printed_step = time.perf_counter(), run.state.start
     run.method.train()
+    run.state.own = OwnState(run.method)
     batches = run.batches()
     for step in range(run.state.start, total_steps):
         values = train_step(run, step, batches)
         trace.add(values)
+        run.state.own.keep()
         run.state.done = done = step + 1
         validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
         run.state.validation_due = validating and bool(run.val_sets)

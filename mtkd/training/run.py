@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mtkd.training.log import RunLog
     from mtkd.training.loss_trace import LossTrace
     from mtkd.training.optim import LearningRate
+    from mtkd.training.own_state import OwnState
 
 
 @dataclass
@@ -36,6 +37,7 @@ class RunState:
         done: iterations that are complete.
         saved: iteration of the newest checkpoint in the folder; 0 for none.
         stepping: optimizers are moving the weights, which belong to no iteration meanwhile.
+        own: what changes without an optimizer, as it was after iteration `done`; None before the first.
         validation_due: iteration `done` is still to be validated. A checkpoint is saved before its validation and
             amended after it; a run that is killed or fails in between validates first when it is resumed.
         best: validation set -> metric -> the best value so far and its iteration.
@@ -49,6 +51,7 @@ class RunState:
     done: int = 0
     saved: int = 0
     stepping: bool = False
+    own: OwnState | None = None
     validation_due: bool = False
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)

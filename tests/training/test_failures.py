@@ -24,7 +24,8 @@ from mtkd.training import claim as claim_module
 from mtkd.training import loop as train_module
 from mtkd.training.claim import claim
 from mtkd.training.loop import train
-from tests.runs import make_images, run_options
+from mtkd.training.own_state import OwnState
+from tests.runs import make_images, make_teachers, run_options
 from tests.training.test_preflight import PSNR, validated
 
 pytestmark = pytest.mark.slow
@@ -132,6 +133,42 @@ def test_an_error_in_an_iteration_loses_none_before_it(tmp_path: Path, images: P
     failing.clear()
     train(options, auto_resume=True)
     assert same_run(folder(tmp_path), folder(straight / "breaking"))
+
+
+def test_what_a_failed_pass_changed_is_undone(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRD's queue has taken in the batch of the failed iteration, and takes it in again."""
+    teachers = {"edsr": make_teachers(tmp_path / "teachers")["edsr"]}
+    given = {"images": images, "model_type": "CRD", "teachers": teachers, "method": {"queue_size": 512}}
+    train(run_options(tmp_path / "a", **given))
+    real = train_module._backward
+
+    def backward(run: Any, batch: Any, step: int, **others: Any) -> Any:
+        out = real(run, batch, step, **others)
+        if step == 3:
+            raise RuntimeError("a defect")
+        return out
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a defect"):
+        patch.setattr(train_module, "_backward", backward)
+        train(run_options(tmp_path / "b", **given))
+    assert (folder(tmp_path / "b") / "training_states/3.state").is_file()
+    train(run_options(tmp_path / "b", **given), auto_resume=True)
+    assert same_run(folder(tmp_path / "a"), folder(tmp_path / "b"))
+
+
+def test_what_changes_for_the_first_time_in_a_failed_pass_cannot_be_undone() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1).requires_grad_(False))
+    own = OwnState(net)
+    assert own.go_back()
+    net(torch.rand(2, 3, 4, 4))
+    own.keep()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net(torch.rand(2, 3, 4, 4))
+    net[0].num_batches_tracked = torch.tensor(99)  # replaced, not written into
+    assert own.go_back() and equal(before, net.state_dict())
+    with torch.no_grad():
+        net[1].weight.mul_(2)  # pyright: ignore
+    assert not own.go_back()
 
 
 def test_an_error_of_mtkd_in_an_iteration_loses_none_before_it_either(
