@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtkd import catalog
 from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step, Task
-from mtkd.methods.asked import unread
+from mtkd.methods.asked import TEACHERS, unread
 from mtkd.methods.frozen import Frozen, Teachers, frozen_parameters, tapped
 from mtkd.runtime.given import errors_of
 
@@ -118,6 +118,7 @@ class Method(nn.Module):
         for _, why in self.refuses(asked):
             raise MtkdError(why)
         self.active = tuple(name for name in self.terms if name in active)
+        self.reads_teachers = any(TEACHERS in self.terms[name].uses for name in self.active)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
         self._from_outside: dict[str, str] = {}
@@ -252,4 +253,8 @@ class Method(nn.Module):
         if (kind := self._from_outside.get(name)) is None:
             return self.criteria[name](sr, target)
         with errors_of(f"train.{name}_opt: {kind} failed"):
-            return self.criteria[name](sr, target)
+            value = self.criteria[name](sr, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise MtkdError(f"train.{name}_opt: {kind} gives {found}, and a loss is one number; take its mean.")
+        return value.reshape(())

@@ -105,6 +105,9 @@ class CRD(FeatureMethod):
         self.register_buffer("queue_next", torch.zeros((), dtype=torch.long))
 
     def forward(self, batch: Batch, step: int) -> Step:
+        if not self.reads_teachers:
+            sr = self.student(batch.lq)
+            return Step(sr, self.image_losses(sr, {"pixel": batch.gt}))
         ((name, teacher),) = self.teachers.items()
         sr, (student_map,) = self.taps.student.read(self.student, batch.lq)
         target, (teacher_map,) = self.taps.teachers[name].read(teacher, batch.lq)

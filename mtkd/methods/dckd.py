@@ -15,6 +15,7 @@ from mtkd.losses.contrastive import contrastive_ratio_loss
 from mtkd.losses.vqgan import VQGANFeatures, code_distribution_loss
 from mtkd.methods.base import Method, Term
 from mtkd.methods.dukd import draw_ops, restored, transformed
+from mtkd.methods.tape import in_one_pass
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 """Weights of VQGAN's five levels, the finest first."""
@@ -141,19 +142,22 @@ class DCKD(Method):
             self.history.follow(self.student, step)
         sr = self.student(lq)
         targets = {"pixel": batch.gt}
+        ops = turned = lq[:0]
         if "consistency" in self.active:
             ops = draw_ops(len(lq), self.options.probability, device=lq.device, transpose=lq.shape[-2] == lq.shape[-1])
-            target, turned = teacher(torch.cat([lq, transformed(lq, ops)])).chunk(2)
-            targets["consistency"] = restored(turned, ops)
+            turned = transformed(lq, ops)
+        if set(self.active) & {"target", "contrast", "distribution"}:
+            targets["target"], answers = in_one_pass(teacher, lq, turned)
         else:
-            target = teacher(lq)
-        targets["target"] = target
+            answers = teacher(turned) if len(turned) else turned
+        if "consistency" in self.active:
+            targets["consistency"] = restored(answers, ops)
         losses = self.image_losses(sr, targets)
         if "contrast" in self.active:
-            losses["contrast"] = self._contrast(sr, target, lq)
+            losses["contrast"] = self._contrast(sr, targets["target"], lq)
         if "distribution" in self.active:
             with torch.no_grad():
-                wanted = self.vqgan.distances(target)
+                wanted = self.vqgan.distances(targets["target"])
             losses["distribution"] = self.divergence(self.vqgan.distances(sr), wanted)
         return Step(sr, {name: losses[name] for name in self.active})
 

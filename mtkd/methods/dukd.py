@@ -11,6 +11,7 @@ from torch import Tensor
 from mtkd.contracts import Asked, Batch, MtkdError, Remark, Step
 from mtkd.data.resize import imresize
 from mtkd.methods.base import Method, Term
+from mtkd.methods.tape import in_one_pass
 
 NUM_OPS = 4
 """Colour inversion, vertical flip, horizontal flip, transposition: the columns of `draw_ops`, in order of use."""
@@ -89,16 +90,19 @@ class DUKD(Method):
 
     def forward(self, batch: Batch, step: int) -> Step:
         (teacher,) = self.require_teachers(exactly=1)
-        lq, number = batch.lq, len(batch.lq)
-        # Tiles are as large as lq, so that one pass of each network answers both.
+        lq = batch.lq
         tiles = self._tiles(batch) if "zoom_in" in self.active else lq[:0]
         square = lq.shape[-2] == lq.shape[-1]
         ops = draw_ops(len(tiles), self.options.consistency, device=lq.device, transpose=square)
-        sr, sr_tiles = self.student(torch.cat([lq, transformed(tiles, ops)])).tensor_split([number])
-        answers, tile_answers = teacher(torch.cat([lq, tiles])).tensor_split([number])
-        losses = self.image_losses(sr, {"pixel": batch.gt, "target": answers})
+        sr, sr_tiles = in_one_pass(self.student, lq, transformed(tiles, ops))
+        targets = {"pixel": batch.gt}
+        if "target" in self.active:
+            targets["target"], answers = in_one_pass(teacher, lq, tiles)
+        else:
+            answers = teacher(tiles) if len(tiles) else tiles
+        losses = self.image_losses(sr, targets)
         if "zoom_in" in self.active:
-            losses |= self.image_losses(restored(sr_tiles, ops), {"zoom_in": tile_answers})
+            losses |= self.image_losses(restored(sr_tiles, ops), {"zoom_in": answers})
         if "zoom_out" in self.active or "zoom_out_target" in self.active:
             label, smaller = self._zoomed_out(lq)
             answer = teacher(smaller) if "zoom_out_target" in self.active else label

@@ -106,6 +106,9 @@ class FAKD(Method):
         return self.taps.teachers[name].modules
 
     def forward(self, batch: Batch, step: int) -> Step:
+        if not self.reads_teachers:
+            sr = self.student(batch.lq)
+            return Step(sr, self.image_losses(sr, {"pixel": batch.gt}))
         sr, students = self.taps.student.read(self.student, batch.lq)
         name, teacher = self._drawn()
         image, teachers = self.taps.teachers[name].read(teacher, batch.lq)

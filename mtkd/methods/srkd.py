@@ -71,7 +71,7 @@ class SRKD(FeatureMethod):
     def forward(self, batch: Batch, step: int) -> Step:
         sr, students, teachers = self.features(batch.lq)
         losses = self.image_losses(sr, {"pixel": batch.gt})
-        for level, student, teacher in zip(LEVELS, students, teachers, strict=True):
+        for level, student, teacher in zip(LEVELS, students, teachers, strict=self.reads_teachers):
             if level in self.active:
                 losses[level] = self.distance(student, teacher)
         return Step(sr, losses)

@@ -129,14 +129,18 @@ class StructuredKD(FeatureMethod):
 
     def forward(self, batch: Batch, step: int) -> Step:
         ((name, teacher),) = self.teachers.items()
-        sr, students = self.taps.student.read(self.student, batch.lq)
-        target, teachers = self.taps.teachers[name].read(teacher, batch.lq)
-        losses = self.image_losses(sr, {"pixel": batch.gt, "target": target})
+        targets = {"pixel": batch.gt}
+        if self.reads_teachers or (self.critic is not None and self.options.real == "teacher"):
+            sr, students = self.taps.student.read(self.student, batch.lq)
+            targets["target"], teachers = self.taps.teachers[name].read(teacher, batch.lq)
+        else:
+            sr, students, teachers = self.student(batch.lq), [], []
+        losses = self.image_losses(sr, targets)
         if "pairwise" in self.active:
             losses["pairwise"] = over_taps(self.affinity, students, teachers)
         if self.critic is None:
             return Step(sr, losses)
-        real, fake = batch.gt if self.options.real == "gt" else target, sr.detach()
+        real, fake = targets["pixel" if self.options.real == "gt" else "target"], sr.detach()
         condition = _upscaled(batch.lq, self.task.scale) if self.options.conditional else None
         with frozen_parameters(self.critic):
             losses["holistic"] = wasserstein_student_loss(self._score(sr, condition))

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 
 from mtkd.contracts import MtkdError
 from mtkd.methods.base import Frozen
+
+
+def in_one_pass(net: nn.Module | Tape, lq: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """Images of `lq` and of `more`, which is as large and may be empty.
+
+    A network of a combination runs on `lq` for others too, and then on `more` alone.
+    """
+    if isinstance(net, Tape) or not len(more):
+        return net(lq), net(more) if len(more) else more
+    images = net(torch.cat([lq, more]))
+    return images[: len(lq)], images[len(lq) :]
 
 
 class Tape:

@@ -209,7 +209,9 @@ class FeatureMethod(Method):
         return self.taps.teachers[name].modules
 
     def features(self, lq: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The student's image, the student's maps and the teacher's, one pass each."""
+        """The student's image, the student's maps and the teacher's, one pass each; no maps where no term reads any."""
+        if not self.reads_teachers:
+            return self.student(lq), [], []
         (of_teacher,) = self.taps.teachers.values()
         sr, students = self.taps.student.read(self.student, lq)
         _, others = of_teacher.read(only_teacher(self), lq)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from mtkd.contracts import MtkdError
@@ -121,18 +122,30 @@ def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fa
                 "torchrun started several processes, but --launcher pytorch is missing: each would train by itself and "
                 "write the same files. Add `--launcher pytorch`."
             )
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            raise MtkdError(
+                "srun started several processes, but --launcher slurm is missing: each would train by itself and write "
+                "the same files. Add `--launcher slurm`."
+            )
         if num_gpu != "auto" and gpus > 1:
             raise MtkdError(
                 f"num_gpu is {gpus}, and one process drives one device. Start them with `torchrun --nproc_per_node "
                 f"{gpus} -m mtkd train -opt FILE --launcher pytorch`."
             )
-        return Fabric(accelerator=accelerator, devices=1, plugins=_precision(precision, accelerator))
+        # An environment of Lightning's own: one process of a slurm job with several tasks is no error of the job.
+        plugins = [_precision(precision, accelerator), LightningEnvironment()]
+        return Fabric(accelerator=accelerator, devices=1, plugins=plugins)
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
     world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or local)
     if launcher == "slurm" and world > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise MtkdError(
             f"--launcher slurm: {world} tasks, and how many a machine has is not said. Start them with "
             f"--ntasks-per-node in place of --ntasks, as in `srun --nodes=1 --ntasks-per-node={world}`."
+        )
+    if num_gpu != "auto" and gpus and gpus not in (local, world):
+        raise MtkdError(
+            f"num_gpu is {gpus}, and {local} processes were started on this machine ({world} in all): each has one "
+            "device, and the batch would be another than the option file says. Start as many, or use `num_gpu: auto`."
         )
     if gpus and local > torch.cuda.device_count():
         raise MtkdError(

@@ -77,6 +77,31 @@ def test_target_prefers_the_stored_image_and_needs_one_teacher() -> None:
     assert set(method(stored, 0).losses) == {"pixel", "target"}
 
 
+class Own(nn.Module):
+    """A loss from outside; `kind` is what it gives."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, sr: torch.Tensor, target: torch.Tensor) -> object:
+        apart = (sr - target).abs()
+        mean = apart.mean()
+        return {"number": mean, "vector of one": mean[None], "map": apart, "pair": (mean, None)}[self.kind]
+
+
+@pytest.mark.parametrize(("kind", "told"), [("map", r"of shape \(3, 3, 32, 32\)"), ("pair", "gives tuple")])
+def test_a_loss_from_outside_is_one_number(kind: str, told: str) -> None:
+    def losses(kind: str) -> dict[str, torch.Tensor]:
+        terms = {"pixel": {"type": f"{__name__}:Own", "kind": kind}}
+        method = Supervised(edsr(), {}, TASK, MethodConfig(terms=terms))
+        return method(batch(), 0).losses
+
+    with pytest.raises(MtkdError, match=f"train.pixel_opt: .*Own.*{told}.* one number"):
+        losses(kind)
+    assert losses("vector of one")["pixel"].shape == losses("number")["pixel"].shape == ()
+
+
 def test_supervised_is_basicsrs_pixel_loss() -> None:
     method = Supervised(edsr(), {}, TASK, MethodConfig(terms={"pixel": {"type": "MSELoss"}}))
     given = batch()

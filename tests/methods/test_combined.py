@@ -109,6 +109,45 @@ def test_student_and_teacher_run_once_whatever_reads_them() -> None:
     assert "CRD.agreement" in out.logs
 
 
+OWN_IMAGES = {
+    "DUKD": (("target", "zoom_in"), {"tiles": 2}, {"student": 3 + 6, "teacher": 3 + 6}),
+    "DCKD": (("target", "consistency"), {}, {"student": 3, "teacher": 3 + 3}),
+}
+"""Methods that make images of their own, their terms and options, and how many images the networks get."""
+
+
+@pytest.mark.parametrize("name", list(OWN_IMAGES))
+def test_no_network_sees_lq_twice_beside_a_method_that_makes_images_of_its_own(name: str) -> None:
+    own, options, expected = OWN_IMAGES[name]
+    terms = {key: {} for key in ("pixel", "FAKD.spatial", *(f"{name}.{term}" for term in own))}
+    assert images_seen(make(f"{name} + FAKD", terms=terms, options={name: options})) == expected
+
+
+def images_seen(method: Method) -> dict[str, int]:
+    """How many images each network gets for a batch of three."""
+    seen = {"student": 0, "teacher": 0}
+
+    def count(name: str) -> Any:
+        def hook(_: nn.Module, given: Any) -> None:
+            seen[name] += len(given[0])
+
+        return hook
+
+    method.student.register_forward_pre_hook(count("student"))
+    method.teachers["teacher"].net.register_forward_pre_hook(count("teacher"))
+    method(batch(size=3), 0)
+    return seen
+
+
+TAUGHT = ["OutputKD", "FAKD", "SRKD", "FitNet", "AT", "PKT", "RKD", "CRD", "StructuredKD", "DUKD", "DCKD"]
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_that_no_term_reads_does_not_run(name: str) -> None:
+    options = dict(SETUPS[name].options)
+    assert images_seen(make(name, terms={"pixel": {}}, options=options)) == {"student": 3, "teacher": 0}
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_what_cannot_be_combined_is_refused_with_what_can(name: str) -> None:
     with pytest.raises(MtkdError, match=f"{name} cannot be combined.*These can: .*FAKD"):

@@ -33,6 +33,25 @@ def test_a_process_alone_is_the_first() -> None:
     assert environment_rank() == 0 and not started_by_torchrun()
 
 
+def test_processes_are_as_many_as_the_option_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(MtkdError, match="num_gpu is 4, and 2 processes were started"):
+        launch("pytorch", num_gpu=4, precision="fp32")
+
+
+def test_one_process_of_a_job_with_several_tasks_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `mtkd train` in a script of sbatch with --ntasks=2, which srun did not start."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert launch("none", num_gpu=0, precision="fp32").world_size == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(MtkdError, match="srun started several processes"):
+        launch("none", num_gpu=0, precision="fp32")
+
+
 @pytest.mark.parametrize(("world", "several"), [("1", False), ("2", True)])
 def test_torchrun_is_noticed_where_it_started_several(
     monkeypatch: pytest.MonkeyPatch, world: str, several: bool
