@@ -269,12 +269,9 @@ def output_network(options: Options) -> nn.Module:
 
 def open_training_images(options: Options, progress: Callable[[int, int], None] | None = None) -> TrainingSet:
     """The training images of `options`, decoded once into the cache folder (`MTKD_HOME`, or the platform's)."""
-    return open_training_set(
-        _training_section(options).model_dump(),
-        scale=options.scale,
-        cache_dir=image_cache(),
-        progress=progress,
-    )
+    section = _training_section(options).model_dump()
+    with options.at("datasets", "train"):
+        return open_training_set(section, scale=options.scale, cache_dir=image_cache(), progress=progress)
 
 
 def image_cache() -> Path:
@@ -308,6 +305,15 @@ def build_image_set(given: Any, scale: int, *, phase: str = "val") -> PairedImag
         return ForeignImages(open_items(given, scale, phase=phase))
     images = PairedLuma if given.color == "y" else PairedImages
     return images.of_section(given.model_dump(), scale=scale)
+
+
+def build_image_sets(options: Options, *, phase: str = "val") -> dict[str, PairedImages | ForeignImages]:
+    """Key -> images of every validation or test set of `options`."""
+    sets = {}
+    for key, given in options.datasets.evaluation.items():
+        with options.at("datasets", key):
+            sets[key] = build_image_set(given, options.scale, phase=phase)
+    return sets
 
 
 def names_of_set(options: Options, key: str) -> tuple[str, ...]:

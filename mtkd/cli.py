@@ -32,7 +32,7 @@ from mtkd.commands import (
     zoo,
 )
 from mtkd.commands import list as listing
-from mtkd.commands.arguments import in_words
+from mtkd.commands.arguments import Parser, in_words
 from mtkd.contracts import MtkdError, Stopped
 from mtkd.runtime import given
 
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line. Each command sets `run`, (args) -> exit code."""
     from mtkd import __version__
 
-    top = argparse.ArgumentParser(prog="mtkd", description="Knowledge distillation for image super-resolution.")
+    top = Parser(prog="mtkd", description="Knowledge distillation for image super-resolution.")
     top.add_argument("--version", action="version", version=f"mtkd {__version__}")
     top.add_argument(
         "--debug", dest="traceback", action="store_true", help="show the traceback of an error (also: MTKD_DEBUG=1)"

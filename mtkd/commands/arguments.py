@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mtkd.contracts import MtkdError
 from mtkd.runtime import given, shipped
@@ -15,6 +17,21 @@ from mtkd.variants import variant
 _SCALE_HELP = "the scale, also where the file says {scale}; as --force_yml scale=N"
 
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose commands refuse what they do not know themselves, with their own usage and the nearest option."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, and nothing is left over."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+            options = {option.lstrip("-"): option for option in self._option_string_actions}
+            near = difflib.get_close_matches(flag.lstrip("-"), options, n=1, cutoff=0.7)
+            hint = f" Did you mean {options[near[0]]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
+        return found, unknown
 
 
 def command(subparsers: SubParsers, name: str, about: str, example: str) -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ def add(subparsers: arguments.SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print `ok` or `FAIL` and the problems for each file; USER_ERROR when any has one.
+    """Print `ok` or `FAIL`, the problems and the notices for each file; USER_ERROR when any has a problem.
 
     Raises:
         MtkdError: a folder holds no option files.
@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     broken = 0
     for file in files:
         problems: list[Any] = []
-        remark = ""
+        remark, notices = "", []
         try:
             options = load_options(file, force=args.force_yml)
+            notices = options.notices
             if is_for_upscale(options):
                 remark = f" (not for `mtkd test`: {why_untested(options)})"
             elif not args.data and (why := why_untested(options)) is not None:
@@ -72,5 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"  and {len(problems) - _PROBLEMS_SHOWN:,} more problems")
         else:
             print(f"ok   {file}{remark}")
+        for notice in notices:
+            print(f"  note: {notice}")
     print(f"{len(files) - broken} of {len(files)} option files are valid.")
     return USER_ERROR if broken else 0

@@ -28,7 +28,8 @@ It checks everything, sets some photographs aside to measure on, runs the teache
 of their images, measures it beside bicubic and the teachers, and writes the network, a page and an option file into
 OUT. Stopped or killed, it goes on when the same command is given again. photos/ may have sub-folders, any sizes and
 formats; what cannot be used is left out and named. A teacher is a weights file, zoo:NAME (`mtkd zoo list`), the folder
-of a run, or a folder of what it made of the photographs, under their names. A GPU is used where there is one.""",
+of a run, or a folder of what it made of smaller copies of the photographs (`mtkd data lr`; with --unlabelled, of the
+photographs), under their names. A GPU is used where there is one.""",
     )
     distill.add_argument("photos", type=given.path, metavar="PHOTOS", help="a folder of photographs, or one")
     flags(distill)

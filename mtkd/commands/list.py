@@ -29,12 +29,15 @@ _TEACHERS = {
 def add(subparsers: arguments.SubParsers) -> None:
     """Add `list` to the sub-parsers of a command line."""
     listing = arguments.command(subparsers, "list", "list what exists", "mtkd list methods")
-    listing.add_argument("what", choices=WHAT)
+    listing.add_argument("what", nargs="?", choices=WHAT)
     listing.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the names of one kind, each with what it is; the exit code."""
+    """Print the names of one kind, each with what it is, or the kinds; the exit code."""
+    if args.what is None:
+        print("\n".join(f"mtkd list {what}" for what in WHAT))
+        return 0
     for line in _recipes() if args.what == "recipes" else _of_catalog(_KINDS[args.what]):
         print(line)
     return 0

@@ -26,7 +26,8 @@ class Request:
 
     Attributes:
         photos: a folder, or one image.
-        teachers: `zoo:NAME`, a weights file, the folder of a run, or a folder of images that answer the photographs.
+        teachers: `zoo:NAME`, a weights file, the folder of a run, or a folder of its images of the
+            photographs' smaller copies (of the photographs, where `unlabelled`).
         student: a name of `mtkd.variants`.
         scale: of all networks.
         minutes: of training; None where `iterations` says how long.
@@ -107,7 +108,8 @@ def request(
     if not teachers:
         raise MtkdError(
             "No teacher is given. Name a strong network of the scale: `--teacher FILE` (.pth, .safetensors), "
-            "`--teacher zoo:NAME` (`mtkd zoo list`), or a folder of what it made of the photographs."
+            "`--teacher zoo:NAME` (`mtkd zoo list`), or a folder of what it made of smaller copies of the "
+            "photographs (`mtkd data lr`)."
         )
     variant(student)
     if not 2 <= scale <= LARGEST_SCALE:

@@ -43,6 +43,8 @@ class OnnxNetwork(nn.Module):
     """
 
     feature_names: tuple[str, ...] = ()
+    outside_torch = True
+    """Its images stay on the CPU, and torch sees neither its memory nor its cost."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         super().__init__()

@@ -91,9 +91,7 @@ def _run(spec: str) -> nn.Module:
 def _file(path: Path) -> nn.Module:
     if path.suffix.lower() == ".onnx":
         # By name, so that nothing else needs onnxruntime.
-        net = import_module("mtkd.export.onnx_network").OnnxNetwork(path)
-        net.outside_torch = True
-        return net
+        return import_module("mtkd.export.onnx_network").OnnxNetwork(path)
     checkpoint = zoo.read_checkpoint(path)
     if "arch" in checkpoint.facts:
         from mtkd.inference.named import find_target

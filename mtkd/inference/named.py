@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -15,10 +16,12 @@ from mtkd import build, catalog, zoo
 from mtkd.archs.ensemble import FusedTeacher
 from mtkd.config import Options, PathOptions, load_options
 from mtkd.contracts import MtkdError
+from mtkd.inference import hub
 from mtkd.inference.baselines import Teachers
 from mtkd.inference.results import Subject, describe
 from mtkd.methods.base import Method
 from mtkd.runtime import given
+from mtkd.runtime.names import closest
 from mtkd.runtime.run_folder import BEST, DISTILLED, LATEST, RunFolder
 
 Which: TypeAlias = Literal["latest", "best"]
@@ -61,13 +64,19 @@ def find_target(spec: str, *, which: Which = "latest") -> Target:
         if entry.scale is None:
             raise MtkdError(f"{spec} does not enlarge images; `mtkd zoo list` shows what each entry is for.")
         return Target(spec, entry.name, entry.scale)
+    if spec.startswith(hub.PREFIX):
+        return _file(spec, hub.fetch(spec))
     path = given.path(spec)
     if path.is_dir():
         return _run(spec, path, which)
     if path.suffix.lower() in (".yml", ".yaml"):
         raise MtkdError(f"{spec} looks like an option file. Use `mtkd test -opt {spec}`.")
     if not path.exists():
-        also = f" The zoo's weights of that name are zoo:{spec}." if spec in zoo.ENTRIES else ""
+        if spec in zoo.ENTRIES:
+            also = f" The zoo's weights of that name are zoo:{spec}."
+        else:
+            near = closest(spec, zoo.ENTRIES)
+            also = f" Did you mean {' or '.join(f'zoo:{name}' for name in near)}?" if near else ""
         raise MtkdError(f"There is no run folder or weights file {spec}.{also}")
     return _file(spec, path)
 
@@ -109,6 +118,10 @@ def _run(spec: str, path: Path, which: Which) -> Target:
 
 
 def _file(spec: str, path: Path) -> Target:
+    if path.suffix.lower() == ".onnx":
+        # By name, so that nothing else needs onnxruntime.
+        net = import_module("mtkd.export.onnx_network").OnnxNetwork(path)
+        return Target(spec, path.stem, net.scale, net=net)
     facts = zoo.read_checkpoint(path).facts
     method = facts.get("method")
     if isinstance(method, str) and method in catalog.METHODS and "iteration" in facts:

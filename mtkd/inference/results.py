@@ -74,9 +74,9 @@ def describe(
 def _cost(net: nn.Module, name: str) -> tuple[int, float | None]:
     """Parameters, and multiply-adds where they can be counted; where not, the rest is measured all the same.
 
-    What a teacher costs whose answers are kept is not known here, and so is not what needs it.
+    What a teacher costs whose answers are kept is not known here, and so is not what needs it; nor is a file of ONNX.
     """
-    if kept_inside(net):
+    if kept_inside(net) or getattr(net, "outside_torch", False):
         return sum(parameter.numel() for parameter in net.parameters()), None
     try:
         cost = complexity(net, channels=getattr(net, "image_channels", 3))
@@ -96,7 +96,8 @@ def print_table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Evaluatio
     one = subjects[0] if len(subjects) == 1 else None
     if one is not None:
         gmacs = "" if one.gmacs is None else f", {one.gmacs:.1f} GMACs to 1280x720"
-        table = Table(title=Text(f"{one.name} (x{scale}, {one.parameters:,d} parameters{gmacs})"))
+        parameters = f", {one.parameters:,d} parameters" if one.parameters else ""
+        table = Table(title=Text(f"{one.name} (x{scale}{parameters}{gmacs})"))
         table.add_column("test set")
         for heading in ("images", *metrics):
             table.add_column(heading, justify="right")

@@ -15,7 +15,7 @@ import torch
 
 from mtkd import build
 from mtkd.archs.ensemble import FusedTeacher
-from mtkd.build import build_image_set
+from mtkd.build import build_image_sets
 from mtkd.config import Options, resolved_yaml
 from mtkd.config.untested import why_untested
 from mtkd.contracts import MtkdError
@@ -75,10 +75,8 @@ def run_test(
             "There is no network to measure: path.pretrain_network_g gives no weights, and the teachers are left out. "
             f"Give weights, or leave out `{LEAVE_OUT}`."
         )
-    images: ImageSets = {
-        given.name or key: build_image_set(given, options.scale, phase="test")
-        for key, given in options.datasets.evaluation.items()
-    }
+    sets = build_image_sets(options, phase="test")
+    images: ImageSets = {given.name or key: sets[key] for key, given in options.datasets.evaluation.items()}
     set_backends(tf32=options.tf32, deterministic=options.deterministic, sizes_vary=True)
     setting = Setting(
         scale=options.scale,

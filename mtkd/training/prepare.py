@@ -125,7 +125,7 @@ def _built(
     ema = Ema(method.student, decay) if decay else None
     optimizers, rates = _build_optimizers(options, method)
     sampler = _build_sampler(options, data, seed, fabric)
-    val_sets = {key: build.build_image_set(given, options.scale) for key, given in options.datasets.evaluation.items()}
+    val_sets = build.build_image_sets(options)
     _try_parts(options, method, val_sets, fabric)
     return Run(
         options=options,

@@ -12,7 +12,7 @@ from mtkd import catalog, zoo
 from mtkd.archs.edsr import EDSR
 from mtkd.cli import COMMANDS as MODULES
 from mtkd.cli import main, parser
-from mtkd.config import OptionError, TrainSetOptions, load_options, resolved_yaml
+from mtkd.config import OptionError, TrainSetOptions, load_options, resolved_yaml, yaml_loader
 from mtkd.data.images import read_image, write_image
 from tests.helpers import photo
 from tests.runs import STUDENT, make_images, run_options
@@ -117,6 +117,52 @@ def test_list_names_everything(what: str, capsys: pytest.CaptureFixture[str]) ->
     assert {"archs": "SwinIR", "methods": "train.target_opt", "losses": "WaveletLoss", "metrics": "calculate_ssim"}.get(
         what, "PairedImageDataset"
     ) in out
+
+
+def test_list_alone_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert "mtkd list methods\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "usage", "hint"),
+    [
+        (["train", "-opt", "x.yml", "--autoresume"], "usage: mtkd train", "--autoresume. Did you mean --auto_resume?"),
+        (["zoo", "list", "--weights-dri", "x"], "usage: mtkd zoo list", "Did you mean --weights-dir?"),
+        (["test", "x", "--jsn"], "usage: mtkd test", "unrecognized arguments: --jsn."),
+        (["check", "-opt", "x.yml"], "usage: mtkd check", "unrecognized arguments: -opt."),
+    ],
+)
+def test_a_mistyped_option_is_answered_by_its_command(
+    command: list[str], usage: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith(usage) and said.rstrip().endswith(hint)
+
+
+def test_check_says_what_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text("dist_params: {backend: nccl}\n" + resolved_yaml(run_options(tmp_path)))
+    assert main(["check", str(file)]) == 0
+    assert f"ok   {file}\n  note: dist_params ignored: torchrun sets up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_a_folder_that_is_not_there_is_named_with_its_key(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = run_options(tmp_path)
+    sets = {"train": options.train_set.model_dump(), "val": {"name": "v", "type": "PairedImageDataset"}}
+    sets["val"]["dataroot_gt"] = str(tmp_path / "images")
+    sets[key]["dataroot_gt"] = "nowhere"
+    file = tmp_path / "run.yml"
+    file.write_text(
+        json.dumps({**yaml_loader.parse(resolved_yaml(options)).data, "datasets": sets, "val": {"val_freq": 4}})
+    )
+    assert main(["train", "-opt", str(file)]) == 2
+    assert f"datasets.{key}: nowhere is not a folder to read" in capsys.readouterr().err
 
 
 def test_list_says_which_methods_train_from_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

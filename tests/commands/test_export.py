@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mtkd import catalog, cli, zoo
 from mtkd.commands.export import files, name_of
 from mtkd.contracts import MtkdError
 from mtkd.data.images import read_image, write_image
+from mtkd.inference.load import load_network
 
 ARGUMENTS = {"num_feat": 4, "num_shrink": 4, "num_map": 1, "upscale": 2}
 
@@ -93,7 +95,9 @@ def test_a_folder_is_filled_and_nothing_in_it_is_replaced_unasked(
     assert cli.main([*line, "--overwrite"]) == 0
 
 
-def test_an_onnx_file_upscales_like_the_weights_it_is_made_of(weights: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_upscales_like_the_weights_it_is_made_of(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     student = tmp_path / "student.onnx"
@@ -108,3 +112,9 @@ def test_an_onnx_file_upscales_like_the_weights_it_is_made_of(weights: Path, tmp
     assert made[0].shape == (42, 68, 3)
     assert np.abs(made[0] - made[1]).max() <= 1
     assert cli.main(["export", str(student), str(tmp_path / "again.onnx")]) == 2
+    assert load_network(student).outside_torch is True
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["test", str(weights), str(student), "--data", ".", "--device", "cpu", "--no_page"]) == 0
+    with open("results/comparison_x2/metrics.csv", encoding="utf-8", newline="") as file:
+        rows = {row["network"]: float(row["psnr"]) for row in csv.DictReader(file)}
+    assert rows["student"] == pytest.approx(rows["own net"], abs=1e-2)

@@ -383,6 +383,9 @@ def test_lmdb_is_kept_and_memcached_is_refused() -> None:
     options = train({"datasets.train.io_backend": {"type": "lmdb"}, "datasets.val.io_backend": {"type": "lmdb"}})
     assert options.datasets.train is not None
     assert options.datasets.train.io_backend == options.datasets.evaluation["val"].io_backend == {"type": "lmdb"}
+    assert resolved_yaml(options).count("io_backend: {type: lmdb}") == 2
+    # BasicSR reads a type from it wherever it stands.
+    assert "io_backend" not in resolved_yaml(train({}))
     assert "not supported" in only_problem(train, {"datasets.train.io_backend": {"type": "memcached"}}).message
 
 

@@ -20,6 +20,7 @@ from mtkd.config import resolved_yaml
 from mtkd.contracts import MtkdError
 from mtkd.inference.hub import fetch
 from mtkd.inference.load import load_network
+from mtkd.inference.named import find_target
 from mtkd.inference.publish import push
 from tests.inference.hub_stub import COMMIT, Hub, served
 from tests.runs import FUSION, make_teachers, run_options
@@ -67,6 +68,8 @@ def test_what_is_pushed_is_loaded_back_and_upscales(
     assert 'mtkd.load("hf:ann/photos_x2")' in card and "by the method SRModel for 1,200 iterations." in card
     loaded = load_network("hf:ann/photos_x2")
     assert loaded.scale == 2
+    target = find_target("hf:ann/photos_x2")
+    assert target.scale == 2 and target.net is not None
     for (name, ours), theirs in zip(loaded.state_dict().items(), net.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
     image = np.full((5, 7, 3), 90, np.uint8)

@@ -199,7 +199,9 @@ def test_files_of_all_kinds_and_runs_are_networks(
     torch.save({"params": bare.state_dict(), "mtkd": facts}, tmp_path / "net.pth")
     shutil.copyfile(tmp_path / "net.pth", tmp_path / "net.pt")
     (tmp_path / "net.onnx").touch()
-    made = SimpleNamespace(OnnxNetwork=lambda path: copy.deepcopy(bare) if path == tmp_path / "net.onnx" else None)
+    onnx = copy.deepcopy(bare)
+    onnx.outside_torch = True  # pyright: ignore[reportArgumentType]
+    made = SimpleNamespace(OnnxNetwork=lambda path: onnx if path == tmp_path / "net.onnx" else None)
     monkeypatch.setitem(sys.modules, "mtkd.export.onnx_network", made)
     run = tmp_path / "experiments/tiny"
     (run / "models").mkdir(parents=True)

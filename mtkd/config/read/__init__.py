@@ -61,9 +61,16 @@ def make_options(data: Mapping[str, Any], *, file: str = "options", debug: bool 
 def _read(document: Document, force: Sequence[str], *, debug: bool, check: bool, kind: Kind | None = None) -> Options:
     reader = _reader(document, force, debug=debug, check=check)
     if kind == "train" and not reader.is_train:
-        reader.problem(("datasets",), "has no `train` set: this is a test file, and a training file is expected.")
+        reader.problem(
+            ("datasets",),
+            "has no `train` set: this is a test file, and a training file is expected. `mtkd test -opt FILE` takes it.",
+        )
     if kind == "test" and reader.is_train:
-        reader.problem(("datasets",), "has a `train` set: this is a training file, and a test file is expected.")
+        reader.problem(
+            ("datasets",),
+            "has a `train` set: this is a training file, and a test file is expected. `mtkd train -opt FILE` takes it; "
+            "the run that it makes is measured by its folder, `mtkd test experiments/NAME`.",
+        )
     _read_model_of_basicsr(reader)
     top = {key: value for key, value in reader.data.items() if _is_known(reader, key)}
     if isinstance(top.get("model_type"), str) and "+" in top["model_type"]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from mtkd.config.problems import KeyPath, Origin, Problem, format_value
+from mtkd.config.problems import KeyPath, OptionError, Origin, Problem, format_value
 from mtkd.config.schema.datasets import (
     WITHOUT_GT,
     DatasetsOptions,
@@ -126,6 +128,16 @@ class Options(Head):
     def problem(self, path: KeyPath, message: str) -> Problem:
         """`message` about the value at `path`, with the file and line where it was written."""
         return self._origin.problem(path, message)
+
+    @contextmanager
+    def at(self, *path: str) -> Generator[None]:
+        """Let an MtkdError of the block name the key at `path`, and where it was written."""
+        try:
+            yield
+        except OptionError:
+            raise
+        except MtkdError as error:
+            raise OptionError([self.problem(path, str(error))]) from error
 
     @property
     def training(self) -> TrainOptions:
