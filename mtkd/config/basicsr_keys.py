@@ -47,6 +47,10 @@ UNSUPPORTED_KEYS = {
 """Top-level keys of BasicSR's other models -> why they are refused."""
 
 
+TERMS = {"perceptual": "One term takes any loss, such as pixel_opt: {type: PerceptualLoss, ...}, in place of its L1."}
+"""Terms of BasicSR's models that no method here has -> the way on."""
+
+
 def apply_debug(data: dict[str, Any], *, debug: bool, is_train: bool) -> None:
     """Change `data`, an option file's values, for `--debug`.
 

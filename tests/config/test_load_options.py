@@ -177,7 +177,11 @@ def test_an_option_error_can_be_pickled() -> None:
         ("logger.wandb", {"project": "p", "resume": None}, "Did you mean resume_id?"),
         ("train.pixel_opt.reductoin", "mean", "Did you mean reduction?"),
         ("train.pixle_opt", {"type": "L1Loss"}, "Did you mean pixel_opt?"),
-        ("train.perceptual_opt", {"type": "L1Loss"}, "SRModel has no such term. Its terms are pixel_opt"),
+        (
+            "train.perceptual_opt",
+            {"type": "L1Loss"},
+            "SRModel has no such term. Its terms are pixel_opt. One term takes any loss",
+        ),
         ("file", "x", "unknown key"),
         ("tile", {"tile_size": 3}, "it belongs at val.tile"),
         ("ema_decay", 0.9, "it belongs at train.ema_decay"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtkd.catalog import LOSSES
+from mtkd.config.basicsr_keys import TERMS as BASICSR_TERMS
 from mtkd.config.problems import PROBLEMS_SHOWN, KeyPath, closest, format_value, key_text
 from mtkd.config.read.arguments import check_arguments, converted, lookup
 from mtkd.config.read.reader import Reader
@@ -27,7 +28,9 @@ def read_terms(reader: Reader, given: dict[str, Any]) -> tuple[dict[str, TermOpt
             near = closest(name, list(known)) if len(reader.problems) < PROBLEMS_SHOWN else None
             hint = f" Did you mean {near}_opt?" if near else ""
             terms_text = ", ".join(f"{term}_opt" for term in known)
-            reader.problem(("train", key), f"{reader.model_type} has no such term.{hint} Its terms are {terms_text}.")
+            way_on = f" {BASICSR_TERMS[name]}" if name in BASICSR_TERMS else ""
+            message = f"{reader.model_type} has no such term.{hint} Its terms are {terms_text}.{way_on}"
+            reader.problem(("train", key), message)
         elif given[key] is not None:
             terms[name] = _term(reader, given[key], known.get(name), ("train", key))
     off = [name for name, term in known.items() if term.weight is not None and given.get(f"{name}_opt", 0) is None]
