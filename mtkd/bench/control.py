@@ -55,8 +55,10 @@ class Board:
     def blocked(self) -> dict[str, str]:
         """Name -> the failed job that it needs, directly or not."""
         found: dict[str, str] = {}
-        for job in self.wanted:
-            if job.name in self.done:
+        # The jobs of the plan, each after what it needs; those wanted stand in the order in which they shall begin.
+        wanted = {job.name for job in self.wanted}
+        for job in self.plan.jobs:
+            if job.name not in wanted or job.name in self.done:
                 continue
             for need in job.needs:
                 if need in self.failed or need in found:

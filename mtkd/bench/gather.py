@@ -74,7 +74,9 @@ def gather(
                 nothing = not any(row.group == group for row in rows)
                 missing.append(f"{group}: {'no cell is finished' if nothing else ', '.join(absent.values())}")
     measured = directions(grid.test.metrics)
-    validated = {name for job in plan.cells if job.cell for name in validation_sets(job.cell).values()}
+    validated = {name for job in plan.jobs if job.cell for name in validation_sets(job.cell).values()}
+    if grid.teachers and f"teachers_x{scale}" not in read:
+        missing.append("the teachers, their mean and bicubic, which are not measured yet")
     return Report(
         title=grid.title or grid.name,
         scale=scale,

@@ -122,7 +122,7 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
     shared, own = runs(grid, out), list(cells(grid, out))
     if check:
         _check([*shared, *own])
-        _check_tests(grid, own)
+        _check_tests(grid, [*shared, *own])
     made = [*_targets(grid), *(Job(name=c.name, kind="run", scale=c.scale, needs=c.needs, cell=c) for c in shared)]
     made += [Job(name=c.name, kind="cell", scale=c.scale, needs=c.needs, cell=c) for c in own]
     if grid.teachers:
@@ -131,8 +131,9 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
             needs = tuple(c.name for c in fusions if c.scale == scale)
             made.append(Job(name=f"teachers_x{scale}", kind="teachers", scale=scale, needs=needs))
     by_name = {job.name: job for job in made}
-    if len(by_name) < len(made):
-        twice = next(job for job in made if by_name[job.name] is not job)
+    by_file = {job.file_name: job for job in made}
+    if len(by_file) < len(made):
+        twice = next(job for job in made if by_file[job.file_name] is not job)
         raise MtkdError(
             f"{grid.name}: two of its {twice.kind}s would be called {twice.name}, in one folder. Names are joined by "
             "_: rename a row, a student, a setting or a run."
@@ -183,11 +184,11 @@ def _check(found: Sequence[Cell]) -> None:
         raise OptionError(list(problems.values()))
 
 
-def _check_tests(grid: Grid, own: Sequence[Cell]) -> None:
+def _check_tests(grid: Grid, found: Sequence[Cell]) -> None:
     """Read what all are measured with, as it will be read after the training."""
-    for scale in grid.scales if own else ():
+    for scale in grid.scales if found else ():
         test_options(grid, scale)
-    for cell in own:
+    for cell in found:
         for name in validation_sets(cell).values():
             if name in grid.pooled:
                 raise MtkdError(

@@ -118,7 +118,8 @@ class Method(nn.Module):
         for _, why in self.refuses(asked):
             raise MtkdError(why)
         self.active = tuple(name for name in self.terms if name in active)
-        self.reads_teachers = any(TEACHERS in self.terms[name].uses for name in self.active)
+        readers = [name for name, term in self.terms.items() if TEACHERS in term.uses]
+        self.reads_teachers = not readers or any(name in self.active for name in readers)
         self.criteria = nn.ModuleDict()
         self.term_options: dict[str, dict[str, Any]] = {}
         self._from_outside: dict[str, str] = {}

@@ -84,8 +84,13 @@ def _best(report: Report, group: str, metric: str) -> list[str]:
     found = like_the_best(report, group, metric)
     if found is None:
         return []
-    best, alike = found
-    about = f"{best} has the best {metric.upper()}."
-    if not alike:
-        return [f"{about} It is better than every other row (all pairs of rows compared and corrected for)."]
-    return [f"{about} Cannot be told apart from it (all pairs of rows compared and corrected for): {', '.join(alike)}."]
+    same = " among the rows with all seeds" if found.others else ""
+    about = f"{found.name} has the best {metric.upper()}{same}."
+    pairs = "all pairs of rows compared and corrected for"
+    if found.alike:
+        said = [f"{about} Cannot be told apart from it ({pairs}): {', '.join(found.alike)}."]
+    else:
+        said = [f"{about} It is better than every other{' of them' if found.others else ' row'} ({pairs})."]
+    if found.others:
+        said.append(f"Not among them, for other seeds move a mean too: {', '.join(found.others)}.")
+    return said

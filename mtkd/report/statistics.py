@@ -85,14 +85,31 @@ def comparisons(report: Report) -> list[Comparison]:
     return found
 
 
-def like_the_best(report: Report, group: str, metric: str) -> tuple[str, list[str]] | None:
-    """The group's own row with the best pooled mean, and those that cannot be told apart from it; None for one row.
+@dataclass(frozen=True)
+class Best:
+    """The row of a group with the best mean.
+
+    Attributes:
+        name: of the row.
+        alike: rows that it is not better than.
+        others: rows with other seeds, whose means are of other runs: they are not looked at.
+    """
+
+    name: str
+    alike: list[str]
+    others: list[str]
+
+
+def like_the_best(report: Report, group: str, metric: str) -> Best | None:
+    """The group's own row with the best pooled mean; None for one row.
 
     The best is found by looking at the numbers, so that all pairs of rows are one family here, as in Tukey's test.
     """
     if not report.pooled:
         return None
-    own = [row for row in report.rows if row.group == group]
+    rows = [row for row in report.rows if row.group == group]
+    most = max((row.seeds for row in rows), key=len, default=())
+    own = [row for row in rows if sorted(row.seeds) == sorted(most)]
     every = replace(report, baselines=[row.name for row in own], metrics={metric: report.metrics[metric]})
     rows = rows_of(every, group)
     compared = {number for pair in _pairs(every, group, rows) for number in pair}
@@ -102,10 +119,13 @@ def like_the_best(report: Report, group: str, metric: str) -> tuple[str, list[st
     sign = 1 if report.metrics[metric] == "higher" else -1
     means = {one.row: sign * one.mean for one in found} | {one.baseline: sign * one.baseline_mean for one in found}
     best = max(means, key=lambda name: means[name])
-    alike = {one.row: one for one in found if one.baseline == best} | {
-        one.baseline: one for one in found if one.row == best
-    }
-    return best, [name for name, one in alike.items() if one.verdict == "cannot be told apart"]
+    beaten = {one.row for one in found if one.baseline == best and one.verdict == "worse"}
+    beaten |= {one.baseline for one in found if one.row == best and one.verdict == "better"}
+    return Best(
+        best,
+        alike=[row.name for row in own if row.name not in beaten | {best}],
+        others=[row.name for row in rows if row not in own],
+    )
 
 
 def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Block]) -> list[Comparison]:

@@ -122,7 +122,8 @@ def _fabric(launcher: str, num_gpu: int | Literal["auto"], precision: str) -> Fa
                 "torchrun started several processes, but --launcher pytorch is missing: each would train by itself and "
                 "write the same files. Add `--launcher pytorch`."
             )
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and not interactive:
             raise MtkdError(
                 "srun started several processes, but --launcher slurm is missing: each would train by itself and write "
                 "the same files. Add `--launcher slurm`."

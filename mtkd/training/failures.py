@@ -25,8 +25,9 @@ def rescue(run: Run, error: Exception) -> str:
         # A broken device or a full disk ends this attempt too. Report the first error, not this one.
         with suppress(Exception):
             finite = all(bool(parameter.detach().isfinite().all()) for parameter in run.method.parameters())
-            whole = run.state.own is None or run.state.own.go_back()
-            if finite and whole and run.trace.is_finite():
+            if finite and run.trace.is_finite():
+                if run.state.own is not None:
+                    run.state.own.go_back()
                 save_alone(run, run.state.done, run.trace.pending(alone=True))
                 run.state.saved = run.state.done
     if run.state.saved:

@@ -119,6 +119,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
         trace.add(values)
         run.state.own.keep()
         run.state.done = done = step + 1
+        run.state.stepping = False
         validating = done % (options.val.val_freq or total_steps) == 0 or done == total_steps
         run.state.validation_due = validating and bool(run.val_sets)
         log.step(done)
@@ -188,7 +189,10 @@ def _finish(run: Run) -> None:
 
 
 def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
-    """One optimizer step; returns the raw terms, the weighted total and the method's logs, detached, unread."""
+    """One optimizer step; returns the raw terms, the weighted total and the method's logs, detached, unread.
+
+    `run.state.stepping` stays True: the weights are those of the next iteration before it is counted.
+    """
     settings, fabric = run.options.training, run.fabric
     _seed(step_seed(run.seed, step, fabric.global_rank), fabric.device)
     for name, optimizer in run.optimizers.items():
@@ -210,7 +214,6 @@ def train_step(run: Run, step: int, batches: Iterator[Batch]) -> dict[str, Tenso
         optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         run.ema.update()
-    run.state.stepping = False
     return values
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtkd.config import Options
 from mtkd.config.diff import flat, with_new_names
@@ -24,7 +24,7 @@ _KEPT = (
 _ELSEWHERE = ("name", "path", "logger", "manual_seed", "num_gpu", *_KEPT)
 _BATCH = ("datasets.train.batch_size_per_gpu", "train.accumulate")
 _CONTENTS = {
-    "pixels": "the pixels of the training images ({name}) were others",
+    "pixels": "the pixels of the training images ({name}) were others, or another program decoded them",
     "answers": "the kept answers of the teacher {name} were others",
     "targets": "the targets in {name} were others",
     "teachers": "the weights of the teacher {name} were others",
@@ -68,10 +68,13 @@ def _digest(net: nn.Module) -> str:
     """SHA-256 of the values of `net`, whatever their names and the format of their file."""
     sums = []
     for value in net.state_dict().values():
-        if value.is_floating_point():
-            content = value.detach().contiguous().flatten().view(torch.uint8).numpy()
-            sums.append(hashlib.sha256(content.data).hexdigest())
-    return hashlib.sha256(" ".join(sorted(sums)).encode()).hexdigest()
+        if not isinstance(value, Tensor) or value.layout != torch.strided or nn.parameter.is_lazy(value):
+            continue  # what a class from outside keeps beside its weights
+        value = torch.view_as_real(value) if value.is_complex() else value
+        value = value.int_repr() if value.is_quantized else value
+        content = value.detach().contiguous().flatten().view(torch.uint8).numpy()
+        sums.append(hashlib.sha256(content.data).hexdigest())
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
 
 def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> list[str]:

@@ -31,7 +31,7 @@ TAUGHT = {"teachers": {"t": TEACHER}}
         ({"train.pixel_opt": {"type": "CharbonnierLoss", "eps": 0}}, "train.pixel_opt", "eps > 0"),
         ({"model_type": "AT", **TAUGHT, "train.pixel_opt": None}, "train.attention_opt", "would stay as they began"),
         ({"model_type": "RKD", **TAUGHT, "train.pixel_opt": {"loss_weight": 0}}, "train.distance_opt", "to its taps"),
-        ({"model_type": "PISRTeacher", "train.pixel_opt": None}, "train.imitation_opt", "up to its taps"),
+        ({"model_type": "PISRTeacher", "train.pixel_opt": None}, "train.imitation_opt", "in part"),
         ({"model_type": "AT + SRKD", **TAUGHT, "train.pixel_opt": None}, "train.AT.attention_opt", "OutputKD + AT"),
     ],
 )
@@ -44,6 +44,8 @@ def test_what_training_refuses(changes: dict[str, Any], key: str, words: str) ->
     "changes",
     [
         {"model_type": "OutputKD + AT", "train.pixel_opt": None},
+        {"model_type": "FitNet", "train.pixel_opt": None, "path": {"pretrain_network_g": "x.pth"}},
+        {"model_type": "FitNet", "train.pixel_opt": None, "method": {"student_taps": ["conv_last"]}},
         {"model_type": "CRD", "train.pixel_opt": None, "train.target_opt": {"loss_weight": 1}},
         {"model_type": "FitNet", "train.pixel_opt": {"loss_weight": [[0, 0], [1, 1]]}},
     ],

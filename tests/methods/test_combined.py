@@ -12,7 +12,8 @@ from torch import nn
 from mtkd import catalog
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.contracts import Batch, MtkdError
-from mtkd.methods.base import Method, MethodConfig
+from mtkd.methods.at import AT
+from mtkd.methods.base import Method, MethodConfig, Term
 from mtkd.methods.combined import combined
 from tests.methods.setups import SETUPS, TASK, batch, build, edsr, one_teacher
 from tests.methods.test_conformance import optimizers_of, run
@@ -137,6 +138,14 @@ def images_seen(method: Method) -> dict[str, int]:
     method.teachers["teacher"].net.register_forward_pre_hook(count("teacher"))
     method(batch(size=3), 0)
     return seen
+
+
+def test_a_method_from_outside_that_names_no_readers_reads_its_teacher() -> None:
+    class Own(AT):
+        terms = {"pixel": Term("sr against gt", loss="L1Loss"), "attention": Term("maps", weight=50.0)}
+
+    method = Own(edsr(), one_teacher(), TASK)
+    assert images_seen(method) == {"student": 3, "teacher": 3} and method.active == ("pixel", "attention")
 
 
 TAUGHT = ["OutputKD", "FAKD", "SRKD", "FitNet", "AT", "PKT", "RKD", "CRD", "StructuredKD", "DUKD", "DCKD"]

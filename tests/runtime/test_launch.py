@@ -50,6 +50,8 @@ def test_one_process_of_a_job_with_several_tasks_runs(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(MtkdError, match="srun started several processes"):
         launch("none", num_gpu=0, precision="fp32")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # `srun -n2 --pty bash` starts one
+    assert launch("none", num_gpu=0, precision="fp32").world_size == 1
 
 
 @pytest.mark.parametrize(("world", "several"), [("1", False), ("2", True)])

@@ -156,19 +156,38 @@ def test_what_a_failed_pass_changed_is_undone(tmp_path: Path, images: Path, monk
     assert same_run(folder(tmp_path / "a"), folder(tmp_path / "b"))
 
 
-def test_what_changes_for_the_first_time_in_a_failed_pass_cannot_be_undone() -> None:
+def test_values_go_back_however_they_were_changed() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1).requires_grad_(False))
+    net.register_buffer("mask", torch.zeros(2), persistent=False)
     own = OwnState(net)
-    assert own.go_back()
     net(torch.rand(2, 3, 4, 4))
     own.keep()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     net(torch.rand(2, 3, 4, 4))
-    net[0].num_batches_tracked = torch.tensor(99)  # replaced, not written into
-    assert own.go_back() and equal(before, net.state_dict())
+    net[0].num_batches_tracked = torch.tensor([9, 9])  # replaced by another shape, not written into
+    net.mask = torch.zeros(5)
     with torch.no_grad():
         net[1].weight.mul_(2)  # pyright: ignore
-    assert not own.go_back()
+    own.go_back()
+    assert equal(before, net.state_dict()) and len(net.mask) == 5
+
+
+def test_an_iteration_that_is_not_counted_yet_is_not_saved_as_the_one_before(
+    tmp_path: Path, images: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = OwnState.keep, []
+
+    def keep(self: OwnState) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+        real(self)
+
+    with monkeypatch.context() as patch, pytest.raises(MtkdError, match="Everything up to iteration 2 is saved"):
+        patch.setattr(OwnState, "keep", keep)
+        train(run_options(tmp_path, images=images, train=LOSS))
+    train(run_options(tmp_path, images=images, train=LOSS), auto_resume=True)
+    assert same_run(folder(tmp_path), folder(straight / "breaking"))
 
 
 def test_an_error_of_mtkd_in_an_iteration_loses_none_before_it_either(

@@ -99,18 +99,33 @@ def check_effects(
         sources=tuple(key for key, there in has.items() if there),
         batch_size=datasets.train.batch_size_per_gpu if datasets.train is not None else None,
     )
-    acting = [name for name, term in train.terms.items() if any(weight for _, weight in term.weight)]
-    if acting and all(reader.method.terms[name].partial for name in acting):
-        reader.problem(
-            ("train", f"{acting[0]}_opt"),
-            f"trains {reader.model_type}'s network only up to its taps, and no term that acts compares its image with "
-            "another: the layers behind them would stay as they began. Give one, such as pixel_opt; where there is no "
-            "gt, the target_opt of a method that has it, also beside this one: `model_type: OutputKD + AT`.",
-        )
+    _check_reach(reader, method, train)
     for path, why in reader.method.refuses(asked):
         reader.problem(path, why)
     for path, why in reader.method.ignores(asked):
         reader.notices.append(f"{key_text(path)} {why}")
+
+
+def _check_reach(reader: Reader, method: dict[str, Any], train: TrainOptions) -> None:
+    """Report terms that leave a part of a new network as it began. Taps that a file chooses may be its last layers."""
+    assert reader.method is not None
+    acting = [name for name, term in train.terms.items() if any(weight for _, weight in term.weight)]
+    chosen = [method, *(own for own in method.values() if isinstance(own, dict))]
+    begun = reader.mapping(reader.data.get("path"), ("path",)).get("pretrain_network_g")
+    if begun or any(own.get("student_taps") for own in chosen):
+        return
+    if acting and all(reader.method.terms[name].partial for name in acting):
+        where = "up to its taps" if reader.method.teacher_use == "network" else "in part"
+        without = (
+            " Where there is no gt, the target_opt of a method that has it does it, also beside this one: `model_type: "
+            "OutputKD + AT`."
+        )
+        reader.problem(
+            ("train", f"{acting[0]}_opt"),
+            f"trains {reader.model_type}'s network only {where}, and no term that acts compares its image with "
+            "another: the other layers would stay as they began. Give one, such as pixel_opt; its loss_weight may be a schedule "
+            "that begins at 0." + (without if reader.method.teacher_use == "network" else ""),
+        )
 
 
 def check_teachers(reader: Reader, method: dict[str, Any], *, has_store: bool) -> None:
