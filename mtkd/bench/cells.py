@@ -123,7 +123,14 @@ def _options(
         options["network_g"] = _student(network, own.get("network_g"), name)
     options |= {"name": name, "scale": scale, "manual_seed": seed}
     options["path"] = {**options.get("path", {}), "experiments_root": str(out / "runs")}
-    return fill(options, {"iterations": iterations, "scale": scale, "seed": seed})
+    filled = fill(options, {"iterations": iterations, "scale": scale, "seed": seed})
+    total = (filled.get("train") or {}).get("total_iter", iterations)
+    if total != iterations:
+        raise MtkdError(
+            f"{name} is called one of {iterations} iterations, and its train.total_iter is {total}. Write `protocol: "
+            "{train: {total_iter: '{iterations}'}}`, or the same number in both."
+        )
+    return filled
 
 
 def _stacked(base: Mapping[str, Any], grid: Grid, *above: Mapping[str, Any]) -> dict[str, Any]:

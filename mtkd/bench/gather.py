@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtkd.bench import records
-from mtkd.bench.cells import validation_sets
+from mtkd.bench.cells import Cell, validation_sets
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.scores import read_scores
 from mtkd.config import yaml_loader
@@ -37,7 +37,7 @@ def gather(
     """The report of all that is there at `scale`; what is not is in its `missing`.
 
     Args:
-        costs: student -> latency and memory, see `mtkd.metrics.latency.running_cost`.
+        costs: `network_name` -> latency and memory, see `mtkd.metrics.latency.running_cost`.
 
     Raises:
         NothingThere: nothing is measured yet.
@@ -74,7 +74,7 @@ def gather(
                 nothing = not any(row.group == group for row in rows)
                 missing.append(f"{group}: {'no cell is finished' if nothing else ', '.join(absent.values())}")
     measured = directions(grid.test.metrics)
-    validated = {name for job in plan.jobs if job.cell for name in validation_sets(job.cell).values()}
+    validated = {name for job in plan.cells if job.cell for name in validation_sets(job.cell).values()}
     if grid.teachers and f"teachers_x{scale}" not in read:
         missing.append("the teachers, their mean and bicubic, which are not measured yet")
     return Report(
@@ -86,11 +86,19 @@ def gather(
         pooled=[name for name in grid.pooled if name in images],
         validation=[name for name in images if name in validated],
         baselines=[grid.title_of("rows", name) for name in grid.baselines],
-        published=[Published(**one.model_dump()) for one in grid.published],
+        published=[
+            Published(**one.model_dump(exclude={"scale"})) for one in grid.published if one.scale in (None, scale)
+        ],
         files=dict(_files(plan, scale)),
         facts=_facts(plan, read, command),
         missing=missing,
     )
+
+
+def network_name(plan: Plan, cell: Cell) -> str:
+    """What the network of `cell` is called: the student, and the row where that changes it."""
+    student = plan.grid.subjects()[cell.subject].student
+    return student if plan.grid.rows[cell.row].get("network_g") is None else f"{student}, {cell.row}"
 
 
 def directions(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def _row(
     given, own = plan.grid.rows[first.row], [read[job.name]["rows"][job.name] for job in found]
     teachers = sum(_seconds(plan, need) for need in _below(plan, found[0]))
     curves = [curve for job in found if (curve := _curve(plan, job, teachers)) is not None]
-    cost = costs.get(plan.grid.subjects()[first.subject].student, {})
+    cost = costs.get(network_name(plan, first), {})
     return Row(
         name=plan.grid.title_of("rows", first.row),
         group=group,

@@ -73,13 +73,16 @@ class Test(Part):
 
 
 class Figure(Part):
-    """A figure from a paper, for a setting that matches; see `mtkd.report.content.Published`."""
+    """A figure from a paper, for a setting that matches; see `mtkd.report.content.Published`. A grid of several scales
+    says of which it is.
+    """
 
     name: str
     dataset: str
     metric: str
     value: float
     source: str
+    scale: int | None = None
 
 
 class Subject(NamedTuple):

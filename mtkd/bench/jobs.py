@@ -122,7 +122,8 @@ def plan(grid: Grid, out: Path, *, check: bool = True) -> Plan:
     shared, own = runs(grid, out), list(cells(grid, out))
     if check:
         _check([*shared, *own])
-        _check_tests(grid, [*shared, *own])
+        # The validation of a shared run is a line of its log, unless it ends the run.
+        _check_tests(grid, [*(run for run in shared if (run.options.get("train") or {}).get("early_stop")), *own])
     made = [*_targets(grid), *(Job(name=c.name, kind="run", scale=c.scale, needs=c.needs, cell=c) for c in shared)]
     made += [Job(name=c.name, kind="cell", scale=c.scale, needs=c.needs, cell=c) for c in own]
     if grid.teachers:
@@ -186,13 +187,17 @@ def _check(found: Sequence[Cell]) -> None:
 
 def _check_tests(grid: Grid, found: Sequence[Cell]) -> None:
     """Read what all are measured with, as it will be read after the training."""
+    pooled: dict[int, dict[str, Any]] = {}
     for scale in grid.scales if found else ():
-        test_options(grid, scale)
+        sets = test_options(grid, scale).datasets.evaluation.values()
+        pooled[scale] = {given.name: getattr(given, "dataroot_gt", None) for given in sets if given.name in grid.pooled}
     for cell in found:
-        for name in validation_sets(cell).values():
-            if name in grid.pooled:
+        for key, own in validation_sets(cell).items():
+            folder = cell.options["datasets"][key].get("dataroot_gt")
+            same = [name for name, place in pooled[cell.scale].items() if name == own or (place and place == folder)]
+            if same:
                 raise MtkdError(
-                    f"pooled: {name} is what {cell.name} is validated on, and no claim should rest on that. Leave it "
+                    f"pooled: {same[0]} is what {cell.name} is validated on, and no claim should rest on it. Leave it "
                     "out of `pooled`, validate on other images, or on none: `protocol: {datasets: {val: ~}, val: ~}`."
                 )
 

@@ -52,6 +52,10 @@ def mistakes(grid: Grid) -> Iterator[tuple[KeyPath, str]]:
         for name in getattr(grid, section):
             if not _NAME.fullmatch(name):
                 yield (section, name), "a name is made of letters, digits, _ and -; `title` is for readers."
+    for number, figure in enumerate(grid.published):
+        if figure.scale is None and len(grid.scales) > 1:
+            message = f"{figure.name}: the grid has several scales. Say of which it is: `scale: N`."
+            yield ("published", str(number)), message
     for name in grid.baselines:
         if name not in grid.rows:
             yield ("baselines",), f"{name} is no row. There are {', '.join(grid.rows)}."

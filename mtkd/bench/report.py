@@ -11,7 +11,8 @@ from typing import Any
 from mtkd import build
 from mtkd.bench import gather as gathering
 from mtkd.bench import jobs, records
-from mtkd.bench.jobs import Plan
+from mtkd.bench.gather import network_name
+from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.pictures import pictures
 from mtkd.contracts import MtkdError
 from mtkd.data.images import write_bytes
@@ -88,13 +89,14 @@ def keep(plan: Plan, folder: Path, *, log: Log = print) -> None:
 
 
 def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
-    """Student -> latency and memory, measured once and kept, when all cells are there and the machine is free."""
+    """`network_name` -> latency and memory, measured once and kept, when all cells are there and the machine is free."""
     path = plan.out / f"costs_x{scale}.json"
     found: dict[str, dict[str, Any]] = {}
     with suppress(OSError, ValueError, AttributeError):
         kept = json.loads(path.read_text(encoding="utf-8"))
         # A student may have been another network when it was measured.
-        found = {name: facts for name, facts in kept.items() if facts.get("network") == plan.grid.students.get(name)}
+        now = {network_name(plan, job.cell): _network(plan, job) for job in plan.cells if job.cell is not None}
+        found = {name: facts for name, facts in kept.items() if name in now and facts.get("network") == now[name]}
     cells = [job for job in plan.cells if job.scale == scale]
     if not all(jobs.is_measured(plan.out, job) for job in cells):
         return found
@@ -102,11 +104,19 @@ def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
         assert job.cell is not None
         if not jobs.is_done(plan.out, job):
             continue  # measured elsewhere, and perhaps all of its student
-        student = plan.grid.subjects()[job.cell.subject].student
-        if student not in found:
+        name = network_name(plan, job.cell)
+        if name not in found:
             options = jobs.options_of(job)
             net = build.build_network(options.network_g, options.scale)
             cost = running_cost(net, scale=scale, device=choose_device(options.num_gpu)).facts()
-            found[student] = {"network": plan.grid.students[student], **cost}
+            found[name] = {"network": _network(plan, job), **cost}
             write_bytes(path, (dumps(found, indent=1) + "\n").encode())
     return found
+
+
+def _network(plan: Plan, job: Job) -> Any:
+    """The network of a cell as its grid says it."""
+    assert job.cell is not None
+    student = plan.grid.students[plan.grid.subjects()[job.cell.subject].student]
+    changes = plan.grid.rows[job.cell.row].get("network_g")
+    return student if changes is None else [student, changes]

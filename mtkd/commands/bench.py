@@ -35,7 +35,7 @@ combination is a cell, an ordinary run folder in OUT/runs. Cells of one student 
 same batches. Stage-1 runs, teachers' answers and stores of targets that several cells need are made once, before them.
 
   name: my_grid
-  protocol: {base: options/base/div2k.yml}
+  protocol: {base: options/base/div2k.yml, train: {total_iter: '{iterations}'}}
   iterations: [250000]
   scales: [4]
   seeds: [10, 20, 30]

@@ -55,6 +55,8 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
     mine = sorted(mine, key=lambda one: -one.gain)
     bases = [row.name for row in baselines_of(report, group)]
     base = next((name for name in bases if any(one.baseline == name for one in mine)), None)
+    if report.baselines and not report.pooled and len(report.images) > 1:
+        base = None  # which of the sets a claim is made on was not said
     if base is None:
         return Answer(
             group, f"Nothing is compared here. Means of {where}:", [], [], [], _means(report, group, view, metric)
@@ -74,10 +76,18 @@ def _answer(report: Report, group: str, compared: Sequence[Comparison]) -> Answe
             "The smallest true difference that every one of these comparisons would have seen, with a chance of 8 in "
             f"10, is {_value(smallest, metric, digits)}."
         )
-    if first and max(one.seeds for one in first) == 1:
+    once = [one.row for one in first if one.seeds == 1]
+    if first and len(once) == len(first):
         sentences.append("Each row was trained once: this speaks of these networks, and another seed may turn it.")
+    elif once:
+        sentences.append(
+            f"Of one seed alone, which speaks of these networks and may turn with another: {', '.join(once)}."
+        )
     for other in bases:
-        ahead = [one.row for one in mine if one.baseline == other and one.row in trained and one.verdict == "better"]
+        # Two baselines are compared once, the later one against the earlier one.
+        ahead = [one.row for one in mine if one.baseline == other and one.verdict == "better"]
+        ahead += [one.baseline for one in mine if one.row == other and one.verdict == "worse"]
+        ahead = [name for name in ahead if name in trained]
         if other != base:
             sentences.append(f"Better than {other}: {'; '.join(ahead) if ahead else 'no row'}.")
     sentences += _gap(report, group, view, metric, base)
@@ -113,5 +123,6 @@ def _gap(report: Report, group: str, view: str, metric: str, base: str) -> list[
         return []
     best, name = max(teachers)
     distance = best - sign * start
-    where = "above" if distance >= 0 else "below"
+    # Higher is above; a better LPIPS is below.
+    where = "above" if sign * distance >= 0 else "below"
     return [f"For scale: the best teacher, {name}, is {_value(abs(distance), metric)} {where} {base}."]

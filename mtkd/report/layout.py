@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mtkd.report import numbers
-from mtkd.report.arrange import POOLED, baselines_of, groups, rows_of
+from mtkd.report.arrange import POOLED, baselines_of, groups, is_trained, rows_of
 from mtkd.report.comparison import Comparison
 from mtkd.report.content import Report, Row
 from mtkd.report.notes import notes
@@ -127,27 +127,39 @@ def _scores(report: Report, group: str, rows: Sequence[Row], dataset: str, metri
     """The column of a metric, ranked as its numbers are shown: what looks equal shares a rank.
 
     A mean over fewer images than there are says over how many, and it and an infinite one have no rank: the images that
-    a row lacks may be the hard ones.
+    a row lacks may be the hard ones. So may seeds that other rows of the group have.
     """
     found = [summary(report, row, dataset, metric) for row in rows]
     whole = sum(len(report.images[name]) for name in (report.pooled if dataset == POOLED else [dataset]))
     places_shown = numbers.digits(metric, [one.sd for one in found if one is not None])
     texts = ["-" if one is None else numbers.fixed(one.mean, places_shown) for one in found]
     sign = 1 if report.metrics[metric] == "higher" else -1
+    mine = [one is not None and row.group == group and is_trained(row) for row, one in zip(rows, found)]
+    most = max((one.seeds for one, own in zip(found, mine) if one is not None and own), default=0)
+    lacks = [
+        ""
+        if one is None
+        else f" ({one.images} of {whole} images)"
+        if one.images < whole
+        else f" ({one.seeds} of {most} seeds)"
+        if own and one.seeds < most
+        else ""
+        for one, own in zip(found, mine)
+    ]
     ranked = [
-        one is not None and row.group == group and one.images == whole and math.isfinite(one.mean)
-        for row, one in zip(rows, found)
+        one is not None and row.group == group and not lack and math.isfinite(one.mean)
+        for row, one, lack in zip(rows, found, lacks)
     ]
     values = {text: sign * float(text.replace(",", "")) for text, mine in zip(texts, ranked) if mine}
     order = sorted(set(values.values()), reverse=True)
     ranks = {text: order.index(value) + 1 for text, value in values.items()}
     return [
         Cell(
-            text if one is None or one.images == whole else f"{text} ({one.images} of {whole} images)",
+            text + lack,
             "" if one is None or one.sd != one.sd else numbers.fixed(one.sd, places_shown),
             ranks[text] if mine and ranks[text] < 3 and len(order) > 1 else 0,
         )
-        for text, one, mine in zip(texts, found, ranked)
+        for text, one, mine, lack in zip(texts, found, ranked, lacks)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkd.report.arrange import POOLED, baselines_of, groups, rows_of
+from mtkd.report.arrange import POOLED, baselines_of, groups, is_trained, rows_of
 from mtkd.report.bands import BANDS, LEVELS, WAVELET, bands_of
 from mtkd.report.comparison import Comparison
 from mtkd.report.content import Curve, Picture, Report, Row
@@ -128,7 +128,7 @@ def _row(report: Report, row: Row, views: Sequence[str]) -> dict[str, Any]:
         "protocol": row.protocol,
         "cells": [[_cell(report, row, view, metric) for metric in report.metrics] for view in views],
         "images": [
-            [_images(row.scores.get(name, {}).get(metric), len(images)) for metric in report.metrics]
+            [_images(report, row, row.scores.get(name, {}).get(metric), len(images)) for metric in report.metrics]
             for name, images in report.images.items()
         ],
         "curves": [_curve(curve) for curve in row.curves if len(curve.iterations)],
@@ -140,13 +140,17 @@ def _cell(report: Report, row: Row, view: str, metric: str) -> dict[str, Any] | 
     if found is None:
         return None
     cell = {"mean": plain(found.mean), "sd": plain(found.sd), "seeds": found.seeds, "images": found.images}
-    return {**cell, "of": _view(report, view)["images"]}
+    same = [len(other.seeds) for other in report.rows if other.group == row.group and is_trained(other)]
+    return {**cell, "of": _view(report, view)["images"], "all": max(same) if is_trained(row) else found.seeds}
 
 
-def _images(scores: NDArray[np.float64] | None, count: int) -> list[float | str | None]:
-    """One value an image, mean over the seeds that have one."""
+def _images(report: Report, row: Row, scores: NDArray[np.float64] | None, count: int) -> list[float | str | None]:
+    """One value an image, mean over the seeds that have one: those of all rows of the group, where there are such."""
     if scores is None:
         return [None] * count
+    seeds = [set(other.seeds) for other in report.rows if other.group == row.group and is_trained(other)]
+    if is_trained(row) and (shared := set.intersection(*seeds)):
+        scores = scores[[number for number, seed in enumerate(row.seeds) if seed in shared]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an image that no seed has: its mean is NaN, as it should
         return _plain(np.nanmean(np.asarray(scores, np.float64), axis=0))

@@ -108,9 +108,15 @@ def like_the_best(report: Report, group: str, metric: str) -> Best | None:
     if not report.pooled:
         return None
     rows = [row for row in report.rows if row.group == group]
-    most = max((row.seeds for row in rows), key=len, default=())
-    own = [row for row in rows if sorted(row.seeds) == sorted(most)]
-    every = replace(report, baselines=[row.name for row in own], metrics={metric: report.metrics[metric]})
+    most = max((row.seeds for row in rows if is_trained(row)), key=len, default=())
+    others = [row.name for row in rows if is_trained(row) and sorted(row.seeds) != sorted(most)]
+    own = [row for row in rows if row.name not in others]
+    every = replace(
+        report,
+        rows=[row for row in report.rows if row.group != group or row.name not in others],
+        baselines=[row.name for row in own],
+        metrics={metric: report.metrics[metric]},
+    )
     rows = rows_of(every, group)
     compared = {number for pair in _pairs(every, group, rows) for number in pair}
     found = _family(every, group, rows, list(blocks(every, rows, report.pooled, POOLED, compared)))
@@ -121,11 +127,7 @@ def like_the_best(report: Report, group: str, metric: str) -> Best | None:
     best = max(means, key=lambda name: means[name])
     beaten = {one.row for one in found if one.baseline == best and one.verdict == "worse"}
     beaten |= {one.baseline for one in found if one.row == best and one.verdict == "better"}
-    return Best(
-        best,
-        alike=[row.name for row in own if row.name not in beaten | {best}],
-        others=[row.name for row in rows if row not in own],
-    )
+    return Best(best, alike=[row.name for row in own if row.name not in beaten | {best}], others=others)
 
 
 def _family(report: Report, group: str, rows: Sequence[Row], family: Sequence[Block]) -> list[Comparison]:

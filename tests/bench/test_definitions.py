@@ -283,6 +283,14 @@ def test_several_validation_sets_are_not_one_curve(tmp_path: Path) -> None:
     assert (list(curve.iterations), curve.dataset) == ([2, 4], "held_out")
 
 
+def test_a_row_that_changes_the_network_has_costs_of_its_own(tmp_path: Path) -> None:
+    rows = {"scratch": SCRATCH, "wide": {**SCRATCH, "network_g": {"num_feat": 64}}}
+    write_report(make(toy(tmp_path, **{**ALONE, "rows": rows}), tmp_path / "out"), log=quiet)
+    costs = json.loads((tmp_path / "out/costs_x2.json").read_text())
+    assert set(costs) == {"small", "small, wide"}
+    assert costs["small, wide"]["memory_mib"] > costs["small"]["memory_mib"]
+
+
 def test_costs_are_of_the_network_that_the_grid_has_now(tmp_path: Path) -> None:
     path, out = toy(tmp_path, **ALONE), tmp_path / "out"
     write_report(make(path, out), log=quiet)

@@ -244,6 +244,41 @@ def test_moving_the_folder_changes_nothing(tmp_path: Path) -> None:
         ({"test": test_of(teacher_sets=["photos"])}, "photos is no test set"),
         ({"test": test_of(dataroot="nothing")}, "dataroot"),
         ({"test": test_of(name="held_out"), "pooled": ["held_out"]}, "held_out is what .* is validated on"),
+        ({"test": test_of(dataroot_gt="{data}/val"), "pooled": ["Photos"]}, "Photos is what .* is validated on"),
+        (
+            {"rows": {"scratch": {**SCRATCH, "train": {**SCRATCH["train"], "total_iter": 8}}}},
+            "scratch_small_x2_4_s1 is called one of 4 iterations, and its train.total_iter is 8",
+        ),
+        (
+            {
+                "rows": {"scratch": SCRATCH},
+                "targets": {"mean": {"from": ["kept", "live"]}},
+                "runs": {"target_mean": {**PLAIN, "iterations": 2}},
+            },
+            "would be called",
+        ),
+        (
+            {
+                "rows": {"scratch": SCRATCH},
+                "targets": {},
+                "runs": {
+                    "early": {
+                        **PLAIN,
+                        "iterations": 2,
+                        "train": {**SCRATCH["train"], "early_stop": {"patience": 1}},
+                        "datasets": {"val": {"dataroot_gt": "{data}/test"}},
+                    }
+                },
+            },
+            "Photos is what early_x2 is validated on",
+        ),
+        (
+            {
+                "scales": [2, 4],
+                "published": [{**dict.fromkeys(("name", "dataset", "metric", "source"), "E"), "value": 1}],
+            },
+            "E: the grid has several scales",
+        ),
     ],
     ids=str,
 )

@@ -304,6 +304,8 @@ def test_what_a_failed_job_blocks_is_told(tmp_path: Path) -> None:
     assert board.blocked == dict.fromkeys(
         ("teachers_x2", "target:fused_x2", "fused_small_x2_4_s1", "fused_small_x2_4_s2"), "fusion_x2"
     )
+    # Also where what is wanted stands in another order than it is made in.
+    assert Board(plan, list(plan.jobs)[::-1], failed=board.failed).blocked == board.blocked
     board.done = {"scratch_small_x2_4_s1", "scratch_small_x2_4_s2"}
     assert board.finished() and board.next() is None
 

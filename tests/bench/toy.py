@@ -27,7 +27,9 @@ def make_data(folder: Path) -> Path:
     for kind, images in (("train", crops), ("Photos", tests)):
         for name, crop in images.items():
             write_image(folder / "answers" / kind / f"{name}.png", imresize(imresize(crop, 0.5), 2))
-    write_image(folder / "val" / "rocket.png", photo("rocket", (36, 36)))
+    held_out = photo("rocket", (36, 36))
+    write_image(folder / "val" / "rocket.png", held_out)
+    write_image(folder / "answers" / "held_out" / "rocket.png", imresize(imresize(held_out, 0.5), 2))
     return folder
 
 
@@ -72,7 +74,6 @@ def toy(folder: Path, **changes: Any) -> Path:
                 "network_g": {"type": "DCTSwin", "embed_dim": 8, "depths": [2], "num_heads": [2], "num_feat": 4},
                 "iterations": 2,
                 "train": {"pixel_opt": l1},
-                "datasets": {"val": {"name": "Photos", "dataroot_gt": "{data}/test"}},
             }
         },
         "targets": {"mean": {"from": ["kept", "live"]}, "fused": {"run": "fusion"}},

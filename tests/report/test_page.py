@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,43 @@ def test_the_file_is_written_whole_or_an_error_names_it(tmp_path: Path, report: 
     (tmp_path / "file").write_text("")
     with pytest.raises(MtkdError, match="report.html cannot be written"):
         write_page(NOTHING, tmp_path / "file/report.html")
+
+
+def test_the_answer_tells_both_ways_of_baselines_and_which_rows_have_one_seed() -> None:
+    random = np.random.default_rng(1)
+    alike = random.normal(28, 3, (3, 40))
+    gains = {"a": 0.0, "b": -0.05, "c": 0.1}
+    scores = {name: alike + gain + random.normal(0, 1e-3, (3, 40)) for name, gain in gains.items()}
+    rows = [Row(name=name, seeds=(1, 2, 3), scores={"d": {"psnr": values}}) for name, values in scores.items()]
+    rows[2] = replace(rows[2], seeds=(1,), scores={"d": {"psnr": scores["c"][:1]}})
+    teacher = Row(name="t", kind="teacher", scores={"d": {"psnr": alike[:1] - 0.5}})
+    images = {"d": [str(number) for number in range(40)], "e": ["1"]}
+    given = Report(
+        title="",
+        scale=2,
+        rows=[teacher, *rows],
+        images=images,
+        metrics={"psnr": "lower"},
+        pooled=("d",),
+        baselines=("a", "b"),
+    )
+    (answer,) = answers(given, comparisons(given))
+    assert [name for name, _ in answer.better] == ["b"] and [name for name, _ in answer.worse] == ["c"]
+    assert "Better than b: no row." in answer.sentences
+    assert any("Of one seed alone" in sentence and sentence.endswith(": c.") for sentence in answer.sentences)
+    assert any(
+        sentence.endswith("dB below a.") and "the best teacher, t, is" in sentence for sentence in answer.sentences
+    )
+    higher = replace(given, metrics={"psnr": "higher"})
+    (answer,) = answers(higher, comparisons(higher))
+    assert "Better than b: c; a." in answer.sentences
+    # One value an image, of the seed that all rows have.
+    content = payload(higher, comparisons(higher))
+    shown = next(row for row in content["rows"] if row["name"] == "a")
+    assert shown["images"][0][0][0] == pytest.approx(scores["a"][0, 0], rel=1e-5)
+    unsaid = replace(higher, pooled=())
+    (answer,) = answers(unsaid, comparisons(unsaid))
+    assert answer.question.startswith("Nothing is compared here")
 
 
 def test_the_page_says_what_is_left_out_and_shows_no_verdict_as_zero() -> None:

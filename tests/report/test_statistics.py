@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from mtkd.contracts import MtkdError
-from mtkd.report import simultaneous
+from mtkd.report import simultaneous, tables
 from mtkd.report.arrange import POOLED, Block
 from mtkd.report.content import Report, Row
 from mtkd.report.estimate import Estimate, estimates
 from mtkd.report.resampling import bootstrap
 from mtkd.report.simultaneous import MinP
-from mtkd.report.statistics import Comparison, comparisons, detectable, like_the_best, summary, verdict
+from mtkd.report.statistics import Best, Comparison, comparisons, detectable, like_the_best, summary, verdict
 
 SIZES = {"Set5": 5, "Set14": 14, "Kodak24": 24}
 
@@ -380,11 +380,29 @@ def test_the_best_row_is_found_by_comparing_all_pairs() -> None:
     random = np.random.default_rng(16)
     values = simulated(random, 5, 3, 100, seed_sd=0.01) + np.array([0, 0, 0.3, 0.3, -0.2])[:, None, None]
     given = report({name: {"d": one} for name, one in zip("abcde", values)}, pooled=("d",))
-    best, alike = like_the_best(given, "g", "psnr") or ("", [])
-    assert {best, *alike} == {"c", "d"}
+    best = like_the_best(given, "g", "psnr")
+    assert best is not None and {best.name, *best.alike} == {"c", "d"}
     turned = like_the_best(replace(given, metrics={"psnr": "lower"}), "g", "psnr")
-    assert turned == ("e", [])
+    assert turned == Best("e", [], [])
     assert like_the_best(replace(given, rows=given.rows[:1]), "g", "psnr") is None
+
+
+@pytest.mark.parametrize("order", ["abc", "cab", "bca"])
+@pytest.mark.parametrize("seed", [0, 9])
+def test_the_best_row_is_sought_among_those_of_the_same_seeds(order: str, seed: int) -> None:
+    """c was trained with one easy seed, or with one that no other row has: its mean is of other runs."""
+    values = simulated(np.random.default_rng(17), 3, 3, 100, seed_sd=0.001) + np.array([0, 0.1, 0.05])[:, None, None]
+    values[:, 0] += 1
+    every = report({name: {"d": one} for name, one in zip("abc", values)}, pooled=("d",))
+    rows = {row.name: row for row in every.rows}
+    rows["c"] = replace(rows["c"], seeds=(seed,), scores={"d": {"psnr": values[2, :1]}})
+    given = replace(every, rows=[rows[name] for name in order])
+    assert like_the_best(given, "g", "psnr") == Best("b", [], ["c"])
+    text = tables.markdown(given, comparisons(given))
+    assert "b has the best PSNR among the rows with all seeds. It is better than every other of them" in text
+    assert "for other seeds move a mean too: c." in text
+    cells = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "(1 of 3 seeds)" in cells["c"] and "**" not in cells["c"] and "**" in cells["b"]
 
 
 def test_a_group_is_compared_with_its_own_baseline(many: Report) -> None:

@@ -123,8 +123,8 @@ def _check_reach(reader: Reader, method: dict[str, Any], train: TrainOptions) ->
         reader.problem(
             ("train", f"{acting[0]}_opt"),
             f"trains {reader.model_type}'s network only {where}, and no term that acts compares its image with "
-            "another: the other layers would stay as they began. Give one, such as pixel_opt; its loss_weight may be a schedule "
-            "that begins at 0." + (without if reader.method.teacher_use == "network" else ""),
+            "another: the other layers would stay as they began. Give one, such as pixel_opt; its loss_weight may be a "
+            "schedule that begins at 0." + (without if reader.method.teacher_use == "network" else ""),
         )
 
 

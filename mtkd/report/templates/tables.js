@@ -10,15 +10,17 @@ function comparison(groupAt, row, base, view, metric) {
 
 function cellText(cell, metric) {
   if (!cell) return "\u2013";
-  const part = cell.images < cell.of ? el("span", { class: "sd" }, ` (${cell.images} of ${cell.of} images)`) : null;
+  const lacks = cell.images < cell.of ? `${cell.images} of ${cell.of} images` : cell.seeds < cell.all ? `${cell.seeds} of ${cell.all} seeds` : null;
+  const part = lacks ? el("span", { class: "sd" }, ` (${lacks})`) : null;
   return [shown(cell.mean, metric), part, finite(cell.sd) ? el("span", { class: "sd" }, " \u00B1 " + cell.sd.toFixed(D.metrics[metric].digits)) : null];
 }
 
-/** Trained rows of a group in the order of a metric, the best first; none whose mean lacks images, which may be hard ones. */
+/** Trained rows of a group in the order of a metric, the best first; none whose mean lacks images or seeds, which may be hard ones. */
 function ranking(rows, view, metric) {
   const sign = D.metrics[metric].higher ? -1 : 1;
   const value = (row) => (row.cells[view][metric] ? row.cells[view][metric].mean : null);
-  return rows.filter((row) => row.kind === "student" && finite(value(row)) && row.cells[view][metric].images === row.cells[view][metric].of).sort((a, b) => sign * (value(a) - value(b)));
+  const whole = (cell) => cell.images === cell.of && cell.seeds === cell.all;
+  return rows.filter((row) => row.kind === "student" && finite(value(row)) && whole(row.cells[view][metric])).sort((a, b) => sign * (value(a) - value(b)));
 }
 
 function rowHead(row) {
