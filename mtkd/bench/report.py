@@ -89,7 +89,7 @@ def keep(plan: Plan, folder: Path, *, log: Log = print) -> None:
 
 
 def _costs(plan: Plan, scale: int) -> dict[str, dict[str, Any]]:
-    """`network_name` -> latency and memory, measured once and kept, when all cells are there and the machine is free."""
+    """`network_name` -> latency and memory, measured once and kept, when all cells are there and nothing else runs."""
     path = plan.out / f"costs_x{scale}.json"
     found: dict[str, dict[str, Any]] = {}
     with suppress(OSError, ValueError, AttributeError):
