@@ -186,7 +186,9 @@ def _check(found: Sequence[Cell]) -> None:
 
 
 def _check_tests(grid: Grid, found: Sequence[Cell]) -> None:
-    """Read what all are measured with, as it will be read after the training."""
+    """Read what all are measured with, as it will be read after the training, and refuse cells that are validated on
+    what is pooled.
+    """
     pooled: dict[int, dict[str, Any]] = {}
     for scale in grid.scales if found else ():
         sets = test_options(grid, scale).datasets.evaluation.values()

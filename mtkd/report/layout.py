@@ -11,7 +11,7 @@ from mtkd.report.arrange import POOLED, baselines_of, groups, is_trained, rows_o
 from mtkd.report.comparison import Comparison
 from mtkd.report.content import Report, Row
 from mtkd.report.notes import notes
-from mtkd.report.statistics import summary
+from mtkd.report.statistics import Summary, summary
 
 ONE_SEED = "†"
 """Mark of a comparison that speaks of two networks and not of methods."""
@@ -134,18 +134,9 @@ def _scores(report: Report, group: str, rows: Sequence[Row], dataset: str, metri
     places_shown = numbers.digits(metric, [one.sd for one in found if one is not None])
     texts = ["-" if one is None else numbers.fixed(one.mean, places_shown) for one in found]
     sign = 1 if report.metrics[metric] == "higher" else -1
-    mine = [one is not None and row.group == group and is_trained(row) for row, one in zip(rows, found)]
-    most = max((one.seeds for one, own in zip(found, mine) if one is not None and own), default=0)
-    lacks = [
-        ""
-        if one is None
-        else f" ({one.images} of {whole} images)"
-        if one.images < whole
-        else f" ({one.seeds} of {most} seeds)"
-        if own and one.seeds < most
-        else ""
-        for one, own in zip(found, mine)
-    ]
+    own = [row.group == group and is_trained(row) for row in rows]
+    most = max((one.seeds for one, trained in zip(found, own) if one is not None and trained), default=0)
+    lacks = [_lacking(one, whole, most if trained else 0) for one, trained in zip(found, own)]
     ranked = [
         one is not None and row.group == group and not lack and math.isfinite(one.mean)
         for row, one, lack in zip(rows, found, lacks)
@@ -161,6 +152,15 @@ def _scores(report: Report, group: str, rows: Sequence[Row], dataset: str, metri
         )
         for text, one, mine, lack in zip(texts, found, ranked, lacks)
     ]
+
+
+def _lacking(one: Summary | None, images: int, seeds: int) -> str:
+    """Of how many of the images and seeds a mean is, where it is not of all."""
+    if one is None:
+        return ""
+    if one.images < images:
+        return f" ({one.images} of {images} images)"
+    return f" ({one.seeds} of {seeds} seeds)" if one.seeds < seeds else ""
 
 
 def _gain(one: Comparison | None) -> Cell:

@@ -140,16 +140,20 @@ def _cell(report: Report, row: Row, view: str, metric: str) -> dict[str, Any] | 
     if found is None:
         return None
     cell = {"mean": plain(found.mean), "sd": plain(found.sd), "seeds": found.seeds, "images": found.images}
-    same = [len(other.seeds) for other in report.rows if other.group == row.group and is_trained(other)]
-    return {**cell, "of": _view(report, view)["images"], "all": max(same) if is_trained(row) else found.seeds}
+    most = max(map(len, _seeds_beside(report, row))) if is_trained(row) else found.seeds
+    return {**cell, "of": _view(report, view)["images"], "all": most}
+
+
+def _seeds_beside(report: Report, row: Row) -> list[set[int]]:
+    """The seeds of each trained row of the group of `row`."""
+    return [set(other.seeds) for other in report.rows if other.group == row.group and is_trained(other)]
 
 
 def _images(report: Report, row: Row, scores: NDArray[np.float64] | None, count: int) -> list[float | str | None]:
     """One value an image, mean over the seeds that have one: those of all rows of the group, where there are such."""
     if scores is None:
         return [None] * count
-    seeds = [set(other.seeds) for other in report.rows if other.group == row.group and is_trained(other)]
-    if is_trained(row) and (shared := set.intersection(*seeds)):
+    if is_trained(row) and (shared := set.intersection(*_seeds_beside(report, row))):
         scores = scores[[number for number, seed in enumerate(row.seeds) if seed in shared]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an image that no seed has: its mean is NaN, as it should
