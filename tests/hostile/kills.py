@@ -324,12 +324,14 @@ class Killer:
             else:
                 return ended("stuck", f"{words}: not done after {MOST_STARTS} starts")
         found = results(folder)
-        if counts["stops"]:
-            # A run that is asked to stop saves where it is, which may be between two checkpoints.
+        widowed = counts["kills"] and plan.ranks > 1
+        if counts["stops"] or widowed:
+            # A run that is asked to stop, or that loses one of its ranks, saves where it is, which may be between two
+            # checkpoints.
             odd = re.compile(r".*(net_g_\d+\.pth|\d+\.state)")
             found = {name: found[name] for name in found if name in reference.results or not odd.fullmatch(name)}
         wished = reference.results
-        if counts["kills"] and plan.ranks > 1:
+        if widowed:
             # Losses that a rank took with it are missing in the means of the iterations since the last checkpoint.
             wished, found = _without_losses(wished), _without_losses(found)
         differences = list(compare(wished, found))
