@@ -98,9 +98,9 @@ class Slots:
     count: int
     devices: Sequence[str] = ()
 
-    def environment(self, slot: int) -> dict[str, str]:
-        """Variables for the process in `slot`."""
-        own = dict(os.environ)
+    def variables(self, slot: int) -> dict[str, str]:
+        """What the process in `slot` has otherwise than this one in its environment."""
+        own: dict[str, str] = {}
         if "OMP_NUM_THREADS" not in os.environ:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             own["OMP_NUM_THREADS"] = str(max(1, cores // self.count))
@@ -137,23 +137,20 @@ def run(
     needed, done = plan.to_make(wanted)
     board = Board(plan, sorted(needed, key=lambda job: order.get(job.name, -1)), done)
     processes: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-    asked = 0
     try:
-        with _terminating():
-            while not board.finished() and (until is None or time.time() < until):
+        with _listening() as signals:
+            while not signals and not board.finished() and (until is None or time.time() < until):
                 for slot, (job, process) in list(processes.items()):
                     if (code := process.poll()) is not None:
                         del processes[slot]
                         _ended(board, job, code, log)
                 while len(processes) < slots.count and (job := board.next()) is not None:
                     slot = next(number for number in range(slots.count) if number not in processes)
-                    processes[slot] = job, _start(plan, job, command(job), slots.environment(slot))
+                    processes[slot] = job, _start(plan, job, command(job), {**os.environ, **slots.variables(slot)})
                     board.running[job.name] = time.monotonic()
                 show(board)
                 time.sleep(_POLL)
-    except _Signal as ended:
-        asked = ended.number
-        if processes:
+        if signals and processes:
             log(f"Stopping; {', '.join(board.running)} may take {patience:.0f} s to save.")
     finally:
         _stop([process for _, process in processes.values()], patience)
@@ -162,8 +159,8 @@ def run(
         if jobs.is_done(plan.out, job):
             board.done.add(job.name)
     show(board)
-    if asked:
-        raise Stopped(asked, _kept(board, [job for job, _ in processes.values()]))
+    if signals:
+        raise Stopped(signals[0], _kept(board, [job for job, _ in processes.values()]))
     return board
 
 
@@ -231,29 +228,21 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None
             process.wait()
 
 
-class _Signal(BaseException):
-    """A signal asked the grid to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 @contextmanager
-def _terminating() -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM raise `_Signal`. A second one, after it, ends the process at once."""
+def _listening() -> Iterator[list[int]]:
+    """Within the block Ctrl-C and SIGTERM are numbers in a list: an exception in the midst of starting a process would
+    leave that one alone. A second one, after it, ends the process at once.
+    """
     before: dict[int, Any] = {}
-
-    def ask(number: int, _: object) -> None:
-        raise _Signal(number)
+    signals: list[int] = []
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not the main thread
                 # Shells start what runs in the background with SIGINT ignored, and it should stay so.
                 if signal.getsignal(number) != signal.SIG_IGN:
-                    before[number] = signal.signal(number, ask)
-        yield
+                    before[number] = signal.signal(number, lambda number, _: signals.append(number))
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

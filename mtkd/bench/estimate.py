@@ -34,17 +34,32 @@ MINUTE = 60.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one cell or shared run.
+    """Of one cell or shared run, whatever its length.
 
     Attributes:
         step: seconds of an iteration.
-        measuring: seconds of all its validations, and of the test of a cell.
-        nbytes: of its checkpoints and states.
+        validation: seconds of one.
+        test: seconds of the test of a cell, 0 for a shared run.
+        weights: bytes of a file of weights.
+        state: bytes of a training state.
     """
 
     step: float
-    measuring: float
-    nbytes: int
+    validation: float
+    test: float
+    weights: int
+    state: int
+
+    def of(self, options: Options) -> tuple[float, int]:
+        """Seconds and bytes of a run of `options`."""
+        total, logger = options.training.total_iter, options.logger
+        validations = max(total // (options.val.val_freq or total), 1)
+        checkpoints = -(-total // logger.save_checkpoint_freq)
+        if logger.keep_last is not None:
+            checkpoints = min(checkpoints, logger.keep_last)
+        # The latest and the best weights are written once more.
+        nbytes = (self.weights + self.state) * checkpoints + 2 * self.weights
+        return self.step * total + self.validation * validations + self.test, nbytes
 
 
 @dataclass(frozen=True)
@@ -94,9 +109,10 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
         if missing:
             timed = costs[row, student, scale]
             if (cost := timed.cost) is not None:
-                each = cost.step * iterations + cost.measuring
+                assert missing[0].cell is not None
+                each, size = cost.of(make_options(missing[0].cell.options, file=missing[0].name))
                 seconds += each * len(missing)
-                nbytes += cost.nbytes * len(missing)
+                nbytes += size * len(missing)
                 alone = ", its student alone" if timed.why else ""
                 head += f", {clock(each)} each ({1000 * cost.step:.1f} ms a step{alone})"
             else:
@@ -196,20 +212,18 @@ def _cost(plan: Plan, job: Job, options: Options, budget: float) -> Cost:
         run = prepare(options)
     try:
         step = _seconds_of_a_step(run, budget)
-        settings, total = options.training, options.training.total_iter
-        saves = total // options.logger.save_checkpoint_freq + 1
         parameters = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
-        validations = max(total // (options.val.val_freq or total), 1)
-        measuring = validations * sum(_of_a_set(run, images) for images in run.val_sets.values())
+        validation = sum(_of_a_set(run, images) for images in run.val_sets.values())
+        testing = 0.0
         # A shared run is not tested; its teachers may have answered the training images alone.
         if job.kind == "cell":
             test = test_options(plan.grid, options.scale)
             metrics = build_metrics(test.val.metrics)
             for section in test.datasets.evaluation.values():
-                measuring += _of_a_set(run, build_image_set(section, options.scale), metrics)
-        # Weights, and a state with weights and Adam's two moments; the average (EMA) once more.
-        copies = 4 + 2 * bool(settings.ema_decay)
-        return Cost(step, measuring, 4 * parameters * copies * saves)
+                testing += _of_a_set(run, build_image_set(section, options.scale), metrics)
+        # With its average (EMA); the state has Adam's two moments.
+        weights = 4 * parameters * (1 + bool(options.training.ema_decay))
+        return Cost(step, validation, testing, weights, 4 * parameters * 2)
     finally:
         run.close()
         for path in sorted(run.folder.root.rglob("*"), reverse=True):

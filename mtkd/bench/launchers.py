@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtkd.bench import jobs
-from mtkd.bench.control import python_command
+from mtkd.bench.control import Slots, cuda_devices, python_command
 from mtkd.bench.jobs import Job, Plan
 from mtkd.contracts import MtkdError
 from mtkd.runtime.progress import Log
@@ -48,13 +48,15 @@ def submit(
         settings = {key: _value(value) for key, _, value in (text.partition("=") for text in parameters)}
         executor.update_parameters(**{"name": "mtkd_bench", **({"timeout_min": 60 * 24} | settings)})
         patterns = ["--only", *only] if only else []
+        # slurm deals out devices and cores itself; submitit's local executor hides all GPUs from its tasks.
+        slots = Slots(count, cuda_devices()) if launcher == "local" else None
+
+        def share(number: int) -> list[str]:
+            own = ["env", *(f"{key}={value}" for key, value in slots.variables(number - 1).items())] if slots else []
+            return [*own, *python_command([*arguments, *patterns, "--shard", f"{number}/{count}"])]
+
         with executor.batch():
-            return [
-                executor.submit(
-                    CommandFunction(python_command([*arguments, *patterns, "--shard", f"{number}/{count}"]))
-                )
-                for number in range(1, count + 1)
-            ]
+            return [executor.submit(CommandFunction(share(number))) for number in range(1, count + 1)]
     except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
         raise MtkdError(f"submitit cannot use {launcher} so: {str(error).strip() or type(error).__name__}") from error
 

@@ -11,17 +11,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from mtkd.bench import control, estimate, jobs, records
+from mtkd.bench import control, estimate, jobs, launchers, records
 from mtkd.bench.control import Board, Slots
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.records import Record
-from mtkd.contracts import MtkdError
+from mtkd.config import make_options
+from mtkd.contracts import MtkdError, Stopped
 from tests.bench.toy import toy
 
 pytestmark = pytest.mark.slow
@@ -209,6 +211,18 @@ def test_submitit_runs_the_shares(tmp_path: Path) -> None:
     assert all(jobs.is_done(out, job) for job in plan.cells if job.name == "scratch_small_x2_4_s1")
 
 
+def test_shares_of_this_machine_have_their_own_devices_and_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    said = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(launchers, "python_command", lambda arguments: [sys.executable, "-c", said])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    shares = launchers.submit("local", ["bench"], 3, [], [], folder=tmp_path)
+    assert [share.result() for share in shares] == ["3 7", "5 7", "3 7"]
+
+
 def test_a_stop_saves_what_runs(tmp_path: Path) -> None:
     path, out = toy(tmp_path, iterations=[20000]), tmp_path / "out"
     process = subprocess.Popen(
@@ -243,6 +257,25 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
 
 
 # -- without processes ---------------------------------------------------------
+
+
+def test_a_cost_is_of_the_length_the_validations_and_the_checkpoints_of_its_cell(tmp_path: Path) -> None:
+    cost = estimate.Cost(step=1.0, validation=10.0, test=100.0, weights=1000, state=2000)
+    path = toy(tmp_path, iterations=[4, 12])
+    short, long = (
+        next(job for job in planned(path, tmp_path / "out").cells if job.cell and job.cell.iterations == length)
+        for length in (4, 12)
+    )
+
+    def of(job: Job, **logger: Any) -> tuple[float, int]:
+        assert job.cell is not None
+        kept = {**job.cell.options, "logger": {"save_checkpoint_freq": 4, **logger}}
+        kept["val"] = {**kept["val"], "val_freq": 2}
+        return cost.of(make_options(kept))
+
+    assert of(short) == (4 + 2 * 10 + 100, 3000 + 2000)
+    assert of(long) == (12 + 6 * 10 + 100, 3 * 3000 + 2000)
+    assert of(long, keep_last=2) == (12 + 6 * 10 + 100, 2 * 3000 + 2000)
 
 
 def test_a_dry_run_times_each_job_as_it_is_and_says_why_where_it_cannot(
@@ -346,6 +379,27 @@ def test_at_the_end_of_its_time_what_runs_is_asked_to_save(tmp_path: Path) -> No
     assert not board.running and not board.failed and not board.done
 
 
+def test_a_stop_in_the_midst_of_starting_a_process_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Started(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    plan = planned(toy(tmp_path), tmp_path / "out")
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Started)
+        with pytest.raises(Stopped) as stopped:
+            control.run(plan, plan.cells[:1], Slots(1), command=lambda job: sleep)
+    assert "stopped with 0 of 1 jobs done" in stopped.value.kept
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_impossible_shares_are_refused(text: str) -> None:
     with pytest.raises(MtkdError, match="k/n"):
@@ -362,10 +416,10 @@ def test_shares_are_all_cells_once(tmp_path: Path) -> None:
 def test_slots_deal_out_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     slots = Slots(4, ("3", "5"))
-    assert [slots.environment(number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["3", "5", "3", "5"]
-    assert int(slots.environment(0)["OMP_NUM_THREADS"]) >= 1
+    assert [slots.variables(number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["3", "5", "3", "5"]
+    assert int(slots.variables(0)["OMP_NUM_THREADS"]) >= 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert slots.environment(0)["OMP_NUM_THREADS"] == "7"
+    assert "OMP_NUM_THREADS" not in slots.variables(0)
 
 
 def test_a_damaged_record_counts_as_nothing(tmp_path: Path) -> None:
