@@ -29,7 +29,7 @@ Split over the GPUs of one machine:
   mtkd teach -opt X.yml --merge
 Combine answers that are there already, stores or folders of images named as the training images; runs no network:
   mtkd teach -opt X.yml --from hat/train swinir_store --out mean_x4           # their mean
-  mtkd teach -opt X.yml --from A B --weights 2 1 --gt 0.2 --out blend_x4      # 0.8 (2 A + B) / 3 + 0.2 gt""",
+  mtkd teach -opt X.yml --from A B --mix 2 1 --gt 0.2 --out blend_x4      # 0.8 (2 A + B) / 3 + 0.2 gt""",
     )
     arguments.option_file(teach)
     teach.add_argument(
@@ -57,7 +57,9 @@ Combine answers that are there already, stores or folders of images named as the
         metavar="ANSWERS",
         help="combine these stores or folders of answers to the training images of FILE, whose teachers are not read",
     )
-    teach.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each of --from (default: equal)")
+    teach.add_argument(
+        "--mix", nargs="+", type=float, metavar="W", help="how much each of --from counts (default: all alike)"
+    )
     teach.add_argument("--gt", type=float, metavar="SHARE", help="blend the ground truth in, from 0 to below 1")
     teach.add_argument("--out", type=Path, metavar="PATH", help="the store (default: the option file's target_store)")
     teach.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.sources:
         return _combine(args)
-    for option in ("weights", "gt", "out"):
+    for option in ("mix", "gt", "out"):
         if getattr(args, option) is not None:
             raise MtkdError(f"--{option} belongs to --from, which combines answers that are there already.")
     options = load_options(args.opt, force=args.force_yml, kind="train")
@@ -135,6 +137,6 @@ def _combine(args: argparse.Namespace) -> int:
     path = args.out or options.target_store
     if path is None:
         raise MtkdError(f"Name the store: --out PATH, or target_store in {args.opt}.")
-    store = combine(options, path, args.sources, weights=args.weights, gt=args.gt or 0.0, dtype=args.dtype)
+    store = combine(options, path, args.sources, weights=args.mix, gt=args.gt or 0.0, dtype=args.dtype)
     print(f"Targets are in {store.path}. Train with an option file that has `target_store: {path}` and no `teachers`.")
     return 0

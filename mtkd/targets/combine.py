@@ -132,7 +132,7 @@ def _shares(sources: Sequence[Any], weights: Sequence[float] | None, gt: float) 
     places = [expanded(source).resolve() for source in sources]
     for number, source in enumerate(sources):
         if places[number] in places[:number]:
-            raise MtkdError(f"{source} is given twice. Name it once, and say by `weights` how much it counts.")
+            raise MtkdError(f"{source} is given twice. Name it once, and say by `weights` (--mix) how much it counts.")
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     if len(given) != len(sources):
         raise MtkdError(f"{len(given)} weights are given for {len(sources)} sources of answers. Give one for each.")

@@ -233,7 +233,7 @@ def test_the_command(tmp_path: Path, options: Options, sources: list[Path], caps
     file = tmp_path / "run.yml"
     file.write_text(resolved_yaml(options.model_copy(update={"target_store": None})))
     given = ["teach", "-opt", str(file), "--from", *map(str, sources)]
-    assert main([*given, "--weights", "1", "2", "1", "--gt", "0.5", "--out", str(tmp_path / "cli")]) == 0
+    assert main([*given, "--mix", "1", "2", "1", "--gt", "0.5", "--out", str(tmp_path / "cli")]) == 0
     assert "no `teachers`" in capsys.readouterr().out
     expected = combine(options, tmp_path / "api", sources, weights=[1, 2, 1], gt=0.5, progress=quiet)
     assert np.array_equal(ImageStore(tmp_path / "cli").flat, expected.flat)
