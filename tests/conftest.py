@@ -29,8 +29,10 @@ for _name in ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
     os.environ.pop(_name, None)
 os.environ["TERM"] = "xterm"
 
+# On networks this small two processes (`pytest -n`) are worth more than two threads, which wait for each other.
+# Commands that tests start inherit it.
 if "OMP_NUM_THREADS" not in os.environ:
-    # On networks this small two processes (`pytest -n`) are worth more than two threads, which wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +28,8 @@ def bootstrap(
     """
     if not gains:
         return []
-    random, images = np.random.default_rng(1), len(strata)
-    of_images = np.empty((resamples, images))
-    for stratum in np.unique(strata):
-        here = np.flatnonzero(strata == stratum)
-        of_images[:, here] = random.multinomial(len(here), np.full(len(here), 1 / len(here)), size=resamples)
-    sums = of_images @ np.concatenate(gains).T
+    images = len(strata)
+    sums = _of_images(tuple(strata.tolist()), resamples) @ np.concatenate(gains).T
     found, start = [], 0
     for one in gains:
         seeds = len(one)
@@ -42,3 +39,15 @@ def bootstrap(
         found.append((float(low), float(high)))
         start += seeds
     return found
+
+
+# A report has a family of comparisons for each metric and student, on the same few sets of images.
+@lru_cache(maxsize=8)
+def _of_images(strata: tuple[int, ...], resamples: int) -> Array:
+    """(resamples, images) how often each image is drawn."""
+    random, of = np.random.default_rng(1), np.array(strata)
+    drawn = np.empty((resamples, len(of)))
+    for stratum in np.unique(of):
+        here = np.flatnonzero(of == stratum)
+        drawn[:, here] = random.multinomial(len(here), np.full(len(here), 1 / len(here)), size=resamples)
+    return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -10,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from mtkd.bench.control import Board, Slots
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import Job, Plan
 from mtkd.bench.records import Record
+from mtkd.cli import main
 from mtkd.config import make_options
 from mtkd.contracts import MtkdError, Stopped
 from tests.bench.toy import toy
@@ -38,9 +42,11 @@ def environment() -> dict[str, str]:
 
 
 def bench(path: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(path, out, *words), env=environment(), capture_output=True, text=True, timeout=600, check=False
-    )
+    """The command in this process, which has loaded torch already; its jobs have processes of their own."""
+    printed, told = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, environment()), redirect_stdout(printed), redirect_stderr(told):
+        code = main(command(path, out, *words)[3:])
+    return subprocess.CompletedProcess([], code, printed.getvalue(), told.getvalue())
 
 
 def planned(path: Path, out: Path) -> Plan:

@@ -35,7 +35,7 @@ from mtkd.training.check import check_data
 from mtkd.training.loop import train
 from mtkd.training.prepare import prepare
 from tests.helpers import photo, shared_data
-from tests.runs import FUSION, STUDENT, make_images, make_teachers, run_options
+from tests.runs import FUSION, STUDENT, TEACHERS, make_images, make_teachers, run_options
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +47,21 @@ def quiet(_: str) -> None:
     pass
 
 
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, teachers and their answers, made once; tests have copies, which they may spoil."""
+    folder = tmp_path_factory.mktemp("answered")
+    sets = {"train": make_images(folder / "images"), VAL[1]: val_images(folder / "val")}
+    for name, section in make_teachers(folder / "teachers").items():
+        net = zoo.build(section["pretrain"])
+        for key, place in sets.items():
+            answer(folder / "answers" / name / key, net, PairedImages(dataroot_gt=place, scale=2))
+    return folder
+
+
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return make_images(tmp_path / "images")
+def images(tmp_path: Path, answered: Path) -> Path:
+    return shutil.copytree(answered / "images", tmp_path / "images")
 
 
 def val_images(folder: Path) -> Path:
@@ -68,15 +80,11 @@ def answer(folder: Path, net: torch.nn.Module, pairs: PairedImages) -> Path:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, images: Path) -> dict[str, dict[str, Any]]:
+def kept(tmp_path: Path, images: Path, answered: Path) -> dict[str, dict[str, Any]]:
     """`teachers:` of the kept answers of the teachers that `make_teachers` makes."""
-    live = make_teachers(tmp_path / "teachers")
-    sets = {"train": images, VAL[1]: val_images(tmp_path / "val")}
-    for name, section in live.items():
-        net = zoo.build(section["pretrain"])
-        for key, folder in sets.items():
-            answer(tmp_path / "answers" / name / key, net, PairedImages(dataroot_gt=folder, scale=2))
-    return {name: {"images": str(tmp_path / "answers" / name)} for name in live}
+    for name in ("teachers", "val", "answers"):
+        shutil.copytree(answered / name, tmp_path / name)
+    return {name: {"images": str(tmp_path / "answers" / name)} for name in TEACHERS}
 
 
 def one(kept: dict[str, Any]) -> dict[str, Any]:
