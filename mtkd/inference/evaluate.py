@@ -148,8 +148,8 @@ def evaluate(
         progress: wraps the index iterator, for a progress bar.
 
     Raises:
-        MtkdError: sr and gt differ in size, sr is not finite, a metric refuses the image, or it does not fit into the
-            device's memory; the image is named.
+        MtkdError: the network or a metric fails on an image, sr and gt differ in size, sr is not finite, or the image
+            does not fit into the device's memory; the image is named.
     """
     names: list[str] = []
     finite: list[Tensor] = []
@@ -157,7 +157,7 @@ def evaluate(
     with closing(_read(images, device)) as pairs, BackgroundCalls(workers=1, waiting=4) as calls:
         for _, (name, staged_lq, staged_gt) in zip(progress(range(len(images))), pairs, strict=True):
             lq, gt = to_tensor(staged_lq, device), to_tensor(staged_gt, device)
-            with autocast(), _fitting(f"{dataset}/{name}"):
+            with autocast(), _on(f"{dataset}/{name}", lq):
                 sr = predict(lq)
             sr = sr.float()
             if sr.shape != gt.shape:
@@ -201,9 +201,11 @@ def _save(save: Callable[[str, np.ndarray], None], name: str, pixels: Callable[[
 
 
 @contextmanager
-def _fitting(image: str) -> Generator[None, None, None]:
+def _on(image: str, lq: Tensor) -> Generator[None, None, None]:
+    """Errors of a network that runs on `lq` name the image."""
     try:
-        yield
+        with errors_of(f"{image}: the network failed on lq of {lq.shape[-2]}x{lq.shape[-1]} pixels"):
+            yield
     except torch.OutOfMemoryError as error:
         raise MtkdError(
             f"{image}: the device ran out of memory on the whole image: {str(error).splitlines()[0]} Set val.tile, for "

@@ -103,6 +103,17 @@ def test_what_json_has_no_number_for_is_text(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "edsr,params,3,black,a,inf,nan"
 
 
+def test_a_network_that_fails_on_an_image_names_it(tmp_path: Path) -> None:
+    write_image(tmp_path / "boat.png", photo("rocket", (32, 40)))
+
+    def predict(lq: torch.Tensor) -> torch.Tensor:
+        raise IndexError("there is no seventh channel")
+
+    wanted = r"^Set/boat: the network failed on lq of 16x20 pixels: IndexError: there is no seventh channel\.$"
+    with pytest.raises(MtkdError, match=wanted):
+        evaluate(predict, PairedImages(dataroot_gt=tmp_path, scale=2), {}, dataset="Set")
+
+
 def test_a_metric_that_refuses_an_image_names_it(tmp_path: Path) -> None:
     write_image(tmp_path / "gt/large.png", photo("coffee", (40, 40)))
     write_image(tmp_path / "gt/small.png", photo("coffee", (12, 12)))
