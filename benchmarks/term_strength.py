@@ -30,9 +30,9 @@ from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.archs.privileged import PrivilegedTeacher
 from mtkd.contracts import Batch, MtkdError, Task
 from mtkd.data.paired import PairedImages
-from mtkd.demo import photographs
 from mtkd.methods.base import Method, MethodConfig
 from mtkd.runtime.environment import environment
+from mtkd.runtime.shipped import photographs
 from mtkd.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,6 @@ train`, `mtkd teach` and `mtkd test`.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from mtkd import build, zoo
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.build import build_image_set
 from mtkd.config import Options, load_options
-from mtkd.contracts import MtkdError
 from mtkd.inference.baselines import Bicubic, Memoized
 from mtkd.inference.evaluate import Evaluation, build_metrics, evaluate
 from mtkd.inference.results import free_folder, write_results
@@ -57,7 +55,7 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
     recipes = shipped.file("options/demo")
     folder = free_folder(out)
     force = [
-        f"datasets:train:dataroot_gt={photographs()}",
+        f"datasets:train:dataroot_gt={shipped.photographs()}",
         f"datasets:train:meta_info_file={data / 'train_photographs.txt'}",
         f"path:experiments_root={folder}",
         *(QUICK if quick else ()),
@@ -95,14 +93,6 @@ def demo(out: Path, *, quick: bool = False) -> list[dict[str, Any]]:
     _show(rows, f"x2, {len(evaluations[0][1].images)} Kodak photographs, PSNR and SSIM on Y, {facts['seconds']:.0f} s")
     print(f"Table, numbers with hardware and versions, curves and crops: {folder}")
     return rows
-
-
-def photographs() -> Path:
-    """The folder of photographs that scikit-image installs."""
-    found = importlib.util.find_spec("skimage")
-    if found is None or found.origin is None:
-        raise MtkdError("The demo trains on photographs that scikit-image installs: pip install 'mtkd[demo]'.")
-    return Path(found.origin).parent / "data"
 
 
 def measure(

@@ -11,7 +11,7 @@ import torch
 
 from mtkd import catalog, zoo
 from mtkd.config import Options, load_options, make_options, resolved_yaml, yaml_loader
-from mtkd.demo import photographs
+from mtkd.runtime.shipped import photographs
 from mtkd.training.loop import train
 
 ROOT = Path(__file__).parents[1]

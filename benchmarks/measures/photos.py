@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from mtkd.data.images import read_image, write_image
 from mtkd.data.resize import bicubic_lq
-from mtkd.demo import photographs
 from mtkd.runtime import shipped
+from mtkd.runtime.shipped import photographs
 
 _CELL = 256
 """Side of the pieces of a mosaic, in pixels; no photograph is smaller."""

@@ -37,6 +37,7 @@ from mtkd.bench.texts import fill
 from mtkd.config import OptionError, Problem, layers
 from mtkd.config.problems import KeyPath, key_text, of_pydantic
 from mtkd.config.schema.fields import Count, FileName, Int, Section
+from mtkd.runtime import shipped
 
 
 class Part(BaseModel):
@@ -148,10 +149,12 @@ class Grid(Part):
 def load_grid(path: Path, *, data: Path | None = None) -> Grid:
     """The grid in the file at `path`, over its base if it names one.
 
-    `data` takes the place of its own `data`, where {data} is written.
+    `data` takes the place of its own `data`, where {data} is written. `demo:photographs` is the folder of the demo's
+    photographs.
 
     Raises:
         OptionError: the file is no grid; every problem is named.
+        MtkdError: the demo's photographs are not installed.
     """
     document = layers.load(path)
 
@@ -172,5 +175,8 @@ def load_grid(path: Path, *, data: Path | None = None) -> Grid:
         raise fail((tuple(e["loc"]), of_pydantic(e)) for e in error.errors()) from error
     if problems := [*mistakes(grid)]:
         raise fail(problems)
-    grid = grid.model_copy(update={"data": str(data) if data is not None else grid.data})
+    place = str(data) if data is not None else grid.data
+    if place == shipped.PHOTOGRAPHS:
+        place = str(shipped.photographs())
+    grid = grid.model_copy(update={"data": place})
     return Grid.model_validate(fill(grid.model_dump(by_alias=True), {"data": grid.data}))

@@ -6,11 +6,14 @@ In a checkout they lie beside the package. A wheel carries them inside it, under
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from pathlib import Path
 
 import mtkd
 from mtkd.contracts import MtkdError
 
+PHOTOGRAPHS = "demo:photographs"
+"""As the `data` of a grid: the photographs that `mtkd demo` trains on."""
 RECIPE = "recipe:"
 """Prefix of a name that means an option file of `options/train`."""
 _INSIDE = "shipped"
@@ -29,6 +32,18 @@ def file(name: str) -> Path:
     raise MtkdError(
         f"{name} is missing from this installation of mtkd in {package}. Install it again, or run it from a checkout."
     )
+
+
+def photographs() -> Path:
+    """The folder of the demo's photographs, which scikit-image installs.
+
+    Raises:
+        MtkdError: scikit-image is missing.
+    """
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise MtkdError("The demo trains on photographs that scikit-image installs: pip install 'mtkd[demo]'.")
+    return Path(found.origin).parent / "data"
 
 
 def recipes() -> dict[str, Path]:

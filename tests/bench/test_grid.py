@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mtkd.bench.jobs import Plan, plan
 from mtkd.bench.texts import fill
 from mtkd.config import OptionError, make_options
 from mtkd.contracts import MtkdError
+from mtkd.runtime.shipped import photographs
 from tests.bench.toy import toy
 
 SCRATCH = {"model_type": "SRModel", "train": {"pixel_opt": {"type": "L1Loss"}}}
@@ -368,6 +370,17 @@ def test_the_committed_grids_are_sound(name: str, monkeypatch: pytest.MonkeyPatc
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     assert planned_in(root / f"benchmarks/{name}.yml", root / "nowhere").cells
+
+
+def test_the_photographs_of_the_demo_are_a_grids_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = toy(tmp_path)
+    path.write_text(path.read_text().replace(f"data: {tmp_path}/data", "data: demo:photographs"))
+    grid = load_grid(path)
+    assert Path(grid.data) == photographs() and grid.test.datasets["test_1"]["dataroot_gt"] == f"{grid.data}/test"
+    assert load_grid(path, data=tmp_path).data == str(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MtkdError, match=r"pip install 'mtkd\[demo\]'"):
+        load_grid(path)
 
 
 def planned_in(path: Path, out: Path) -> Plan:

@@ -16,7 +16,7 @@ from mtkd.cli import main, parser
 from mtkd.config import load_options
 from mtkd.data.sampling import CropSampler
 from mtkd.data.training import open_training_set
-from mtkd.demo import photographs
+from mtkd.runtime.shipped import photographs
 from mtkd.variants import variant
 
 ROOT = Path(__file__).parents[2]
