@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from mtkd.data.images import read_image, write_image
 from mtkd.data.resize import bicubic_lq
 from mtkd.runtime import shipped
-from mtkd.runtime.shipped import photographs
 
 _CELL = 256
 """Side of the pieces of a mosaic, in pixels; no photograph is smaller."""
@@ -40,7 +39,7 @@ def pairs(folder: Path, count: int, size: tuple[int, int], scale: int) -> tuple[
 def colour_photographs() -> list[NDArray[np.uint8]]:
     """The photographs of the demo that are in colour: grey ones would make smaller files than a data set's."""
     listed = shipped.file("datasets/demo/train_photographs.txt").read_text(encoding="utf-8").splitlines()
-    images = [read_image(photographs() / line.split()[0]) for line in listed if line.strip()]
+    images = [read_image(shipped.photographs() / line.split()[0]) for line in listed if line.strip()]
     return [image for image in images if (image[..., 0] != image[..., 1]).any()]
 
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mtkd.bench.cells import weights_path
-from mtkd.bench.jobs import Job, Plan
+from mtkd.bench.jobs import Job, Plan, options_of
 from mtkd.bench.scores import supervised, test_options
 from mtkd.build import build_image_set
 from mtkd.config import Options, make_options
@@ -109,8 +109,7 @@ def describe(plan: Plan, wanted: Sequence[Job], *, jobs: int) -> str:
         if missing:
             timed = costs[row, student, scale]
             if (cost := timed.cost) is not None:
-                assert missing[0].cell is not None
-                each, size = cost.of(make_options(missing[0].cell.options, file=missing[0].name))
+                each, size = cost.of(options_of(missing[0]))
                 seconds += each * len(missing)
                 nbytes += size * len(missing)
                 alone = ", its student alone" if timed.why else ""

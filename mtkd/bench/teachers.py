@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from torch import nn
 from mtkd import build
 from mtkd.archs.ensemble import Ensemble, FusedTeacher, MeanFusion
 from mtkd.bench.cells import weights_path
+from mtkd.bench.jobs import Job, Plan, options_of
 from mtkd.bench.mistakes import BICUBIC, MEAN
 from mtkd.bench.scores import test_options, write_scores
-from mtkd.config import make_options
 from mtkd.contracts import MtkdError
 from mtkd.data.kept import learn_sets
 from mtkd.inference.baselines import Bicubic, Memoized
@@ -22,9 +22,6 @@ from mtkd.inference.results import describe
 from mtkd.runtime.device import choose_device, move
 from mtkd.runtime.memory import available_memory
 from mtkd.runtime.progress import Log
-
-if TYPE_CHECKING:
-    from mtkd.bench.jobs import Job, Plan
 
 
 def measure_teachers(plan: Plan, job: Job, log: Log) -> None:
@@ -90,8 +87,7 @@ def teachers_of(plan: Plan, scale: int, key: str, images: Any, log: Log) -> dict
 
 def fusion_of(plan: Plan, run: Job) -> nn.Module:
     """The trained fusion network of a run."""
-    assert run.cell is not None
-    options = make_options(run.cell.options, file=run.name)
+    options = options_of(run)
     net = build.build_network(options.network_g, options.scale)
     build.load_weights(net, str(weights_path(plan.out, run.name)))
     return net

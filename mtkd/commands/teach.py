@@ -29,7 +29,7 @@ Split over the GPUs of one machine:
   mtkd teach -opt X.yml --merge
 Combine answers that are there already, stores or folders of images named as the training images; runs no network:
   mtkd teach -opt X.yml --from hat/train swinir_store --out mean_x4           # their mean
-  mtkd teach -opt X.yml --from A B --mix 2 1 --gt 0.2 --out blend_x4      # 0.8 (2 A + B) / 3 + 0.2 gt""",
+  mtkd teach -opt X.yml --from A B --mix 2 1 --gt 0.2 --out blend_x4          # 0.8 (2 A + B) / 3 + 0.2 gt""",
     )
     arguments.option_file(teach)
     teach.add_argument(
