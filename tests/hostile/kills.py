@@ -237,10 +237,10 @@ def _methods(ground: Ground) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The uninterrupted process: what it left, its file events and its seconds, per command."""
+    """The uninterrupted process: what it left, and per command the file events of each of its ranks and its seconds."""
 
     results: Mapping[str, Any]
-    events: tuple[int, ...]
+    events: tuple[tuple[int, ...], ...]
     seconds: tuple[float, ...]
 
 
@@ -300,8 +300,9 @@ class Killer:
         for number, command in enumerate(plan.steps):
             wanted, words = rng.randint(1, 3), " ".join(command)
             for start in range(MOST_STARTS):
-                trouble = _trouble(rng, plan, reference, number, way) if start < wanted else Trouble()
-                outcomes, _ = self._start(plan, command, folder, trouble, victim=rng.randrange(plan.ranks))
+                victim = rng.randrange(plan.ranks)
+                trouble = _trouble(rng, plan, reference, number, victim, way) if start < wanted else Trouble()
+                outcomes, _ = self._start(plan, command, folder, trouble, victim=victim)
                 counts["twins"] += trouble.twin is not None
                 for outcome in outcomes:
                     killed = outcome.signal == signal.SIGKILL and not outcome.hung
@@ -350,19 +351,21 @@ class Killer:
 
     def _start(
         self, plan: Plan, command: tuple[str, ...], folder: Path, trouble: Trouble, *, victim: int = 0
-    ) -> tuple[list[Outcome], int]:
-        """Outcomes of one start, two of one with a twin, and its file events; of several ranks, that of the victim."""
+    ) -> tuple[list[Outcome], tuple[int, ...]]:
+        """Outcomes of one start, two of one with a twin and of several ranks that of the victim, and the file events
+        of each of its ranks.
+        """
         if plan.ranks > 1:
             outcome, events = self._ranks(plan, command, folder, trouble.kill, trouble.until, victim)
             return [outcome], events
         common: dict[str, Any] = {"before": plan.before, "facts": plan.facts, "seconds": plan.seconds}
         child = sandbox.start((command,), folder, kill=trouble.kill, largest=trouble.disk, **common)
         if trouble.twin is None:
-            return [child.wait(until=trouble.until)], child.events
+            return [child.wait(until=trouble.until)], (child.events,)
         time.sleep(trouble.twin)
         again = tuple(word for word in command if not (trouble.anew and word == "--auto_resume"))
         twin = sandbox.start((again,), folder, name="twin", **common)
-        return [child.wait(), twin.wait()], child.events
+        return [child.wait(), twin.wait()], (child.events,)
 
     def _ranks(
         self,
@@ -372,7 +375,7 @@ class Killer:
         kill: sandbox.Kill | None,
         until: float | None,
         victim: int,
-    ) -> tuple[Outcome, int]:
+    ) -> tuple[Outcome, tuple[int, ...]]:
         """Ranks as torchrun starts them: when one ends badly, the others are ended too."""
         common = {
             "MASTER_ADDR": "127.0.0.1",
@@ -404,19 +407,21 @@ class Killer:
                 child.kill()
         outcomes = [child.wait() for child in children]
         if late:
-            return replace(outcomes[victim], hung=True), 0
+            return replace(outcomes[victim], hung=True), ()
         by_signal = [outcome for outcome in outcomes if outcome.signal == signal.SIGKILL]
         bad = [outcome for outcome in outcomes if outcome.code != 0 and not outcome.signal]
         if by_signal:
             # One was ended; what the other says of it is not judged, but it must not be a traceback.
             broken = [outcome for outcome in bad if self._failed(outcome, command)]
-            return (broken or by_signal)[0], 0
-        return (bad or outcomes)[0], max(child.events for child in children)
+            return (broken or by_signal)[0], ()
+        return (bad or outcomes)[0], tuple(child.events for child in children)
 
 
-def _trouble(rng: random.Random, plan: Plan, reference: Reference, number: int, way: str | None) -> Trouble:
-    """What happens to a start of the step `number`."""
-    event, seconds = rng.randint(1, max(1, reference.events[number])), reference.seconds[number]
+def _trouble(
+    rng: random.Random, plan: Plan, reference: Reference, number: int, victim: int, way: str | None
+) -> Trouble:
+    """What happens to the rank `victim` in a start of the step `number`."""
+    event, seconds = rng.randint(1, max(1, reference.events[number][victim])), reference.seconds[number]
     ways = [name for name in WAYS if plan.ranks == 1 or name not in ("disk", "twin")]
     way = way or rng.choices(ways, [WAYS[name] for name in ways])[0]
     if way == "event":
