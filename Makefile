@@ -17,7 +17,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 # Written last: an environment without it was never finished.
 INSTALLED := $(VENV)/.installed
-PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q -c constraints.txt
+PIP_INSTALL := $(RUN) pip install --disable-pip-version-check -q --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick soak lint format tables site site-serve gpu-bundle clean
@@ -75,7 +75,7 @@ clean: ## remove .venv and caches; experiments, results and data stay
 
 # A finished environment is updated in place; an interrupted one is emptied, because pip takes a half-copied
 # package for an installed one. torch comes first and build isolation is off, or building basicsr would fetch a
-# second torch.
+# second torch. pip compiles on one core: all of them do it at the end.
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo \
 	"The tested versions need Python 3.11 or 3.12, and $(PYTHON) is `$(PYTHON) -V 2>&1`. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -84,4 +84,5 @@ $(INSTALLED): setup.py constraints.txt
 	rm -f $@
 	$(PIP_INSTALL) torch torchvision numpy cython wheel setuptools
 	$(PIP_INSTALL) --no-build-isolation -e ".[dev,spandrel,demo]"
+	$(RUN) compileall -qq -j 0 $(VENV)/lib || true # some packages carry files of another Python
 	touch $@

@@ -1,4 +1,4 @@
-"""Every recipe and every cell of the table of methods trains: three iterations of small networks on photographs."""
+"""Every recipe trains, and every row of the table of methods with every student: three iterations of small networks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,8 @@ ROWS = (
 )
 STUDENTS = ("edsr_m", "rcan_lw", "swinir_s")
 SCALES = (2, 3, 4)
-CELLS = [
-    # Without the slow ones every row meets every student and every scale, and every student every scale.
-    pytest.param(row, student, scale, marks=[] if (i + j + k) % 3 == 0 else pytest.mark.slow)
-    for i, row in enumerate(ROWS)
-    for j, student in enumerate(STUDENTS)
-    for k, scale in enumerate(SCALES)
-]
+CELLS = [(row, student, SCALES[-(i + j) % 3]) for i, row in enumerate(ROWS) for j, student in enumerate(STUDENTS)]
+"""Every row meets every student and every scale, and every student every scale."""
 SMALL: dict[str, dict[str, Any]] = {
     "EDSR": {"num_feat": 8, "num_block": 4},
     "RCAN": {"num_feat": 8, "num_group": 3, "num_block": 1, "squeeze_factor": 4},
