@@ -284,7 +284,7 @@ def test_several_validation_sets_are_not_one_curve(tmp_path: Path) -> None:
 
 
 def test_a_row_that_changes_the_network_has_costs_of_its_own(tmp_path: Path) -> None:
-    rows = {"scratch": SCRATCH, "wide": {**SCRATCH, "network_g": {"num_feat": 64}}}
+    rows = {"scratch": SCRATCH, "wide": {**SCRATCH, "network_g": {"num_feat": 16}}}
     write_report(make(toy(tmp_path, **{**ALONE, "rows": rows}), tmp_path / "out"), log=quiet)
     costs = json.loads((tmp_path / "out/costs_x2.json").read_text())
     assert set(costs) == {"small", "small, wide"}

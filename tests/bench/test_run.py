@@ -190,7 +190,16 @@ def test_a_failed_cell_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_shares_split_the_cells_and_make_what_is_shared_once(tmp_path: Path) -> None:
-    path, out = toy(tmp_path, seeds=[1]), tmp_path / "out"
+    imitate = {"model_type": "OutputKD", "target_store": "target:kept"}
+    path = toy(
+        tmp_path,
+        teachers={"kept": {"images": "{data}/answers"}},
+        runs={},
+        targets={},
+        rows={"kd": {**imitate, "train": {"pixel_opt": None, "target_opt": {"type": "L1Loss"}}}},
+        baselines=["kd"],
+    )
+    out = tmp_path / "out"
     shares = [
         subprocess.Popen(
             command(path, out, "--shard", f"{number}/2", "--no_report"),
@@ -206,6 +215,8 @@ def test_shares_split_the_cells_and_make_what_is_shared_once(tmp_path: Path) -> 
         assert share.returncode == 0, text
     plan = planned(path, out)
     assert all(jobs.is_done(out, job) for job in plan.jobs)
+    (target,) = (job for job in plan.jobs if job.kind == "target")
+    assert control.log_path(out, target).read_text().count("targets: 3 of 3 images") == 1
 
 
 def test_submitit_runs_the_shares(tmp_path: Path) -> None:
