@@ -2,13 +2,18 @@
 
 Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds README to this. With
 `<!-- table NAME: WORDS -->` only those groups of rows are shown whose title has these words. `<!-- table demo -->` is
-that of `mtkd demo`, whose `metrics.json` is kept as `benchmarks/results/demo_cpu.json`.
+that of `mtkd demo`, whose `metrics.json` is kept as `benchmarks/results/demo_cpu.json`. What the text says of rows
+"with all pairs of rows compared" is printed by
+
+    python benchmarks/readme_tables.py --pairs cpu_x4 "edsr_32x4, x4, 24,000"
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -71,6 +76,17 @@ def table(name: str, words: str = "") -> str:
     return "\n".join(parts)
 
 
+def pairs(name: str, words: str) -> list[Comparison]:
+    """Every pair of rows of the grid `name` in the groups with `words` in their title, all corrected together."""
+    report, _ = results(name)
+    rows = [row for row in report.rows if words in row.group]
+    if not rows:
+        raise SystemExit(f"{name} has no rows in a group called {words!r}.")
+    own = {METRIC: report.metrics[METRIC]}
+    every = replace(report, rows=rows, baselines=[row.name for row in rows], metrics=own)
+    return [one for one in comparisons(every) if one.dataset == POOLED]
+
+
 def _gain(found: list[Comparison], row: str, base: str) -> str:
     for one in found:
         if (one.row, one.baseline) == (row, base):
@@ -104,7 +120,15 @@ def written(text: str) -> str:
 
 
 def main() -> None:
-    """Renew README."""
+    """Renew README, or print pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs=2, metavar=("GRID", "WORDS"), help="print all pairs of rows of these groups")
+    given = parser.parse_args()
+    if given.pairs:
+        for one in pairs(*given.pairs):
+            low, high = one.interval
+            print(f"{one.row} over {one.baseline}: {one.gain:+.4f} [{low:+.4f}, {high:+.4f}]")
+        return
     path = ROOT / "README.md"
     path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -44,3 +44,24 @@ def test_readme_shows_the_kept_results() -> None:
     # Other versions of numpy and scipy may round the last digit otherwise.
     numbers = [[float(number) for number in NUMBER.findall(one)] for one in (made, text)]
     assert numbers[0] == pytest.approx(numbers[1], abs=0.0021)
+
+
+@pytest.mark.slow
+def test_what_the_text_says_of_all_pairs_is_that_of_the_kept_results() -> None:
+    import readme_tables
+
+    found = {(one.row, one.baseline): one for one in readme_tables.pairs("cpu_x4", "edsr_32x4, x4, 24,000")}
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    best = "MTKD, our recipe, mean"
+    for below, told in (
+        ("MTKD, paper's loss, mean", "The paper's loss on the same mean is (.*?) below the recipe"),
+        ("the recipe's loss on gt", "Nor is the recipe's loss on ground truth, (.*?) below the recipe"),
+    ):
+        (said,) = re.findall(told, text)
+        one = found[best, below]
+        assert [float(number) for number in NUMBER.findall(said)] == pytest.approx(
+            [one.gain, *one.interval], abs=0.0021
+        )
+    assert found[best, "L1(T), mean"].verdict == "better"
+    for alike in ((best, "MTKD, our recipe, HiT-SR"), ("MTKD, our recipe, fused", best)):
+        assert found[alike].interval[0] < 0 < found[alike].interval[1]
