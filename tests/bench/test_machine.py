@@ -13,6 +13,7 @@ from mtkd.bench import control, mps
 from mtkd.bench.grid import load_grid
 from mtkd.bench.jobs import is_done, options_of, plan
 from mtkd.bench.machine import machine
+from mtkd.bench.work import execute
 from mtkd.cli import main
 from mtkd.contracts import MtkdError
 from tests.bench.toy import toy
@@ -67,8 +68,11 @@ def test_cells_train_as_the_call_says_and_count_as_the_grids(tmp_path: Path) -> 
 
 def test_the_report_says_where_cells_were_trained(tmp_path: Path) -> None:
     grid, out, kept = toy(tmp_path), tmp_path / "out", tmp_path / "kept"
+    made = plan(load_grid(grid), out)
+    for job in made.cells:
+        if job.name.startswith("scratch"):
+            execute(made, job, log=lambda _: None)
     command = ["bench", str(grid), "--out", str(out), "--only", "scratch*"]
-    assert main([*command, "--no_report"]) == 0
     (first, *_) = sorted((out / "runs").glob("scratch*/environment.json"))
     first.write_text(json.dumps({**json.loads(first.read_text()), "device": "NVIDIA H200"}))
     assert main([*command, "--report_only", "--keep", str(kept)]) == 0

@@ -19,7 +19,7 @@ from tests.hostile.soak import ALWAYS, KEPT, KILLS, Tally, Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, pidfds and /proc")]
 
-COUNTS = {"options": 40, "forced": 40, "images": 40, "weights": 30, "states": 20, "stores": 30, "commands": 40}
+COUNTS = {"options": 24, "forced": 30, "images": 24, "weights": 30, "states": 12, "stores": 16, "commands": 30}
 COUNTS |= {"archives": 30, "server": 6}
 SEED = 20
 
