@@ -1,6 +1,6 @@
-"""Write the tables of README from the kept results of the grids: python benchmarks/readme_tables.py
+"""Write the tables of README and docs/results.md from the kept results of the grids: python benchmarks/readme_tables.py
 
-Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds README to this. With
+Each stands between two comments, `<!-- table NAME -->` and `<!-- end -->`; a test holds the pages to this. With
 `<!-- table NAME: WORDS -->` only those groups of rows are shown whose title has these words. `<!-- table demo -->` is
 that of `mtkd demo`, whose `metrics.json` is kept as `benchmarks/results/demo_cpu.json`. What the text says of rows
 "with all pairs of rows compared" is printed by
@@ -29,6 +29,7 @@ from mtkd.report.statistics import comparisons, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "benchmarks/results/demo_cpu.json"
+PAGES = (ROOT / "README.md", ROOT / "docs/results.md")
 METRIC = "psnr"
 PLACE = re.compile(r"(<!-- table (\w+)(?:: ([^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -115,12 +116,12 @@ def _note(report: Report, found: list[Comparison], rows: int) -> str:
 
 
 def written(text: str) -> str:
-    """`text` of README with its tables made again."""
+    """`text` of a page with its tables made again."""
     return PLACE.sub(lambda place: place[1] + table(place[2], place[3] or "") + place[4], text)
 
 
 def main() -> None:
-    """Renew README, or print pairs."""
+    """Renew the pages, or print pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs=2, metavar=("GRID", "WORDS"), help="print all pairs of rows of these groups")
     given = parser.parse_args()
@@ -129,8 +130,8 @@ def main() -> None:
             low, high = one.interval
             print(f"{one.row} over {one.baseline}: {one.gain:+.4f} [{low:+.4f}, {high:+.4f}]")
         return
-    path = ROOT / "README.md"
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
