@@ -65,5 +65,12 @@ def test_what_the_text_says_of_all_pairs_is_that_of_the_kept_results() -> None:
             [one.gain, *one.interval], abs=0.0021
         )
     assert found[best, "L1(T), mean"].verdict == "better"
-    for alike in ((best, "MTKD, our recipe, HiT-SR"), ("MTKD, our recipe, fused", best)):
+    for alike in (
+        (best, "MTKD, our recipe, HiT-SR"),
+        ("MTKD, our recipe, fused", best),
+        (best, "L1(gt) + L1(T), HiT-SR"),
+        (best, "L1(gt) + L1(T), mean"),
+        ("L1(T), HiT-SR", "L1(gt) + L1(T), HiT-SR"),
+        ("L1(T), mean", "L1(gt) + L1(T), mean"),
+    ):
         assert found[alike].interval[0] < 0 < found[alike].interval[1]
